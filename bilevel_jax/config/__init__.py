@@ -1,0 +1,12 @@
+"""Settings: a schema of frozen dataclasses, the only home of defaults.
+
+`default_config()` renders the schema as a locked `ConfigDict`, a file in
+`configs/` changes a few fields, and `parse()` freezes the result, reporting
+every broken rule at once.
+"""
+
+from bilevel_jax.config.parsing import ConfigError as ConfigError
+from bilevel_jax.config.parsing import default_config as default_config
+from bilevel_jax.config.parsing import parse as parse
+from bilevel_jax.config.parsing import to_dict as to_dict
+from bilevel_jax.config.schema import *  # noqa: F403 -- the schema is the API

@@ -1,0 +1,187 @@
+"""From a file in `configs/` to frozen settings, or every broken rule at once."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import ml_collections
+
+from bilevel_jax.config import schema
+
+
+class ConfigError(ValueError):
+  """Something that the user gave cannot be used; the message says the rule."""
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns the defaults as a locked ConfigDict, for files in `configs/`."""
+  return _render(schema.Config())
+
+
+def parse(
+  config: Mapping[str, Any] | ml_collections.ConfigDict,
+) -> schema.Config:
+  """Returns the frozen settings.
+
+  Args:
+    config: nested mapping with any of the schema's fields.
+
+  Raises:
+    ConfigError: one line for every unknown field, wrong type and broken rule.
+  """
+  errors: list[str] = []
+  parsed = _freeze(schema.Config, config, "", errors)
+  if not errors:
+    errors.extend(_broken_rules(parsed))
+  if errors:
+    raise ConfigError("\n".join(errors))
+  return parsed
+
+
+def to_dict(config: schema.Config) -> dict[str, Any]:
+  """Returns the settings as nested dicts that JSON can hold."""
+  return dataclasses.asdict(config)
+
+
+def _broken_rules(config: schema.Config) -> Iterator[str]:
+  """Yields a sentence for each rule between several fields that is broken."""
+  rollout, data, rl = config.rollout, config.data, config.rl
+  if config.model.weights is None and config.model.preset is None:
+    yield "model.weights or model.preset must be set, got neither"
+  if rollout.max_new_tokens < 1:
+    yield (
+      f"rollout.max_new_tokens must be at least 1, got {rollout.max_new_tokens}"
+    )
+  for name in ("questions", "demonstrations", "evaluation"):
+    source = getattr(data, name)
+    given = [k for k in ("path", "hub", "task") if getattr(source, k)]
+    if len(given) > 1:
+      yield f"data.{name} takes one of path, hub, task, got {', '.join(given)}"
+    if not given and name == "questions":
+      yield "data.questions needs one of path, hub, task, got none"
+  rows = data.prompts_per_step * rollout.samples_per_prompt
+  if rows % rl.updates_per_rollout:
+    yield (
+      f"rl.updates_per_rollout must divide the {rows} samples of a step "
+      f"(data.prompts_per_step {data.prompts_per_step} x "
+      f"rollout.samples_per_prompt {rollout.samples_per_prompt}), got "
+      f"{rl.updates_per_rollout}"
+    )
+  if "regex" in config.reward.parts and config.reward.pattern is None:
+    yield "reward.pattern must be set when reward.parts has regex, got None"
+  if not config.reward.parts:
+    yield "reward.parts must name at least one verifier, got none"
+
+
+def _render(value: Any) -> ml_collections.ConfigDict:
+  out = ml_collections.ConfigDict()
+  hints = typing.get_type_hints(type(value))
+  for field in dataclasses.fields(value):
+    item = getattr(value, field.name)
+    if dataclasses.is_dataclass(item):
+      out[field.name] = _render(item)
+    elif item is None:
+      out[field.name] = ml_collections.config_dict.placeholder(
+        _without_none(hints[field.name])[0]
+      )
+    elif isinstance(item, dict):
+      # New keys are part of such a field's meaning, so it stays unlocked.
+      out[field.name] = ml_collections.ConfigDict(item)
+    else:
+      out[field.name] = item
+  out.lock()
+  for field in dataclasses.fields(value):
+    if isinstance(getattr(value, field.name), dict):
+      out[field.name].unlock()
+  return out
+
+
+def _without_none(hint: Any) -> tuple[Any, ...]:
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    return tuple(h for h in typing.get_args(hint) if h is not type(None))
+  return (hint,)
+
+
+def _freeze(cls: type, given: Any, prefix: str, errors: list[str]) -> Any:
+  if not isinstance(given, (Mapping, ml_collections.ConfigDict)):
+    errors.append(f"{prefix[:-1]} must be a group of fields, got {given!r}")
+    return cls()
+  hints = typing.get_type_hints(cls)
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for name in given:
+    if name not in fields:
+      errors.append(f"{prefix}{name} is not a field{_suggestion(name, fields)}")
+  values = {}
+  for name, field in fields.items():
+    if name not in given:
+      continue
+    item, path = given[name], prefix + name
+    if dataclasses.is_dataclass(hints[name]):
+      values[name] = _freeze(hints[name], item, path + ".", errors)
+    else:
+      values[name] = _convert(item, hints[name], path, errors)
+      _check_bounds(values[name], field.metadata["rules"], path, errors)
+  return cls(**values)
+
+
+def _suggestion(name: str, fields: Mapping[str, Any]) -> str:
+  close = difflib.get_close_matches(name, fields, n=1)
+  return f", did you mean {close[0]}?" if close else ""
+
+
+def _convert(item: Any, hint: Any, path: str, errors: list[str]) -> Any:
+  optional = type(None) in typing.get_args(hint)
+  if item is None and optional:
+    return None
+  hint = _without_none(hint)[0]
+  origin = typing.get_origin(hint) or hint
+  if origin is Literal:
+    choices = typing.get_args(hint)
+    if item not in choices:
+      errors.append(f"{path} must be one of {', '.join(choices)}, got {item!r}")
+    return item
+  if origin is tuple and isinstance(item, (tuple, list)):
+    return tuple(item)
+  if origin is dict and isinstance(item, (Mapping, ml_collections.ConfigDict)):
+    if isinstance(item, ml_collections.ConfigDict):
+      item = item.to_dict()
+    return dict(item)
+  if origin is float and isinstance(item, int) and not isinstance(item, bool):
+    return float(item)
+  if origin in (int, float, str, bool) and type(item) is origin:
+    return item
+  or_none = " or None" if optional else ""
+  errors.append(
+    f"{path} must be {_NAMES.get(origin, origin)}{or_none}, got {item!r}"
+  )
+  return item
+
+
+_NAMES = {
+  int: "an integer",
+  float: "a number",
+  str: "a string",
+  bool: "true or false",
+  tuple: "a list",
+  dict: "a group of fields",
+}
+
+
+def _check_bounds(
+  value: Any, rules: Mapping[str, float], path: str, errors: list[str]
+) -> None:
+  if not isinstance(value, (int, float)):
+    return
+  holds = {
+    "at_least": lambda bound: value >= bound,
+    "above": lambda bound: value > bound,
+    "at_most": lambda bound: value <= bound,
+    "below": lambda bound: value < bound,
+  }
+  for rule, bound in rules.items():
+    if not holds[rule](bound):
+      words = rule.replace("_", " ")
+      errors.append(f"{path} must be {words} {bound}, got {value}")

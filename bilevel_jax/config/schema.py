@@ -1,0 +1,294 @@
+"""The schema: every setting, its type, its default and what it means."""
+
+import dataclasses
+from typing import Any, Literal
+
+
+def setting(default: Any, doc: str, **rules: float) -> Any:
+  """Returns a field with a default, its meaning, and bounds on its value.
+
+  Args:
+    default: the default value.
+    doc: one line of meaning, units included.
+    **rules: any of at_least, above, at_most, below.
+  """
+  metadata = {"doc": doc, "rules": rules}
+  if isinstance(default, (dict, list)):
+    return dataclasses.field(
+      default_factory=lambda: type(default)(default), metadata=metadata
+    )
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls: type, doc: str) -> Any:
+  """Returns a field that is a group of settings of its own."""
+  return dataclasses.field(
+    default_factory=cls, metadata={"doc": doc, "rules": {}}
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  weights: str | None = setting(
+    None, "Hugging Face directory, hub id, or .gguf file to start from"
+  )
+  preset: str | None = setting(
+    None, "architecture to start from with random weights, if no `weights`"
+  )
+  revision: str | None = setting(None, "hub revision of `weights`")
+  attention: Literal["auto", "xla", "chunked", "cudnn"] = setting(
+    "auto", "attention kernel"
+  )
+  compute_dtype: Literal["float32", "bfloat16"] = setting(
+    "float32", "dtype of activations, of merged weights and of the KV cache"
+  )
+  remat: Literal["none", "attention_and_mlp", "everything"] = setting(
+    "everything", "what a layer recomputes in the backward pass"
+  )
+  logprob_chunk: int = setting(
+    1024, "tokens whose logits are in memory at once", at_least=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+  rank: int = setting(16, "rank of the LoRA factors", at_least=1)
+  alpha: float = setting(16.0, "A @ B is scaled by alpha / rank", above=0)
+  targets: tuple[str, ...] = setting(
+    ("q", "k", "v", "o", "gate", "up", "down"), "projections with an adapter"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  path: str | None = setting(None, "directory or hub id; default: the weights'")
+  chat_template: str | None = setting(
+    None, "Jinja chat template that replaces the tokenizer's own"
+  )
+  system_prompt: str | None = setting(None, "system message, if any")
+  prompt: str = setting(
+    "{question}\nPlease reason step by step, and put your final answer within "
+    "\\boxed{{}}.",
+    "text of the user's turn, formatted with the question's fields",
+  )
+  use_chat_template: bool = setting(
+    True, "wrap the prompt in the chat template where there is one"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where examples come from: exactly one of path, hub, task."""
+
+  path: str | None = setting(None, "JSONL or JSONL.gz file")
+  hub: str | None = setting(None, "Hugging Face dataset id or directory")
+  name: str | None = setting(None, "configuration name of the hub dataset")
+  split: str = setting("train", "split of the hub dataset")
+  task: str | None = setting(
+    None, "procedural task: arithmetic, countdown, or reasoning_gym/NAME"
+  )
+  task_options: dict[str, Any] = setting({}, "arguments of the task")
+  fields: dict[str, str] = setting(
+    {}, "our field -> their field, for id, question, answer, solution"
+  )
+  first: int = setting(0, "examples to skip at the start", at_least=0)
+  count: int | None = setting(None, "examples to keep; default all", at_least=1)
+  seed: int = setting(0, "seed of a procedural task", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  questions: Source = section(Source, "questions for rollouts and rewards")
+  demonstrations: Source = section(
+    Source, "worked solutions; nothing set: the questions' own"
+  )
+  evaluation: Source = section(Source, "held-out questions")
+  demonstration_share: float = setting(
+    1.0, "share of the demonstrations that is used", at_least=0, at_most=1
+  )
+  max_prompt_tokens: int = setting(512, "longest prompt", at_least=1)
+  max_demonstration_tokens: int = setting(
+    1024, "longest prompt plus solution", at_least=2
+  )
+  overlong: Literal["drop", "truncate"] = setting(
+    "drop", "what becomes of longer prompts and demonstrations"
+  )
+  prompts_per_step: int = setting(16, "questions per step", at_least=1)
+  demonstrations_per_step: int = setting(
+    16, "demonstrations per step", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+  parts: dict[str, float] = setting(
+    {"math": 1.0},
+    "verifier -> weight: math, exact, number, expression, regex, or a dotted "
+    "path to a function(completion, question) -> float",
+  )
+  pattern: str | None = setting(None, "regular expression of `regex`")
+  deadline_s: float = setting(5.0, "seconds one scoring may take", above=0)
+  workers: int = setting(2, "scoring processes", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+  samples_per_prompt: int = setting(4, "completions per question", at_least=1)
+  max_new_tokens: int = setting(256, "longest completion, EOS included")
+  temperature: float = setting(1.0, "sampling temperature", above=0)
+  top_p: float = setting(1.0, "nucleus kept, 1 keeps all", above=0, at_most=1)
+  top_k: int = setting(0, "most likely tokens kept, 0 keeps all", at_least=0)
+  min_p: float = setting(
+    0.0, "least share of the top probability", at_least=0, below=1
+  )
+  max_rows: int = setting(1024, "rows decoded at once", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RL:
+  clip_low: float = setting(0.2, "lower clip of the ratio", at_least=0)
+  clip_high: float = setting(0.2, "upper clip of the ratio", at_least=0)
+  kl_coef: float = setting(1e-3, "weight of the KL to the start", at_least=0)
+  advantage: Literal["group_std", "group_mean"] = setting(
+    "group_std", "reward minus the group's mean, over its std or not"
+  )
+  weighting: Literal["token_mean", "sequence_mean", "constant"] = setting(
+    "token_mean", "how tokens are weighted (objectives.weighting)"
+  )
+  updates_per_rollout: int = setting(
+    1, "mini-batches that a step's rollouts are split into", at_least=1
+  )
+  passes_per_rollout: int = setting(
+    1, "times that a step's rollouts are gone through", at_least=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+  weighting: Literal["token_mean", "sequence_mean", "constant"] = setting(
+    "token_mean", "how tokens are weighted (objectives.weighting)"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  name: str = setting("bridge", "a key of methods.METHODS")
+  penalty: float = setting(
+    0.5, "lambda: weight of RL against SFT", at_least=0, at_most=1
+  )
+  penalty_end: float | None = setting(
+    None, "lambda at the last step; default: constant", at_least=0, at_most=1
+  )
+  hypergradient: Literal["penalty"] = setting(
+    "penalty", "how the adapter's gradient is estimated"
+  )
+  rl_only_base: Literal["persistent", "one_step", "resync"] = setting(
+    "persistent", "life of the RL-only base: never reset, rebuilt, or reset"
+  )
+  resync_every: int = setting(10, "steps between resets", at_least=1)
+  rl_only_ratio: Literal["behaviour", "on_policy"] = setting(
+    "behaviour", "what the RL-only branch's ratio is taken against"
+  )
+  rl_only_optimizer: Literal["same", "sgd"] = setting(
+    "same", "optimiser of the RL-only base: like the base's, or plain SGD"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  name: Literal["adamw", "sgd"] = setting("adamw", "optax optimiser")
+  learning_rate: float = setting(1e-6, "peak learning rate", at_least=0)
+  schedule: Literal["constant", "cosine", "linear"] = setting(
+    "constant", "decay after the warm-up, to end_share of the peak"
+  )
+  warmup_steps: int = setting(0, "updates of linear warm-up", at_least=0)
+  end_share: float = setting(
+    0.0, "last learning rate over the peak", at_least=0, at_most=1
+  )
+  weight_decay: float = setting(0.0, "decoupled, on matrices", at_least=0)
+  momentum: float = setting(0.0, "of sgd", at_least=0, below=1)
+  b1: float = setting(0.9, "Adam's first decay", at_least=0, below=1)
+  b2: float = setting(0.999, "Adam's second decay", at_least=0, below=1)
+  eps: float = setting(1e-8, "Adam's epsilon", above=0)
+  eps_root: float = setting(
+    1e-16, "inside Adam's root, for its derivative", at_least=0
+  )
+  clip_norm: float | None = setting(1.0, "global gradient norm kept", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizers:
+  base: Optimizer = section(Optimizer, "of the base (and the RL-only base)")
+  adapter: Optimizer = section(Optimizer, "of the adapter, the upper level")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  micro_batch_sequences: int | None = setting(
+    None, "rows per forward pass; default: all at once", at_least=1
+  )
+  max_skipped_in_a_row: int = setting(
+    5, "non-finite updates in a row that end the run", at_least=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  every: int | None = setting(
+    None, "steps between evaluations; default: first and last", at_least=1
+  )
+  max_new_tokens: int | None = setting(
+    None, "longest answer; default: the rollout's", at_least=1
+  )
+  temperature: float = setting(0.0, "0 is greedy", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+  every: int | None = setting(
+    50, "steps between checkpoints; None: only the last", at_least=1
+  )
+  keep_last: int = setting(2, "most recent checkpoints kept", at_least=1)
+  keep_best: int = setting(1, "best by accuracy kept", at_least=0)
+  export: bool = setting(True, "write Hugging Face weights at the end")
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  tensorboard: bool = setting(False, "write TensorBoard events")
+  wandb_project: str | None = setting(None, "W&B project to log to")
+  completions_per_step: int = setting(
+    4, "completions written to completions.jsonl", at_least=0
+  )
+  show_every: int = setting(10, "steps between shown completions", at_least=1)
+  progress: bool = setting(True, "live progress display on a terminal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  data: int = setting(1, "devices along the data axis", at_least=1)
+  fsdp: int = setting(1, "devices that parameters are split over", at_least=1)
+  tensor: int = setting(1, "devices that a matrix is split over", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  run_dir: str = setting("runs/default", "where the run leaves its files")
+  resume: bool = setting(False, "continue the run in run_dir")
+  seed: int = setting(0, "of weights, order and sampling", at_least=0)
+  steps: int = setting(100, "steps: one rollout batch each", at_least=1)
+  model: Model = section(Model, "the language model")
+  adapter: Adapter = section(Adapter, "LoRA factors, the upper level")
+  tokenizer: Tokenizer = section(Tokenizer, "text to tokens")
+  data: Data = section(Data, "questions and demonstrations")
+  reward: Reward = section(Reward, "how a completion is scored")
+  rollout: RolloutSettings = section(RolloutSettings, "how answers are sampled")
+  rl: RL = section(RL, "the reinforcement-learning objective")
+  sft: SFT = section(SFT, "the supervised objective")
+  method: Method = section(Method, "how the two are combined")
+  optimizer: Optimizers = section(Optimizers, "optimisers")
+  training: Training = section(Training, "the update")
+  evaluation: Evaluation = section(Evaluation, "accuracy on held-out questions")
+  checkpoints: Checkpoints = section(Checkpoints, "what is saved, and when")
+  logging: Logging = section(Logging, "what is shown and written")
+  mesh: Mesh = section(Mesh, "how devices are laid out")

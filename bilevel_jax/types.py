@@ -1,0 +1,188 @@
+"""Every pytree that crosses a room's door, and the legend of names and signs.
+
+Letters in shapes
+  B  rows of a batch          P  prompts               V  vocabulary
+  T  tokens of a row          G  samples per prompt    D  width of the model
+  S  columns of a KV cache    N  samples, N = P * G    L  layers
+
+Alignment.  `logprobs[:, t]` scores `tokens[:, t]` given what precedes it;
+column 0 is zero. Nobody shifts twice.
+
+Log-probabilities.  Always of softmax(logits / temperature) over the whole
+vocabulary, in float32. top-k, top-p and min-p decide which tokens may be
+drawn, never what their log-probability is said to be, so the sampler's
+numbers and the learner's are of one distribution.
+
+Weights, not modes.  A loss is `sum(weights * per_token)`. The weights are
+made once, over the global batch (`objectives.weighting`), so it may be split
+over micro-batches and devices in any way.
+
+Signs.  Objectives are losses and are minimised. The BRIDGE paper maximises J;
+its J_SFT and J_RL are minus our losses.
+
+Names
+  base          theta       every weight of the language model
+  adapter       w           LoRA factors, the upper level's variables
+  rl_only_base  theta-hat   a copy of the base moved by RL alone
+  penalty       lambda      weight of RL and of the cooperative gain, in [0, 1]
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Tree = Any  # nested dicts, tuples and lists with arrays as leaves
+Metrics = Mapping[str, Array | float]
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def pytree(cls: type[_T]) -> type[_T]:
+  """Returns `cls` as a frozen keyword-only dataclass that JAX can flatten."""
+  cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+  return jax.tree_util.register_dataclass(cls)
+
+
+class Policy(NamedTuple):
+  """A language model as pure functions: the only thing other rooms see of it.
+
+  `base` and `adapter` are the trees to differentiate; `adapter=None` is the
+  plain base. `weights` is what the sampler reads: the adapter folded into the
+  base, in the compute dtype, one tree per layer.
+  """
+
+  vocab_size: int
+  init: Callable[[jax.Array], Tree]
+  """key -> base, float32."""
+  init_adapter: Callable[[jax.Array], Tree]
+  """key -> adapter, float32, whose product A @ B is zero."""
+  hidden: Callable[[Tree, Tree | None, Array, Array, Array], jax.Array]
+  """(base, adapter, tokens, positions, segment_ids), each [B, T] -> hidden
+  states [B, T, D] after the final norm. A token attends to earlier columns of
+  its own segment; segment 0 is padding."""
+  unembedding: Callable[[Tree], jax.Array]
+  """base -> [D, V]; logits are hidden @ unembedding, in float32."""
+  merge: Callable[[Tree, Tree | None], Tree]
+  """(base, adapter) -> weights for `extend` and `logits`."""
+  init_cache: Callable[[int, int], Tree]
+  """(rows, columns) -> an empty cache, zeros, columns on axis 1."""
+  extend: Callable[..., tuple[jax.Array, Tree]]
+  """(weights, cache, tokens [B, n], positions [B, n], start, first [B]) ->
+  (hidden [B, n, D], cache). Writes n columns from the scalar `start`; a query
+  in column c attends to columns first[b] <= j <= c. Serves prefill (start 0,
+  rows left-padded) and decoding (n = 1) alike."""
+  logits: Callable[[Tree, jax.Array], jax.Array]
+  """(weights, hidden [..., D]) -> float32 logits [..., V]."""
+
+
+@pytree
+class TokenBatch:
+  """Rows of tokens with a weight each: all that an SFT loss needs."""
+
+  tokens: Array  # [B, T] int32, right-padded
+  positions: Array  # [B, T] int32, from 0 in each segment
+  segment_ids: Array  # [B, T] int32, 0 is padding
+  weights: Array  # [B, T] float32; 0 on prompts, padding and column 0
+
+
+@pytree
+class RLBatch(TokenBatch):
+  """Rows sampled from a policy, ready for a policy-gradient loss."""
+
+  advantages: Array  # [B, T] float32
+  rewards: Array  # [B] float32, 0 where `scored` is 0
+  baselines: Array  # [B] float32, mean reward of the group's other samples
+  scored: Array  # [B] float32, 1 where the row counts, 0 where it is left out
+  sampler_logprobs: Array  # [B, T] float32, as the sampler reported them
+  old_logprobs: Array | None  # [B, T] float32; None: on policy, ratio is 1
+  ref_logprobs: Array | None  # [B, T] float32; None: no KL term
+
+
+@pytree
+class StepBatch:
+  """What one update sees. An empty part has weights that are all zero."""
+
+  rl: RLBatch | None
+  sft: TokenBatch | None
+
+
+@pytree
+class TrainState:
+  """Everything an update reads and writes; what a checkpoint holds."""
+
+  updates: Array  # [] int32, updates applied so far
+  skipped_in_a_row: Array  # [] int32, non-finite updates since a good one
+  base: Tree
+  adapter: Tree | None
+  rl_only_base: Tree | None
+  optimizer_states: dict[str, Tree]  # by the field that each one moves
+  extra: Tree  # a method's own state
+
+
+class Question(NamedTuple):
+  """One example of a corpus, as text."""
+
+  id: str
+  question: str
+  answer: str
+  solution: str | None  # worked solution that ends with the answer
+  meta: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How tokens are drawn. Scalars, or one value per prompt."""
+
+  temperature: float | np.ndarray = 1.0  # 0 is greedy
+  top_p: float | np.ndarray = 1.0
+  top_k: int | np.ndarray = 0  # 0 keeps every token
+  min_p: float | np.ndarray = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Requests:
+  """Prompts to be completed. On the host; no padding yet."""
+
+  prompts: list[np.ndarray]  # P arrays of int32 token ids
+  prompt_ids: np.ndarray  # [P] uint32, names each prompt's random stream
+  samples_per_prompt: int  # G
+  max_new_tokens: int  # completion budget, EOS included
+  eos_ids: tuple[int, ...]  # any of them ends a completion
+  sampling: Sampling
+  key: jax.Array  # typed PRNG key, already folded with the step
+
+
+FINISH_REASONS = ("stop", "length", "error")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollout:
+  """Completions, on the host, prompt-major: row n is sample n % G of n // G."""
+
+  requests: Requests
+  tokens: np.ndarray  # [N, M] int32, zero after `lengths`
+  lengths: np.ndarray  # [N] int32, the EOS counted
+  logprobs: np.ndarray  # [N, M] float32, the sampler's, zero after `lengths`
+  finish_reasons: np.ndarray  # [N] int8, index into FINISH_REASONS
+
+  @property
+  def prompt_index(self) -> np.ndarray:
+    """[N] int32, the prompt of each row."""
+    return np.repeat(
+      np.arange(len(self.requests.prompts), dtype=np.int32),
+      self.requests.samples_per_prompt,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+  """Rewards of N completions, on the host."""
+
+  rewards: np.ndarray  # [N] float32, 0 where not scored
+  scored: np.ndarray  # [N] bool, False: could not be scored, left out
+  correct: np.ndarray  # [N] bool, the first part of the reward is at its top
