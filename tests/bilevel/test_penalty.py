@@ -1,0 +1,178 @@
+"""The penalty form's identities, to the bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bilevel_jax.bilevel import penalty
+from bilevel_jax.bilevel.problem import Gradient, Problem, gradient
+
+
+def _objective(scale):
+  def objective(base, adapter, batch):
+    x, y = batch
+    for layer in range(2):
+      merged = base["w"][layer] + adapter["a"][layer] @ adapter["b"][layer]
+      x = jnp.tanh(x @ merged) * base["s"][layer]
+    return scale * jnp.mean((x - y) ** 2), {"mean": x.mean()}
+
+  return objective
+
+
+PROBLEM = Problem(upper=_objective(1.0), lower=_objective(3.0))
+
+
+def _inputs():
+  keys = jax.random.split(jax.random.key(0), 8)
+  base = {
+    "w": jax.random.normal(keys[0], (2, 8, 8)),
+    "s": jax.random.normal(keys[1], (2, 1, 8)),
+  }
+  adapter = {
+    "a": jax.random.normal(keys[2], (2, 8, 2)),
+    "b": jax.random.normal(keys[3], (2, 2, 8)),
+  }
+  batches = [
+    (
+      jax.random.normal(keys[4 + i], (5, 8)),
+      jax.random.normal(keys[6 + i], (5, 8)),
+    )
+    for i in range(2)
+  ]
+  return base, adapter, *batches
+
+
+def _updates(base, rl_only_base, adapter, upper_batch, lower_batch, weight):
+  terms = penalty.terms(
+    PROBLEM, base, rl_only_base, adapter, upper_batch, lower_batch
+  )
+  return penalty.combine(terms, weight)
+
+
+compiled = pytest.mark.parametrize(
+  "jit", [lambda f: f, jax.jit], ids=["eager", "jit"]
+)
+
+
+@compiled
+def test_adapter_gradient_is_zero_when_only_rl_counts_and_bases_agree(jit):
+  base, adapter, upper, lower = _inputs()
+  updates = jit(_updates)(base, base, adapter, upper, lower, 1.0)
+  for leaf in jax.tree.leaves(updates.adapter):
+    np.testing.assert_array_equal(leaf, 0)
+
+
+@compiled
+@pytest.mark.parametrize("weight", [0.25, 0.5, 0.75])
+def test_gain_has_no_gradient_where_bases_agree(jit, weight):
+  base, adapter, upper, lower = _inputs()
+  updates = jit(_updates)(base, base, adapter, upper, lower, weight)
+  alone = jit(gradient(PROBLEM.upper))(base, adapter, upper)
+  for got, want in zip(
+    jax.tree.leaves(updates.adapter),
+    jax.tree.leaves(alone.adapter),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(got, np.float32(1 - weight) * want)
+
+
+@compiled
+def test_without_penalty_the_adapter_follows_the_upper_level_to_the_bit(jit):
+  base, adapter, upper, lower = _inputs()
+  far = jax.tree.map(lambda x: x + 1e3, base)
+  lower = jax.tree.map(lambda x: 1e15 * x, lower)
+  updates = jit(_updates)(base, far, adapter, upper, lower, 0.0)
+  alone = jit(gradient(PROBLEM.upper))(base, adapter, upper)
+  jax.tree.map(np.testing.assert_array_equal, updates.adapter, alone.adapter)
+  jax.tree.map(np.testing.assert_array_equal, updates.base, alone.base)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_term_of_weight_zero_is_absent_even_if_infinite(traced):
+  good = Gradient(jnp.ones(2), jnp.ones(2), jnp.ones(()), {})
+  bad = Gradient(jnp.full(2, jnp.inf), jnp.full(2, jnp.nan), jnp.ones(()), {})
+  combine = jax.jit(penalty.combine) if traced else penalty.combine
+  updates = combine(penalty.Terms(good, bad, good), 0.0)
+  np.testing.assert_array_equal(updates.base, 1)
+  np.testing.assert_array_equal(updates.adapter, 1)
+  updates = combine(penalty.Terms(bad, good, good), 1.0)
+  np.testing.assert_array_equal(updates.base, 1)
+  np.testing.assert_array_equal(updates.adapter, 0)
+
+
+def test_gradients_are_those_of_the_penalty_objective():
+  base, adapter, upper, lower = _inputs()
+  rl_only = jax.tree.map(lambda x: 0.9 * x, base)
+
+  def objective(base, adapter, rl_only, weight=0.3):
+    return (1 - weight) * PROBLEM.upper(base, adapter, upper)[0] + weight * (
+      PROBLEM.lower(base, adapter, lower)[0]
+      - PROBLEM.lower(rl_only, adapter, lower)[0]
+    )
+
+  updates = _updates(base, rl_only, adapter, upper, lower, 0.3)
+  base_grad, adapter_grad, rl_only_grad = jax.grad(objective, (0, 1, 2))(
+    base, adapter, rl_only
+  )
+  close = lambda got, want: np.testing.assert_allclose(
+    got, want, rtol=1e-5, atol=1e-6
+  )
+  jax.tree.map(close, updates.base, base_grad)
+  jax.tree.map(close, updates.adapter, adapter_grad)
+  # In the objective it enters with weight -0.3: it is minimised on its own.
+  jax.tree.map(
+    lambda x, y: close(-0.3 * x, y), updates.rl_only_base, rl_only_grad
+  )
+
+
+def test_rl_only_branch_sees_what_the_lower_branch_computed():
+  def lower(base, adapter, batch):
+    return jnp.sum(base * adapter * batch), {"twice": 2 * base}
+
+  ones = jnp.ones(3)
+  terms = penalty.terms(
+    Problem(lower, lower),
+    ones,
+    5 * ones,
+    ones,
+    ones,
+    ones,
+    rl_only_batch=lambda batch, aux: batch + aux["twice"],
+  )
+  np.testing.assert_array_equal(terms.lower.base, 1)
+  np.testing.assert_array_equal(terms.rl_only.base, 3)
+  np.testing.assert_array_equal(terms.rl_only.adapter, 15)
+
+
+def test_one_step_rebuilds_the_rl_only_base_from_the_base():
+  base, adapter, upper, lower = _inputs()
+  optimizer = optax.adam(1e-2)
+  state = optimizer.init(base)
+  terms = penalty.terms(
+    PROBLEM,
+    base,
+    None,
+    adapter,
+    upper,
+    lower,
+    rebuild=lambda g: penalty.one_step(optimizer, state, base, g.base)[0],
+  )
+  moved, new_state = penalty.one_step(
+    optimizer, state, base, gradient(PROBLEM.lower)(base, adapter, lower).base
+  )
+  want = gradient(PROBLEM.lower)(moved, adapter, lower)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+    terms.rl_only,
+    want,
+  )
+  assert int(new_state[0].count) == 1
+
+
+def test_resync_copies_the_base_on_schedule():
+  base, old = {"x": jnp.ones(2)}, {"x": jnp.zeros(2)}
+  for updates, copied in ((0, 1), (1, 0), (2, 0), (3, 1)):
+    got = penalty.resync(base, old, jnp.asarray(updates), every=3)
+    np.testing.assert_array_equal(got["x"], copied)
