@@ -185,7 +185,7 @@ class Method:
   rl_only_base: Literal["persistent", "one_step", "resync"] = setting(
     "persistent", "life of the RL-only base: never reset, rebuilt, or reset"
   )
-  resync_every: int = setting(10, "steps between resets", at_least=1)
+  resync_every: int = setting(10, "updates between resets", at_least=1)
   rl_only_ratio: Literal["behaviour", "on_policy"] = setting(
     "behaviour", "what the RL-only branch's ratio is taken against"
   )

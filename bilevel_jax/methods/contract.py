@@ -1,0 +1,97 @@
+"""What a method is: a tuple of pure functions, and what it is made from."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import optax
+
+from bilevel_jax.bilevel import problem
+from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
+
+
+class Plan(NamedTuple):
+  """What a step needs; decided on the host, before anything is sampled."""
+
+  rollouts: bool
+  demonstrations: bool
+
+
+class Method(NamedTuple):
+  """A way of combining SFT and RL. Hyper-parameters live in the closures."""
+
+  trains_adapter: bool
+  """Whether `init` wants an adapter, or None in its place."""
+  init: Callable[[Tree, Tree | None], TrainState]
+  """(base, adapter) -> state."""
+  plan: Callable[[int], Plan]
+  """step -> what to sample and draw. Runs on the host."""
+  update: Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]
+  """(state, batch) -> (state, metrics). Jittable, and pure."""
+
+
+class Ingredients(NamedTuple):
+  """What every method is built from, whatever it does with it."""
+
+  problem: problem.Problem
+  """upper: the SFT loss of a TokenBatch; lower: the RL loss of an RLBatch."""
+  gradient: Callable[[problem.Objective], problem.GradientFunction]
+  """Makes an objective's gradient, accumulated over micro-batches or not."""
+  optimizers: Mapping[str, optax.GradientTransformation]
+  """For each tree of TrainState that can move: base, adapter, rl_only_base."""
+  total_updates: int
+  """Updates of the whole run, for schedules."""
+
+
+def new_state(
+  optimizers: Mapping[str, optax.GradientTransformation], **trees: Tree
+) -> TrainState:
+  """Returns a TrainState with these trees and an optimiser state for each.
+
+  Args:
+    optimizers: by the name of the tree that each one moves.
+    **trees: base, and adapter and rl_only_base where the method has them.
+  """
+  absent = {"adapter": None, "rl_only_base": None}
+  zero = optax.tree.zeros_like(0)
+  return TrainState(
+    updates=zero,
+    skipped_in_a_row=zero,
+    optimizer_states={
+      name: optimizers[name].init(tree) for name, tree in trees.items()
+    },
+    extra={},
+    **(absent | trees),
+  )
+
+
+def advance(
+  state: TrainState,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  gradients: Mapping[str, Tree],
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one optimiser update of each tree, and the norms.
+
+  All gradients were taken at the old parameters (Jacobi, not Gauss-Seidel):
+  no update here sees another's result.
+
+  Args:
+    state: the state to move.
+    optimizers: by tree name.
+    gradients: by tree name, to be minimised.
+  """
+  trees, optimizer_states = {}, dict(state.optimizer_states)
+  metrics = {}
+  for name, gradient in gradients.items():
+    updates, optimizer_states[name] = optimizers[name].update(
+      gradient, state.optimizer_states[name], getattr(state, name)
+    )
+    trees[name] = optax.apply_updates(getattr(state, name), updates)
+    metrics[f"optimizer/{name}_gradient_norm"] = optax.global_norm(gradient)
+  state = dataclasses.replace(
+    state,
+    updates=state.updates + 1,
+    optimizer_states=optimizer_states,
+    **trees,
+  )
+  return state, metrics

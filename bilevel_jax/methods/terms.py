@@ -1,0 +1,110 @@
+"""The two losses that every method combines, as objectives of (base, adapter).
+
+An objective takes (base, adapter, batch) and returns (loss, aux); aux holds
+arrays with a row per row of the batch, so micro-batches can be put together
+again.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from bilevel_jax.bilevel.problem import Objective
+from bilevel_jax.objectives import logprobs as logprobs_lib
+from bilevel_jax.objectives import policy_gradient, sft
+from bilevel_jax.types import Policy, RLBatch, TokenBatch, Tree
+
+
+def token_logprobs(
+  policy: Policy,
+  base: Tree,
+  adapter: Tree | None,
+  batch: TokenBatch,
+  *,
+  temperature: float,
+  chunk: int,
+  with_entropy: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Returns log-probs [B, T] of a batch's tokens, and entropies if asked.
+
+  Padding has log-prob 0, so that no loss can see what was computed there.
+  """
+  hidden = policy.hidden(
+    base, adapter, batch.tokens, batch.positions, batch.segment_ids
+  )
+  logprobs, entropies = logprobs_lib.token_logprobs(
+    hidden,
+    policy.unembedding(base),
+    batch.tokens,
+    temperature=temperature,
+    chunk=chunk,
+    with_entropy=with_entropy,
+  )
+  return jnp.where(batch.segment_ids > 0, logprobs, 0.0), entropies
+
+
+def sft_objective(policy: Policy, *, chunk: int) -> Objective:
+  """Returns minus J_SFT: the weighted negative log-likelihood of a batch."""
+
+  def objective(base: Tree, adapter: Tree, batch: TokenBatch):
+    logprobs, _ = token_logprobs(
+      policy, base, adapter, batch, temperature=1.0, chunk=chunk
+    )
+    return sft.negative_log_likelihood(logprobs, batch.weights), {}
+
+  return objective
+
+
+def rl_objective(
+  policy: Policy,
+  *,
+  temperature: float,
+  clip_low: float,
+  clip_high: float,
+  kl_coef: float,
+  chunk: int,
+) -> Objective:
+  """Returns minus J_RL: GRPO's loss, clipped surrogate plus KL to the start.
+
+  Aux: logprobs, entropies and clipped, each [B, T]. A batch without
+  `old_logprobs` is on policy: its ratio is 1, taken against its own stopped
+  log-probs. One without `ref_logprobs` has no KL term.
+
+  Args:
+    policy: the model.
+    temperature: of the rollouts; log-probs are of the tempered policy.
+    clip_low: how far below 1 the ratio counts.
+    clip_high: how far above 1 the ratio counts.
+    kl_coef: weight of the k3 estimate of KL(pi || ref).
+    chunk: positions whose logits are in memory at once.
+  """
+
+  def objective(base: Tree, adapter: Tree, batch: RLBatch):
+    logprobs, entropies = token_logprobs(
+      policy,
+      base,
+      adapter,
+      batch,
+      temperature=temperature,
+      chunk=chunk,
+      with_entropy=True,
+    )
+    old_logprobs = batch.old_logprobs
+    if old_logprobs is None:
+      old_logprobs = jax.lax.stop_gradient(logprobs)
+    losses, clipped = policy_gradient.clipped_surrogate(
+      logprobs,
+      old_logprobs,
+      batch.advantages,
+      clip_low=clip_low,
+      clip_high=clip_high,
+    )
+    if batch.ref_logprobs is not None:
+      losses += kl_coef * policy_gradient.kl_k3(logprobs, batch.ref_logprobs)
+    aux = {
+      "logprobs": jax.lax.stop_gradient(logprobs),
+      "entropies": entropies,
+      "clipped": clipped,
+    }
+    return jnp.sum(batch.weights * losses), aux
+
+  return objective

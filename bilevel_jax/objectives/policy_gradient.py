@@ -1,0 +1,126 @@
+"""Policy-gradient losses and advantages: functions of arrays."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel_jax.types import Array
+
+
+def clipped_surrogate(
+  logprobs: Array,
+  old_logprobs: Array,
+  advantages: Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns PPO's clipped loss of each token, and where the clip binds.
+
+  -min(r A, clip(r, 1 - low, 1 + high) A), r = pi / pi_old (arXiv 1707.06347).
+  On policy r is 1 and the gradient is REINFORCE's, -A grad log pi. Right to
+  first order only: its mixed second derivatives are not those of J_RL.
+
+  Args:
+    logprobs: [B, T] of the policy that is trained.
+    old_logprobs: [B, T] of the policy that sampled; no gradient flows in.
+    advantages: [B, T].
+    clip_low: how far below 1 the ratio counts.
+    clip_high: how far above 1 the ratio counts.
+
+  Returns:
+    losses [B, T], and clipped [B, T]: 1 where the token's gradient is cut.
+  """
+  # The sampling policy is data: only the trained policy has a gradient.
+  ratio = jnp.exp(logprobs - jax.lax.stop_gradient(old_logprobs))
+  bounded = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+  unclipped, clipped = ratio * advantages, bounded * advantages
+  return -jnp.minimum(unclipped, clipped), clipped < unclipped
+
+
+def kl_k3(logprobs: Array, ref_logprobs: Array) -> jax.Array:
+  """Returns k3 = exp(d) - d - 1, d = log ref - log pi, for each token.
+
+  Its mean over pi's samples is KL(pi || ref); it is never negative, and 0
+  where the two agree (Schulman, "Approximating KL divergence", 2020).
+
+  Args:
+    logprobs: [B, T] of tokens sampled from pi.
+    ref_logprobs: [B, T] of the same tokens under the reference.
+  """
+  difference = ref_logprobs - logprobs
+  return jnp.expm1(difference) - difference
+
+
+def group_advantages(
+  rewards: np.ndarray,
+  scored: np.ndarray,
+  *,
+  normalise: Literal["group_std", "group_mean"],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns GRPO's advantages and each sample's leave-one-out baseline.
+
+  A = (r - mean) / (std + 1e-6) over the group's scored samples, std with
+  ddof 1 (DeepSeekMath, arXiv 2402.03300), or r - mean (Dr. GRPO, arXiv
+  2503.20783). Zero for a sample that was not scored, a group with one scored
+  sample, and a group whose rewards are all equal.
+
+  Args:
+    rewards: [P, G].
+    scored: [P, G] bool.
+    normalise: divide by the group's standard deviation, or not.
+
+  Returns:
+    advantages [P, G] float32, and baselines [P, G] float32: the mean reward
+    of the group's other scored samples, 0 where there is none.
+  """
+  rewards = np.where(scored, rewards, 0.0).astype(np.float64)
+  count = scored.sum(axis=1, keepdims=True)
+  total = rewards.sum(axis=1, keepdims=True)
+  centred = np.where(scored, rewards - total / np.maximum(count, 1), 0.0)
+  highest = np.where(scored, rewards, -np.inf).max(axis=1, keepdims=True)
+  lowest = np.where(scored, rewards, np.inf).min(axis=1, keepdims=True)
+  # Equal rewards must give 0, not rounding errors divided by almost 0.
+  advantages = np.where(highest > lowest, centred, 0.0)
+  if normalise == "group_std":
+    variance = (centred**2).sum(axis=1, keepdims=True)
+    std = np.sqrt(variance / np.maximum(count - 1, 1))
+    advantages = advantages / (std + 1e-6)
+  others = np.where(scored, total - rewards, 0.0)
+  baselines = others / np.maximum(count - 1, 1)
+  return advantages.astype(np.float32), baselines.astype(np.float32)
+
+
+def cooperative_gain(
+  rewards: Array,
+  baselines: Array,
+  scored: Array,
+  log_ratio: Array,
+  rl_only_log_ratio: Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the cooperative gain and its standard error.
+
+  J_RL(theta, w) - J_RL(theta-hat, w), estimated on completions y that an
+  older policy sampled: the mean over y of
+  (reward - baseline) (rho(y) - rho_hat(y)), rho the ratio of whole-sequence
+  probabilities to the sampler's. The baseline does not see y, so it lowers
+  the variance and not the mean. Ours: the paper does not say how it measures
+  the gain.
+
+  Args:
+    rewards: [B].
+    baselines: [B] mean reward of the other samples of the same prompt.
+    scored: [B] 1 where the row counts.
+    log_ratio: [B] log pi(y; theta, w) - log pi_old(y).
+    rl_only_log_ratio: [B] log pi(y; theta-hat, w) - log pi_old(y).
+  """
+  count = scored.sum().clip(min=1)
+  # Sequence ratios can overflow; e^20 is already hopeless as an estimate.
+  rho = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
+  rho_hat = jnp.exp(jnp.clip(rl_only_log_ratio, -20.0, 20.0))
+  gains = (rewards - baselines) * (rho - rho_hat)
+  mean = jnp.sum(scored * gains) / count
+  variance = jnp.sum(scored * (gains - mean) ** 2) / (count - 1).clip(min=1)
+  return mean, jnp.sqrt(variance / count)

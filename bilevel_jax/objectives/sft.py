@@ -1,0 +1,16 @@
+"""The supervised objective: minus the log-likelihood of demonstrations."""
+
+import jax
+import jax.numpy as jnp
+
+from bilevel_jax.types import Array
+
+
+def negative_log_likelihood(logprobs: Array, weights: Array) -> jax.Array:
+  """Returns -sum(weights * log p), a scalar: minus J_SFT.
+
+  Args:
+    logprobs: [B, T], as `logprobs.token_logprobs` gives them.
+    weights: [B, T], as `weighting` gives them.
+  """
+  return -jnp.sum(weights * logprobs)
