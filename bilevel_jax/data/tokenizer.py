@@ -1,0 +1,382 @@
+"""Text to tokens and back: a Hugging Face tokenizer with its chat template.
+
+The prompt is what the chat template renders with a generation prompt; the
+solution is what the template renders after that, up to and with the token
+that ends the assistant's turn. So a demonstration holds exactly the tokens
+that the policy would have to produce, and nothing after its EOS.
+"""
+
+import json
+import logging
+import pathlib
+import string
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bilevel_jax import config, types
+
+CHARACTERS = "0123456789+-*/()=?.,:#; \n{}\\abcdefghijklmnopqrstuvwxyz"
+
+_HUB_FILES = (
+  "tokenizer*",
+  "vocab*",
+  "merges.txt",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "chat_template*",
+  "config.json",
+  "generation_config.json",
+)
+_PROBE = "PROBE"
+
+
+class Tokenizer:
+  """A tokenizer, the prompt it makes of a question, and what ends a turn.
+
+  Attributes:
+    files: the directory that it was read from.
+    vocab_size: the largest token id plus one.
+    eos_ids: every id that ends a completion: those of generation_config.json,
+      the tokenizer's own, and the one that the chat template ends a turn with.
+    end_id: the one of them that ends a demonstration.
+    pad_id: the padding token's id, `end_id` where there is none. Nothing may
+      be inferred from it: it can be an EOS.
+  """
+
+  def __init__(
+    self,
+    tokenizer: Any,
+    files: pathlib.Path,
+    *,
+    system_prompt: str | None,
+    prompt: str,
+    use_chat_template: bool,
+  ):
+    self.files = files
+    self._tokenizer = tokenizer
+    self._system_prompt = system_prompt
+    self._prompt = prompt
+    self._chat = use_chat_template and tokenizer.chat_template is not None
+    self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+    eos_ids = _generation_eos_ids(files)
+    if tokenizer.eos_token_id is not None:
+      eos_ids.append(tokenizer.eos_token_id)
+    end_id = eos_ids[-1] if eos_ids else None
+    self._before_end = self._after_solution = ""
+    if self._chat:
+      self._after_solution = self._template_tail()
+      before, turn_end = _first_special(tokenizer, self._after_solution)
+      if turn_end is not None:
+        self._before_end, end_id = before, turn_end
+        eos_ids.append(turn_end)
+    if end_id is None:
+      raise config.ConfigError(
+        f"the tokenizer in {files} must name what ends a text, got no "
+        "eos_token in tokenizer_config.json and no eos_token_id in "
+        "generation_config.json"
+      )
+    self.end_id = end_id
+    self.eos_ids = tuple(sorted(set(eos_ids)))
+    pad_id = tokenizer.pad_token_id
+    self.pad_id: int = end_id if pad_id is None else pad_id
+
+  def prompt_tokens(self, question: types.Question) -> np.ndarray:
+    """Returns int32 ids [n] of the prompt, up to where an answer starts.
+
+    Raises:
+      ConfigError: the question cannot be put into the prompt or encoded.
+    """
+    text = self._user_text(question)
+    if self._chat:
+      return self._array(self._encode(self._render(text, None)))
+    if self._system_prompt is not None:
+      text = f"{self._system_prompt}\n{text}"
+    ids = self._encode(text + "\n", add_special_tokens=True)
+    while ids and ids[-1] in self.eos_ids:  # some tokenizers end every text
+      ids.pop()
+    return self._array(ids)
+
+  def solution_tokens(self, question: types.Question) -> np.ndarray:
+    """Returns int32 ids [n] of the solution and the EOS that ends it.
+
+    Raises:
+      ConfigError: the question has no solution, or it cannot be encoded.
+    """
+    text = question.solution
+    if text is None:
+      raise config.ConfigError(
+        f"question {question.id} must have a solution to be a demonstration"
+      )
+    if self._chat:
+      user_text = self._user_text(question)
+      dialogue = self._render(user_text, text)
+      prompt = self._render(user_text, None)
+      if dialogue.startswith(prompt):
+        text = dialogue[len(prompt) :].removesuffix(self._after_solution)
+      # Otherwise the template rewrites the prompt once it is answered, and
+      # the bare solution is what would follow the prompt that is sampled from.
+    return self._array([*self._encode(text + self._before_end), self.end_id])
+
+  def decode(self, tokens: Iterable[int]) -> str:
+    """Returns the text of token ids, special tokens left out."""
+    return self._tokenizer.decode(
+      [int(token) for token in tokens],
+      skip_special_tokens=True,
+      clean_up_tokenization_spaces=False,
+    )
+
+  def check_fits(self, embedding_rows: int) -> None:
+    """Raises ConfigError when some token has no row in the embedding."""
+    if self.vocab_size > embedding_rows:
+      raise config.ConfigError(
+        f"the tokenizer in {self.files} has ids up to {self.vocab_size - 1}, "
+        "they must be below the number of rows in the model's embedding, "
+        f"{embedding_rows}"
+      )
+
+  def _user_text(self, question: types.Question) -> str:
+    # Neither the answer nor the solution: a prompt must not give them away.
+    fields = {"id": question.id, **question.meta, "question": question.question}
+    try:
+      return self._prompt.format(**fields)
+    except (LookupError, AttributeError, ValueError, TypeError) as error:
+      raise config.ConfigError(
+        f"the prompt {self._prompt!r} must use only fields of the question "
+        f"({', '.join(fields)}), got {error} for question {question.id}"
+      ) from error
+
+  def _render(self, user_text: str, solution: str | None) -> str:
+    messages = [{"role": "user", "content": user_text}]
+    if self._system_prompt is not None:
+      messages.insert(0, {"role": "system", "content": self._system_prompt})
+    if solution is not None:
+      messages.append({"role": "assistant", "content": solution})
+    try:
+      return self._tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=solution is None
+      )
+    except Exception as error:  # a template is a program: it can raise anything
+      raise config.ConfigError(
+        "the chat template must render a dialogue"
+        f"{'' if self._system_prompt is None else ' with a system prompt'}, "
+        f"got {type(error).__name__}: {_one_line(error)}"
+      ) from error
+
+  def _template_tail(self) -> str:
+    _, solution, tail = self._render("question", _PROBE).rpartition(_PROBE)
+    if not solution:
+      raise config.ConfigError(
+        "the chat template must render the assistant's turns, got one that "
+        "leaves them out"
+      )
+    return tail
+
+  def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    try:
+      return self._tokenizer.encode(
+        text, add_special_tokens=add_special_tokens, verbose=False
+      )
+    except Exception as error:  # what the `tokenizers` package raises
+      raise config.ConfigError(
+        f"the tokenizer in {self.files} must know every character of "
+        f"{text[:200]!r}, got: {_one_line(error)}"
+      ) from error
+
+  def _array(self, ids: Sequence[int]) -> np.ndarray:
+    return np.asarray(ids, np.int32)
+
+
+def load(
+  source: str | pathlib.Path,
+  *,
+  chat_template: str | None = None,
+  system_prompt: str | None = None,
+  prompt: str = config.Tokenizer.prompt,
+  use_chat_template: bool = True,
+  revision: str | None = None,
+) -> Tokenizer:
+  """Returns the tokenizer of a directory or of a model on the hub.
+
+  Args:
+    source: a directory with tokenizer.json (or an older format that
+      transformers reads), or a hub id.
+    chat_template: Jinja template that replaces the tokenizer's own.
+    system_prompt: system message that starts every prompt.
+    prompt: the user's turn, formatted with `question`, `id` and whatever the
+      question's `meta` has.
+    use_chat_template: False: the bare prompt and a newline, even where there
+      is a chat template.
+    revision: hub revision.
+
+  Raises:
+    ConfigError: nothing there, unreadable, or a bad template or prompt.
+  """
+  _check_prompt(prompt)
+  directory = _directory(source, revision)
+  tokenizer = _read(directory)
+  if chat_template is not None:
+    tokenizer.chat_template = chat_template
+  return Tokenizer(
+    tokenizer,
+    directory,
+    system_prompt=system_prompt,
+    prompt=prompt,
+    use_chat_template=use_chat_template,
+  )
+
+
+def character_tokenizer(
+  directory: str | pathlib.Path, alphabet: str = CHARACTERS
+) -> None:
+  """Writes a tokenizer with one token per character, for tiny policies.
+
+  Id 0 is <pad>, 1 is <eos>, then come the characters in order. There is no
+  unknown token: a character outside the alphabet is a ConfigError when it is
+  encoded, for a policy cannot learn from what it cannot see.
+
+  Args:
+    directory: where to write; made if need be.
+    alphabet: the characters, each once.
+  """
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers
+
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  special = ["<pad>", "<eos>"]
+  vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
+  if len(vocabulary) != len(special) + len(alphabet):
+    raise config.ConfigError(
+      f"the alphabet must have each character once, got {alphabet!r}"
+    )
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary))
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(
+    tokenizers.Regex(r"[\s\S]"), "isolated"
+  )
+  tokenizer.decoder = decoders.Fuse()
+  tokenizer.add_special_tokens(special)
+  tokenizer.save(str(directory / "tokenizer.json"))
+  _write_json(
+    directory / "tokenizer_config.json",
+    {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "pad_token": special[0],
+      "eos_token": special[1],
+      "clean_up_tokenization_spaces": False,
+    },
+  )
+  _write_json(
+    directory / "generation_config.json",
+    {"eos_token_id": vocabulary["<eos>"], "pad_token_id": vocabulary["<pad>"]},
+  )
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_prompt(prompt: str) -> None:
+  try:
+    fields = {field for _, field, _, _ in string.Formatter().parse(prompt)}
+  except ValueError as error:
+    raise config.ConfigError(
+      f"tokenizer.prompt must be a format string (write {{{{ and }}}} for "
+      f"braces), got {prompt!r}: {error}"
+    ) from error
+  if not fields - {None}:
+    raise config.ConfigError(
+      f"tokenizer.prompt must have a field such as {{question}}, got {prompt!r}"
+    )
+
+
+def _directory(
+  source: str | pathlib.Path, revision: str | None
+) -> pathlib.Path:
+  path = pathlib.Path(source)
+  if path.is_dir():
+    return path
+  if path.exists():
+    raise config.ConfigError(
+      f"tokenizer.path must be a directory or a hub id, got the file {source}"
+    )
+  import huggingface_hub
+
+  try:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        str(source), revision=revision, allow_patterns=list(_HUB_FILES)
+      )
+    )
+  except Exception as error:  # network, rights, names: a zoo of exceptions
+    raise config.ConfigError(
+      f"tokenizer.path must be a directory or a hub id, got {str(source)!r}, "
+      f"which is no directory here and could not be fetched: "
+      f"{_one_line(error)}"
+    ) from error
+
+
+def _read(directory: pathlib.Path) -> Any:
+  transformers = _transformers()
+  try:
+    # tokenizer.json says everything. AutoTokenizer would rebuild parts of it
+    # from the class that tokenizer_config.json names, and so lose, for one,
+    # SmolLM2's splitting of digits.
+    if (directory / "tokenizer.json").exists():
+      return transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+    return transformers.AutoTokenizer.from_pretrained(
+      directory, trust_remote_code=False
+    )
+  except Exception as error:  # each format has its own ways to be broken
+    raise config.ConfigError(
+      f"{directory} must hold a readable tokenizer (tokenizer.json), got "
+      f"{type(error).__name__}: {_one_line(error)}"
+    ) from error
+
+
+def _transformers() -> Any:
+  # Without torch, transformers says so once; its tokenizers do not need it.
+  logger = logging.getLogger("transformers")
+  quiet = lambda record: "PyTorch was not found" not in record.getMessage()
+  logger.addFilter(quiet)
+  try:
+    import transformers
+  finally:
+    logger.removeFilter(quiet)
+  return transformers
+
+
+def _generation_eos_ids(directory: pathlib.Path) -> list[int]:
+  path = directory / "generation_config.json"
+  if not path.exists():
+    return []
+  try:
+    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+  except (ValueError, AttributeError, OSError) as error:
+    raise config.ConfigError(
+      f"{path} must be a JSON object, got: {_one_line(error)}"
+    ) from error
+  eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
+  if not all(type(token) is int for token in eos):
+    raise config.ConfigError(
+      f"eos_token_id in {path} must be an integer or a list of integers, got "
+      f"{eos!r}"
+    )
+  return eos
+
+
+def _first_special(tokenizer: Any, text: str) -> tuple[str, int | None]:
+  special = {
+    str(added): token
+    for token, added in tokenizer.added_tokens_decoder.items()
+    if added.special and str(added) in text
+  }
+  if not special:
+    return "", None
+  first = min(special, key=lambda token: (text.index(token), -len(token)))
+  return text[: text.index(first)], special[first]
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split())[:300]
