@@ -1,0 +1,217 @@
+"""Seeded streams whose whole state is one integer: examples drawn so far.
+
+Position p of a stream over n examples is example `p % n` of epoch `p // n`,
+in an order that the seed and the epoch determine. Nothing else is remembered,
+so a run that is resumed at a position sees exactly what it would have seen.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from bilevel_jax import config, types
+
+Overlong = Literal["drop", "truncate"]
+
+
+class Encoder(Protocol):
+  """What a stream needs of a tokenizer."""
+
+  def prompt_tokens(self, question: types.Question) -> np.ndarray: ...
+  def solution_tokens(self, question: types.Question) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+  """What became of the examples that a stream was given."""
+
+  given: int
+  without_solution: int = 0
+  not_in_share: int = 0
+  dropped: int = 0  # over-long
+  truncated: int = 0  # over-long
+  kept: int  # the truncated ones included
+
+
+def order(size: int, start: int, count: int, seed: int) -> np.ndarray:
+  """Returns [count] int64, the examples at positions start to start + count.
+
+  Args:
+    size: examples in the stream, at least 1.
+    start: examples drawn so far.
+    count: examples to draw.
+    seed: of the order; each epoch is a permutation of its own.
+  """
+  positions = np.arange(start, start + count)
+  indices = np.empty(count, np.int64)
+  for epoch in np.unique(positions // size):
+    permutation = np.random.default_rng([seed, epoch]).permutation(size)
+    rows = positions // size == epoch
+    indices[rows] = permutation[positions[rows] % size]
+  return indices
+
+
+class Prompts:
+  """A stream of questions with their encoded prompts."""
+
+  def __init__(
+    self,
+    questions: Sequence[types.Question],
+    encoder: Encoder,
+    *,
+    max_tokens: int,
+    overlong: Overlong = "drop",
+    seed: int = 0,
+  ):
+    """Encodes every prompt.
+
+    Args:
+      questions: the examples.
+      encoder: makes prompts of questions.
+      max_tokens: longest prompt, in tokens.
+      overlong: `drop` leaves longer prompts out; `truncate` keeps their end,
+        where a chat template has the header of the answer.
+      seed: of the order.
+
+    Raises:
+      ConfigError: no question, or every prompt is too long.
+    """
+    if not questions:
+      raise config.ConfigError("a stream needs at least one question, got none")
+    encoded = [encoder.prompt_tokens(question) for question in questions]
+    fits = [len(tokens) <= max_tokens for tokens in encoded]
+    keep = [fit or overlong == "truncate" for fit in fits]
+    if not any(keep):
+      raise config.ConfigError(
+        f"data.max_prompt_tokens is {max_tokens}, but the shortest of "
+        f"{len(encoded)} prompts has {min(map(len, encoded))} tokens"
+      )
+    self._seed = seed
+    self._examples = [
+      (question, np.asarray(tokens[-max_tokens:], np.int32))
+      for question, tokens, kept in zip(questions, encoded, keep, strict=True)
+      if kept
+    ]
+    self.counts = Counts(
+      given=len(encoded),
+      dropped=keep.count(False),
+      truncated=fits.count(False) - keep.count(False),
+      kept=len(self._examples),
+    )
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def take(
+    self, position: int, count: int
+  ) -> tuple[list[types.Question], list[np.ndarray], np.ndarray]:
+    """Returns `count` examples from `position` on.
+
+    Args:
+      position: examples drawn so far.
+      count: examples to draw.
+
+    Returns:
+      The questions; their prompts, arrays of int32; and [count] uint32 ids
+      that name their random streams: the positions, so that a question that
+      is drawn twice does not sample the same tokens twice.
+    """
+    indices = order(len(self), position, count, self._seed)
+    chosen = [self._examples[i] for i in indices]
+    ids = np.arange(position, position + count).astype(np.uint32)
+    return [q for q, _ in chosen], [tokens for _, tokens in chosen], ids
+
+
+class Demonstrations:
+  """A stream of prompts with their worked solutions."""
+
+  def __init__(
+    self,
+    questions: Sequence[types.Question],
+    encoder: Encoder,
+    *,
+    max_tokens: int,
+    overlong: Overlong = "drop",
+    share: float = 1.0,
+    seed: int = 0,
+  ):
+    """Encodes every demonstration of the share that is used.
+
+    Args:
+      questions: the examples; those without a solution are left out.
+      encoder: makes prompts and solutions of questions.
+      max_tokens: longest prompt plus solution, in tokens.
+      overlong: `drop` leaves longer ones out; `truncate` keeps the prompt and
+        the start of the solution, and leaves out those whose prompt leaves no
+        room for it.
+      share: of those with a solution, in [0, 1]; the seed chooses which, and
+        a smaller share is part of a larger one.
+      seed: of the choice and of the order.
+
+    Raises:
+      ConfigError: no solution, or every demonstration is too long.
+    """
+    solved = [question for question in questions if question.solution]
+    if not solved:
+      raise config.ConfigError(
+        f"none of the {len(questions)} demonstrations has a solution"
+      )
+    used = max(round(share * len(solved)), 1 if share > 0 else 0)
+    chosen = np.random.default_rng([seed, 0, 1]).permutation(len(solved))[:used]
+    encoded = [
+      (
+        np.asarray(encoder.prompt_tokens(solved[i]), np.int32),
+        np.asarray(encoder.solution_tokens(solved[i]), np.int32),
+      )
+      for i in np.sort(chosen)
+    ]
+    lengths = [len(prompt) + len(solution) for prompt, solution in encoded]
+    truncate = overlong == "truncate"
+    self._seed = seed
+    self._examples = [
+      (prompt, solution[: max_tokens - len(prompt)])
+      for (prompt, solution), length in zip(encoded, lengths, strict=True)
+      if length <= max_tokens or (truncate and len(prompt) < max_tokens)
+    ]
+    if encoded and not self._examples:
+      shortest = (
+        f"prompt has {min(len(prompt) for prompt, _ in encoded)} tokens"
+        if truncate
+        else f"prompt plus solution has {min(lengths)} tokens"
+      )
+      raise config.ConfigError(
+        f"data.max_demonstration_tokens is {max_tokens}, but the shortest "
+        f"{shortest}, of {len(encoded)} demonstrations"
+      )
+    fitting = sum(length <= max_tokens for length in lengths)
+    self.counts = Counts(
+      given=len(questions),
+      without_solution=len(questions) - len(solved),
+      not_in_share=len(solved) - used,
+      dropped=used - len(self._examples),
+      truncated=len(self._examples) - fitting,
+      kept=len(self._examples),
+    )
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def take(
+    self, position: int, count: int
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns `count` pairs from `position` on; none of an empty share.
+
+    Args:
+      position: examples drawn so far.
+      count: examples to draw.
+
+    Returns:
+      (prompt tokens, solution tokens), arrays of int32.
+    """
+    if not self._examples:
+      return []
+    return [
+      self._examples[i] for i in order(len(self), position, count, self._seed)
+    ]

@@ -1,0 +1,191 @@
+"""From a source in the settings to questions: files, the hub, tasks."""
+
+import gzip
+import itertools
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from bilevel_jax import config, types
+from bilevel_jax.data import tasks
+
+FIELDS = ("id", "question", "answer", "solution")
+
+# (where it stands, for messages; its default id; its fields)
+_Row = tuple[str, str, Mapping[str, Any]]
+
+
+def load(source: config.Source) -> list[types.Question]:
+  """Returns the questions that a source names.
+
+  A row's `question` and `answer` must be there. Without an `answer`, what
+  follows `####` in the `solution` is taken (the format of GSM8K: its own
+  files load with `fields={"solution": "answer"}`). `id` defaults to the
+  file's name and the line, `solution` to None. Other fields go to `meta`, and
+  a field `meta` that is a mapping is merged into it.
+
+  Args:
+    source: exactly one of a JSONL or JSONL.gz file, a Hugging Face data set,
+      and a procedural task; `fields` maps our names to theirs, `first` and
+      `count` choose a slice.
+
+  Raises:
+    ConfigError: nothing there, not JSON, a field that is missing or is not
+      text, or fewer examples than asked for.
+  """
+  unknown = [name for name in source.fields if name not in FIELDS]
+  if unknown:
+    raise config.ConfigError(
+      f"fields maps {', '.join(FIELDS)} to a field of the data, got "
+      f"{unknown[0]!r}"
+    )
+  if source.task is not None:
+    return tasks.generate(
+      source.task,
+      first=source.first,
+      count=source.count,
+      seed=source.seed,
+      split=source.split,
+      options=source.task_options,
+    )
+  if source.path is not None:
+    name, rows = source.path, _file_rows(pathlib.Path(source.path))
+  elif source.hub is not None:
+    name, rows = source.hub, _hub_rows(source)
+  else:
+    raise config.ConfigError("a source needs one of path, hub, task, got none")
+  return [_question(row, source.fields) for row in _slice(rows, name, source)]
+
+
+def _slice(
+  rows: Iterable[_Row], name: str, source: config.Source
+) -> Iterator[_Row]:
+  stop = None if source.count is None else source.first + source.count
+  seen = 0
+  for seen, row in enumerate(itertools.islice(rows, stop), start=1):
+    if seen > source.first:
+      yield row
+  if not seen:
+    raise config.ConfigError(f"{name} has no examples")
+  if seen <= source.first or (stop is not None and seen < stop):
+    wanted = "at least one" if source.count is None else source.count
+    raise config.ConfigError(
+      f"{name} has {seen} examples, but first is {source.first} and count is "
+      f"{wanted}"
+    )
+
+
+def _file_rows(path: pathlib.Path) -> Iterator[_Row]:
+  if not path.is_file():
+    raise config.ConfigError(f"data file {path} does not exist")
+  stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
+  # The first two bytes, not the name, say whether a file is compressed.
+  try:
+    with path.open("rb") as start:
+      compressed = start.read(2) == b"\x1f\x8b"
+    opener = gzip.open if compressed else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+      for number, line in enumerate(lines, start=1):
+        if line.strip():
+          where = f"{path} line {number}"
+          yield where, f"{stem}-{number}", _parse(line, where)
+  except UnicodeDecodeError as error:
+    raise config.ConfigError(f"{path} is not UTF-8 text: {error}") from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise config.ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _parse(line: str, where: str) -> Mapping[str, Any]:
+  try:
+    row = json.loads(line)
+  except ValueError as error:
+    raise config.ConfigError(f"{where} is not JSON: {error}") from error
+  if not isinstance(row, dict):
+    raise config.ConfigError(f"{where} must be a JSON object, got {_kind(row)}")
+  return row
+
+
+def _hub_rows(source: config.Source) -> Iterator[_Row]:
+  import datasets
+
+  hub = str(source.hub)
+  local = pathlib.Path(hub)
+  try:
+    if (local / "dataset_dict.json").is_file():
+      rows = datasets.load_from_disk(hub)[source.split]
+    elif (local / "state.json").is_file():
+      rows = datasets.load_from_disk(hub)
+    else:
+      rows = datasets.load_dataset(hub, source.name, split=source.split)
+  except Exception as error:  # the hub's clients raise dozens of types
+    reason = " ".join(str(error).split())
+    raise config.ConfigError(
+      f"data set {hub} (name {source.name}, split {source.split}) cannot be "
+      f"loaded: {type(error).__name__}: {reason}"
+    ) from error
+  stem = os.path.basename(hub.rstrip("/"))
+  for number, row in enumerate(rows):
+    yield f"{hub} row {number}", f"{stem}-{number}", dict(row)
+
+
+def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
+  where, default_id, values = row
+  # A field that the map gives to one of ours is not taken for another one by
+  # its name: GSM8K's `answer` is our `solution`.
+  taken = set(fields.values())
+  names = {
+    field: fields.get(field, None if field in taken else field)
+    for field in FIELDS
+  }
+
+  def read(field: str) -> str | None:
+    name = names[field]
+    if name is None or values.get(name) is None:
+      if field in fields:
+        raise _missing(str(name), row)
+      return None
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+      raise config.ConfigError(
+        f"{where}: field {name!r} must be text or a number, got {_kind(value)}"
+      )
+    return str(value)
+
+  question, answer, solution = map(read, ("question", "answer", "solution"))
+  if question is None:
+    raise _missing("question", row)
+  if answer is None and solution is not None and "####" in solution:
+    answer = solution.rpartition("####")[2].strip()
+  if answer is None:
+    raise _missing("answer", row)
+  rest = {k: v for k, v in values.items() if k not in names.values()}
+  nested = rest.pop("meta", None)
+  if isinstance(nested, Mapping):
+    rest |= nested
+  elif nested is not None:
+    rest["meta"] = nested
+  return types.Question(
+    read("id") or default_id, question, answer, solution or None, rest
+  )
+
+
+def _missing(name: str, row: _Row) -> config.ConfigError:
+  where, _, values = row
+  return config.ConfigError(
+    f"{where} lacks the field {name!r}, it has {', '.join(values) or 'none'} "
+    "(`fields` maps our names to theirs)"
+  )
+
+
+def _kind(value: Any) -> str:
+  names = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "true or false",
+    type(None): "null",
+  }
+  return names.get(type(value), f"a {type(value).__name__}")

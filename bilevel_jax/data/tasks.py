@@ -1,0 +1,255 @@
+"""Procedural questions: arithmetic, countdown, and those of reasoning-gym.
+
+A task is an endless sequence of distinct questions that its seed and options
+determine. A question belongs to the split `test` if the CRC-32 of its text is
+divisible by ten and to `train` if not, whatever the seed, so a model that was
+trained on one never saw the other.
+"""
+
+import difflib
+import fractions
+import itertools
+import random
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bilevel_jax import config, types
+
+DEFAULT_COUNT = 10_000
+SPLITS = ("train", "test")
+_PATIENCE = 10_000  # draws in a row without a new question that end a corpus
+
+Draw = Callable[[int], types.Question | None]
+
+
+def generate(
+  task: str,
+  *,
+  first: int = 0,
+  count: int | None = None,
+  seed: int = 0,
+  split: str = "train",
+  options: Mapping[str, Any] | None = None,
+) -> list[types.Question]:
+  """Returns questions `first` to `first + count` of a task's sequence.
+
+  Args:
+    task: `arithmetic`, `countdown`, or `reasoning_gym/NAME`.
+    first: questions to skip.
+    count: questions to return; default `DEFAULT_COUNT`.
+    seed: of the sequence.
+    split: `train` or `test`; the two have no question in common.
+    options: arguments of the task (`arithmetic`, `countdown`, or those of the
+      reasoning-gym data set's configuration).
+
+  Raises:
+    ConfigError: an unknown task, split or option, or too few questions.
+  """
+  if split not in SPLITS:
+    raise config.ConfigError(
+      f"the split of a procedural task must be one of {', '.join(SPLITS)}, "
+      f"got {split!r}"
+    )
+  draw = _task(task, seed, dict(options or {}))
+  wanted = first + (DEFAULT_COUNT if count is None else count)
+  found: dict[str, types.Question] = {}
+  last_found = 0
+  for attempt in itertools.count():
+    if len(found) == wanted:
+      break
+    if attempt - last_found > _PATIENCE:
+      raise config.ConfigError(
+        f"task {task} has too few questions with these options: {wanted} "
+        f"wanted, {len(found)} distinct ones found"
+      )
+    question = draw(attempt)
+    if question is None or question.question in found:
+      continue
+    if (zlib.crc32(question.question.encode()) % 10 == 0) != (split == "test"):
+      continue
+    last_found = attempt
+    name = f"{task}-{split}-{seed}-{len(found)}"
+    found[question.question] = question._replace(id=name)
+  return list(found.values())[first:]
+
+
+def arithmetic(
+  rng: random.Random,
+  *,
+  steps: int | Sequence[int] = (1, 3),
+  max_operand: int = 99,
+  operators: str = "+-*",
+  max_value: int = 999,
+  min_value: int = 0,
+) -> types.Question | None:
+  """Returns a chain of operations on integers, or None for a bad draw.
+
+  `17+25*2-8` has the solution `25*2=50;17+50=67;67-8=59;#59`: one operation at
+  a time, products and quotients first, then from left to right. Every value
+  written is an integer from `min_value` to `max_value`.
+
+  Args:
+    rng: source of randomness.
+    steps: operations, or the least and the most of them.
+    max_operand: operands are integers from 1 to this.
+    operators: the ones to draw from, of `+-*/`.
+    max_value: largest value that may appear.
+    min_value: smallest value that may appear.
+  """
+  length = _between(rng, steps)
+  values = [rng.randint(1, max_operand) for _ in range(length + 1)]
+  signs = [rng.choice(operators) for _ in range(length)]
+  text = str(values[0]) + "".join(
+    f"{sign}{value}" for sign, value in zip(signs, values[1:], strict=True)
+  )
+  lines = []
+  while signs:
+    at = next((i for i, s in enumerate(signs) if s in "*/"), 0)
+    value = _apply(signs[at], values[at], values[at + 1])
+    if value.denominator != 1 or not min_value <= value <= max_value:
+      return None
+    lines.append(f"{values[at]}{signs[at]}{values[at + 1]}={value}")
+    values[at : at + 2] = [int(value)]
+    del signs[at]
+  answer = str(values[0])
+  solution = ";".join([*lines, f"#{answer}"])
+  return types.Question("", text, answer, solution, {"steps": length})
+
+
+def countdown(
+  rng: random.Random,
+  *,
+  numbers: int | Sequence[int] = (3, 4),
+  max_number: int = 99,
+  max_target: int = 999,
+) -> types.Question | None:
+  """Returns a countdown question, or None for a bad draw.
+
+  The target is made by combining all the numbers, two at a time, every value
+  on the way a positive integer; the solution shows that way.
+
+  Args:
+    rng: source of randomness.
+    numbers: how many numbers, or the least and the most.
+    max_number: numbers are from 1 to this.
+    max_target: largest value that may appear.
+  """
+  given = [rng.randint(1, max_number) for _ in range(_between(rng, numbers))]
+  pool = [(value, str(value)) for value in given]
+  lines = []
+  while len(pool) > 1:
+    (a, left), (b, right) = (
+      pool.pop(rng.randrange(len(pool))) for _ in range(2)
+    )
+    sign = rng.choice("+-*/")
+    value = _apply(sign, a, b)
+    if value.denominator != 1 or not 0 < value <= max_target:
+      return None
+    lines.append(f"{a} {sign} {b} = {value}")
+    left, right = (f"({t})" if " " in t else t for t in (left, right))
+    pool.append((int(value), f"{left} {sign} {right}"))
+  target, answer = pool[0]
+  lines += [f"So {answer} = {target}.", f"The answer is \\boxed{{{answer}}}."]
+  return types.Question(
+    "",
+    f"Using the numbers {given}, create an equation that equals {target}. You "
+    "can use basic arithmetic operations (+, -, *, /) and each number can only "
+    "be used once.",
+    answer,
+    "\n".join(lines),
+    {"nums": given, "target": target},
+  )
+
+
+_TASKS = {"arithmetic": arithmetic, "countdown": countdown}
+
+
+def _task(task: str, seed: int, options: dict[str, Any]) -> Draw:
+  if task.startswith("reasoning_gym/"):
+    return _reasoning_gym(task.removeprefix("reasoning_gym/"), seed, options)
+  if task not in _TASKS:
+    raise config.ConfigError(
+      f"task must be one of {', '.join(_TASKS)}, reasoning_gym/NAME, "
+      f"got {task!r}"
+    )
+  make = _TASKS[task]
+  allowed = make.__kwdefaults__
+  for name, value in options.items():
+    if name not in allowed:
+      raise config.ConfigError(
+        f"task {task} takes the options {', '.join(allowed)}, got {name!r}"
+      )
+    if rule := _broken_rule(name, value):
+      raise config.ConfigError(f"task {task}: {name} {rule}, got {value!r}")
+
+  def draw(attempt: int) -> types.Question | None:
+    return make(random.Random(f"{task}/{seed}/{attempt}"), **options)
+
+  return draw
+
+
+def _broken_rule(name: str, value: Any) -> str | None:
+  if name == "operators":
+    if isinstance(value, str) and value and set(value) <= set("+-*/"):
+      return None
+    return "must be some of +-*/"
+  if name in ("steps", "numbers"):
+    least = 1 if name == "steps" else 2
+    ends = [value, value] if type(value) is int else value
+    if (
+      isinstance(ends, (list, tuple))
+      and [type(end) for end in ends] == [int, int]
+      and least <= ends[0] <= ends[1]
+    ):
+      return None
+    return f"must be an integer from {least} or [least, most]"
+  if type(value) is int and (name == "min_value" or value >= 1):
+    return None
+  return "must be an integer" + ("" if name == "min_value" else " from 1")
+
+
+def _between(rng: random.Random, bounds: Any) -> int:
+  return bounds if isinstance(bounds, int) else rng.randint(*bounds)
+
+
+def _apply(sign: str, a: int, b: int) -> fractions.Fraction:
+  if sign == "/":
+    return fractions.Fraction(a, b) if b else fractions.Fraction(1, 2)
+  return fractions.Fraction({"+": a + b, "-": a - b, "*": a * b}[sign])
+
+
+def _reasoning_gym(name: str, seed: int, options: dict[str, Any]) -> Draw:
+  try:
+    import reasoning_gym
+    from reasoning_gym import factory
+  except ImportError as error:
+    raise config.ConfigError(
+      f"task reasoning_gym/{name} needs the package reasoning-gym: install "
+      "the extra `tasks` (pip install 'bilevel_jax[tasks]')"
+    ) from error
+  if name not in factory.DATASETS:
+    close = difflib.get_close_matches(name, factory.DATASETS, n=1)
+    raise config.ConfigError(
+      f"reasoning_gym has no data set {name!r}"
+      + (f", did you mean {close[0]}?" if close else "")
+    )
+  try:
+    # The size is virtual for most data sets: an entry is made when asked for.
+    entries = reasoning_gym.create_dataset(
+      name, **{"seed": seed, "size": 1_000_000, **options}
+    )
+  except (AssertionError, TypeError, ValueError) as error:
+    raise config.ConfigError(
+      f"task reasoning_gym/{name} refuses {options}: {error}"
+    ) from error
+
+  def draw(attempt: int) -> types.Question | None:
+    if attempt >= entries.size:
+      return None
+    entry = entries[attempt]
+    answer = "" if entry["answer"] is None else str(entry["answer"])
+    meta = {"reasoning_gym": name, "entry": entry}
+    return types.Question("", entry["question"], answer, None, meta)
+
+  return draw
