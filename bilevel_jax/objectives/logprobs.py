@@ -35,7 +35,7 @@ def token_logprobs(
   Returns:
     logprobs [B, T], and entropies [B, T] or None.
   """
-  rows, columns, width = hidden.shape
+  rows, columns, _ = hidden.shape
   accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
   per_chunk = max(1, min(columns, chunk // rows))
   chunks = -(-columns // per_chunk)
