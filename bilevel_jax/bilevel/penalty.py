@@ -95,23 +95,27 @@ def combine(terms: Terms, penalty: jax.typing.ArrayLike) -> Updates:
                     + penalty (lower_adapter - lower_adapter at rl_only_base)
 
   A term whose weight is exactly 0 is absent: not even an infinity in it
-  counts. With `rl_only_base == base` the gain's gradient is exactly 0.
+  counts. Where the gradients at `base` and `rl_only_base` are equal, the gain's
+  gradient is exactly 0.
 
   Args:
     terms: the three gradients.
     penalty: scalar lambda in [0, 1].
   """
-  # Subtracting inside the loops that produced the two would let the compiler
-  # contract one product into a fused multiply-add, and equal terms would then
-  # differ by a rounding error.
-  upper, lower, rl_only = jax.lax.optimization_barrier(terms)
+  upper, lower, rl_only = terms
   # The cooperative gain is rl_only.loss - lower.loss; it is ascended.
-  minus_gain = optax.tree.sub(lower.adapter, rl_only.adapter)
+  minus_gain = jax.tree.map(_difference, lower.adapter, rl_only.adapter)
   return Updates(
     base=_mix(penalty, upper.base, lower.base),
     rl_only_base=rl_only.base,
     adapter=_mix(penalty, upper.adapter, minus_gain),
   )
+
+
+def _difference(x: jax.Array, y: jax.Array) -> jax.Array:
+  # A compiler may fuse the product behind x into a multiply-add with -y, which
+  # skips x's rounding: equal terms would then differ by a rounding error.
+  return jnp.where(x == y, 0, x - y)
 
 
 def _mix(penalty: jax.typing.ArrayLike, upper: Tree, lower: Tree) -> Tree:

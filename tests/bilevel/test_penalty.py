@@ -64,6 +64,21 @@ def test_adapter_gradient_is_zero_when_only_rl_counts_and_bases_agree(jit):
     np.testing.assert_array_equal(leaf, 0)
 
 
+def test_fused_multiply_adds_leave_no_rounding_error_in_the_gain():
+  def elementwise(base, adapter, batch):
+    return jnp.sum(jnp.tanh(1.7 * batch * base * adapter) * base), {}
+
+  problem = Problem(elementwise, elementwise)
+  base, adapter, batch = jax.random.normal(jax.random.key(0), (3, 1000))
+
+  @jax.jit
+  def run(base, rl_only_base):
+    terms = penalty.terms(problem, base, rl_only_base, adapter, batch, batch)
+    return penalty.combine(terms, 1.0)
+
+  np.testing.assert_array_equal(run(base, base.copy()).adapter, 0)
+
+
 @compiled
 @pytest.mark.parametrize("weight", [0.25, 0.5, 0.75])
 def test_gain_has_no_gradient_where_bases_agree(jit, weight):
