@@ -8,10 +8,11 @@ trained on one never saw the other.
 
 import difflib
 import fractions
+import functools
 import itertools
 import random
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import config, types
@@ -20,7 +21,7 @@ DEFAULT_COUNT = 10_000
 SPLITS = ("train", "test")
 _PATIENCE = 10_000  # draws in a row without a new question that end a corpus
 
-Draw = Callable[[int], types.Question | None]
+_Draws = Iterator[types.Question | None]  # None is a bad draw
 
 
 def generate(
@@ -51,26 +52,25 @@ def generate(
       f"the split of a procedural task must be one of {', '.join(SPLITS)}, "
       f"got {split!r}"
     )
-  draw = _task(task, seed, dict(options or {}))
   wanted = first + (DEFAULT_COUNT if count is None else count)
   found: dict[str, types.Question] = {}
-  last_found = 0
-  for attempt in itertools.count():
-    if len(found) == wanted:
+  in_vain = 0
+  for question in _draws(task, seed, dict(options or {})):
+    if len(found) == wanted or in_vain > _PATIENCE:
       break
-    if attempt - last_found > _PATIENCE:
-      raise config.ConfigError(
-        f"task {task} has too few questions with these options: {wanted} "
-        f"wanted, {len(found)} distinct ones found"
-      )
-    question = draw(attempt)
+    in_vain += 1
     if question is None or question.question in found:
       continue
     if (zlib.crc32(question.question.encode()) % 10 == 0) != (split == "test"):
       continue
-    last_found = attempt
+    in_vain = 0
     name = f"{task}-{split}-{seed}-{len(found)}"
     found[question.question] = question._replace(id=name)
+  if len(found) < wanted:
+    raise config.ConfigError(
+      f"task {task} has too few questions with these options: {wanted} "
+      f"wanted, {len(found)} distinct ones found"
+    )
   return list(found.values())[first:]
 
 
@@ -165,7 +165,7 @@ def countdown(
 _TASKS = {"arithmetic": arithmetic, "countdown": countdown}
 
 
-def _task(task: str, seed: int, options: dict[str, Any]) -> Draw:
+def _draws(task: str, seed: int, options: dict[str, Any]) -> _Draws:
   if task.startswith("reasoning_gym/"):
     return _reasoning_gym(task.removeprefix("reasoning_gym/"), seed, options)
   if task not in _TASKS:
@@ -183,10 +183,8 @@ def _task(task: str, seed: int, options: dict[str, Any]) -> Draw:
     if rule := _broken_rule(name, value):
       raise config.ConfigError(f"task {task}: {name} {rule}, got {value!r}")
 
-  def draw(attempt: int) -> types.Question | None:
-    return make(random.Random(f"{task}/{seed}/{attempt}"), **options)
-
-  return draw
+  rng = random.Random(f"{task}/{seed}")
+  return (make(rng, **options) for _ in itertools.repeat(None))
 
 
 def _broken_rule(name: str, value: Any) -> str | None:
@@ -219,7 +217,7 @@ def _apply(sign: str, a: int, b: int) -> fractions.Fraction:
   return fractions.Fraction({"+": a + b, "-": a - b, "*": a * b}[sign])
 
 
-def _reasoning_gym(name: str, seed: int, options: dict[str, Any]) -> Draw:
+def _reasoning_gym(name: str, seed: int, options: dict[str, Any]) -> _Draws:
   try:
     import reasoning_gym
     from reasoning_gym import factory
@@ -244,12 +242,10 @@ def _reasoning_gym(name: str, seed: int, options: dict[str, Any]) -> Draw:
       f"task reasoning_gym/{name} refuses {options}: {error}"
     ) from error
 
-  def draw(attempt: int) -> types.Question | None:
-    if attempt >= entries.size:
-      return None
-    entry = entries[attempt]
-    answer = "" if entry["answer"] is None else str(entry["answer"])
-    meta = {"reasoning_gym": name, "entry": entry}
-    return types.Question("", entry["question"], answer, None, meta)
+  return map(functools.partial(_from_entry, name), entries)
 
-  return draw
+
+def _from_entry(name: str, entry: dict[str, Any]) -> types.Question:
+  answer = "" if entry["answer"] is None else str(entry["answer"])
+  meta = {"reasoning_gym": name, "entry": entry}
+  return types.Question("", entry["question"], answer, None, meta)
