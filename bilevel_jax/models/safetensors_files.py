@@ -9,8 +9,10 @@ import json
 import math
 import pathlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -88,6 +90,68 @@ def read_directory(directory: pathlib.Path) -> dict[str, np.ndarray]:
   for name in shards:
     tensors.update(read(directory / name))
   return tensors
+
+
+def check(
+  tensors: Mapping[str, np.ndarray],
+  expected: Mapping[str, tuple[int, ...]],
+  where: pathlib.Path,
+  ignored: tuple[str, ...] = (),
+) -> None:
+  """Returns nothing if the files hold the expected tensors and no others.
+
+  Args:
+    tensors: what the files hold.
+    expected: name -> shape.
+    where: what to call the files in a message.
+    ignored: ends of names that may be there and are not read.
+
+  Raises:
+    ConfigError: naming the first tensor that is missing, misshapen or extra.
+  """
+  missing = [name for name in expected if name not in tensors]
+  if missing:
+    raise config.ConfigError(
+      f"{where} lacks {len(missing)} of {len(expected)} tensors, the first is "
+      f"{missing[0]}"
+    )
+  for name, shape in expected.items():
+    if tensors[name].shape != shape:
+      raise config.ConfigError(
+        f"{where}: {name} must have shape {list(shape)}, got "
+        f"{list(tensors[name].shape)}"
+      )
+  extra = [
+    name
+    for name in tensors
+    if name not in expected and not name.endswith(ignored)
+  ]
+  if extra:
+    raise config.ConfigError(
+      f"{where} has {len(extra)} tensors that the architecture does not have, "
+      f"the first is {extra[0]}"
+    )
+
+
+def stack(
+  views: Sequence[np.ndarray], sharding: jax.sharding.Sharding
+) -> jax.Array:
+  """Returns the views stacked on axis 0 in float32, read shard by shard.
+
+  Args:
+    views: arrays of one shape, memory-mapped, one a layer.
+    sharding: of the stacked array.
+  """
+  shape = (len(views), *views[0].shape)
+
+  def read(index: Any) -> np.ndarray:
+    sizes = [len(range(n)[s]) for n, s in zip(shape, index, strict=True)]
+    block = np.empty(sizes, np.float32)
+    for i, view in enumerate(views[index[0]]):
+      block[i] = view[index[1:]]
+    return block
+
+  return jax.make_array_from_callback(shape, sharding, read)
 
 
 def write(
