@@ -1,6 +1,9 @@
 """Architectures: what distinguishes one Llama-type model from another."""
 
 import dataclasses
+import functools
+
+from bilevel_jax import config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,3 +48,169 @@ class Architecture:
   tied_embeddings: bool = True
   attention_bias: bool = False
   qk_norm: bool = False
+
+  @property
+  def projections(self) -> dict[str, tuple[int, int]]:
+    """Sizes [in, out] of a layer's matrices, the adapter's possible targets."""
+    queries = self.heads * self.head_dim
+    keys = self.kv_heads * self.head_dim
+    return {
+      "q": (self.width, queries),
+      "k": (self.width, keys),
+      "v": (self.width, keys),
+      "o": (queries, self.width),
+      "gate": (self.width, self.mlp_width),
+      "up": (self.width, self.mlp_width),
+      "down": (self.mlp_width, self.width),
+    }
+
+
+def get(name: str) -> Architecture:
+  """Returns the architecture of that name.
+
+  Args:
+    name: a key of PRESETS.
+
+  Raises:
+    ConfigError: there is no such preset.
+  """
+  if name not in PRESETS:
+    raise config.ConfigError(
+      f"model.preset must be one of {', '.join(PRESETS)}, got {name!r}"
+    )
+  return PRESETS[name]
+
+
+# Sizes as in the config.json that each model was published with.
+_qwen2 = functools.partial(
+  Architecture,
+  family="qwen2",
+  vocab_size=151936,
+  max_positions=32768,
+  rope_theta=1e6,
+  attention_bias=True,
+)
+_qwen3 = functools.partial(
+  Architecture,
+  family="qwen3",
+  vocab_size=151936,
+  head_dim=128,
+  max_positions=40960,
+  rope_theta=1e6,
+  qk_norm=True,
+)
+_llama = functools.partial(
+  Architecture,
+  family="llama",
+  vocab_size=128256,
+  max_positions=131072,
+  rope_theta=500000.0,
+  rope_scaling=Llama3Scaling(
+    factor=32.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_positions=8192,
+  ),
+  norm_eps=1e-5,
+)
+_smollm2 = functools.partial(
+  Architecture,
+  family="llama",
+  vocab_size=49152,
+  head_dim=64,
+  max_positions=8192,
+  rope_theta=100000.0,
+  norm_eps=1e-5,
+)
+_tiny = functools.partial(
+  Architecture,
+  vocab_size=96,
+  width=32,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_dim=8,
+  mlp_width=64,
+  max_positions=1024,
+)
+
+PRESETS = {
+  "qwen2.5-0.5b": _qwen2(
+    width=896, layers=24, heads=14, kv_heads=2, head_dim=64, mlp_width=4864
+  ),
+  "qwen2.5-1.5b": _qwen2(
+    width=1536,
+    layers=28,
+    heads=12,
+    kv_heads=2,
+    head_dim=128,
+    mlp_width=8960,
+    max_positions=131072,
+  ),
+  "qwen2.5-3b": _qwen2(
+    width=2048, layers=36, heads=16, kv_heads=2, head_dim=128, mlp_width=11008
+  ),
+  "qwen2.5-7b": _qwen2(
+    vocab_size=152064,
+    width=3584,
+    layers=28,
+    heads=28,
+    kv_heads=4,
+    head_dim=128,
+    mlp_width=18944,
+    max_positions=131072,
+    tied_embeddings=False,
+  ),
+  "qwen3-0.6b": _qwen3(
+    width=1024, layers=28, heads=16, kv_heads=8, mlp_width=3072
+  ),
+  "qwen3-1.7b": _qwen3(
+    width=2048, layers=28, heads=16, kv_heads=8, mlp_width=6144
+  ),
+  "qwen3-4b": _qwen3(
+    width=2560, layers=36, heads=32, kv_heads=8, mlp_width=9728
+  ),
+  "qwen3-8b": _qwen3(
+    width=4096,
+    layers=36,
+    heads=32,
+    kv_heads=8,
+    mlp_width=12288,
+    tied_embeddings=False,
+  ),
+  "llama-3.2-1b": _llama(
+    width=2048, layers=16, heads=32, kv_heads=8, head_dim=64, mlp_width=8192
+  ),
+  "llama-3.2-3b": _llama(
+    width=3072, layers=28, heads=24, kv_heads=8, head_dim=128, mlp_width=8192
+  ),
+  "smollm2-135m": _smollm2(
+    width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536
+  ),
+  "smollm2-360m": _smollm2(
+    width=960, layers=32, heads=15, kv_heads=5, mlp_width=2560
+  ),
+  "smollm2-1.7b": _smollm2(
+    width=2048,
+    layers=24,
+    heads=32,
+    kv_heads=32,
+    mlp_width=8192,
+    rope_theta=130000.0,
+  ),
+  # For tests, and for learning arithmetic from nothing on a CPU.
+  "tiny-llama": _tiny(family="llama", tied_embeddings=False),
+  "tiny-qwen2": _tiny(family="qwen2", attention_bias=True),
+  "tiny-qwen3": _tiny(family="qwen3", qk_norm=True),
+  "small-arithmetic": Architecture(
+    family="llama",
+    vocab_size=32,
+    width=128,
+    layers=4,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    mlp_width=384,
+    max_positions=256,
+  ),
+}

@@ -1,0 +1,197 @@
+"""Causal grouped-query attention, in three kernels and one switch.
+
+  xla      scores in memory, any dtype, any order of differentiation
+  chunked  memory linear in T, any dtype, any order of differentiation
+  cudnn    NVIDIA's flash attention: bfloat16, first order, right-padded rows
+
+In shapes: N query heads, K key and value heads, N = K * G, H head size.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel_jax import config
+from bilevel_jax.types import Array
+
+# Finite, so that a row without visible columns stays finite.
+_MASKED = -1e30
+_CHUNK = 128
+
+
+def dense(q: Array, k: Array, v: Array, visible: Array) -> jax.Array:
+  """Returns softmax(q k^T / sqrt(H)) v over the visible columns, [B, T, N, H].
+
+  jax.nn.dot_product_attention is not used: its softmax is in float32 even
+  where q is float64.
+
+  Args:
+    q: queries [B, T, N, H].
+    k: keys [B, S, K, H].
+    v: values [B, S, K, H].
+    visible: which columns a query sees, bool [B, T, S].
+  """
+  rows, columns, heads, size = q.shape
+  groups = k.shape[2]
+  wide = jnp.promote_types(q.dtype, jnp.float32)
+  q = q.reshape(rows, columns, groups, heads // groups, size)
+  scores = jnp.einsum("bqkgh,bskh->bkgqs", q, k, preferred_element_type=wide)
+  scores = scores * wide.type(size**-0.5)
+  scores = jnp.where(visible[:, None, None], scores, _MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  mixed = jnp.einsum("bkgqs,bskh->bqkgh", weights, v)
+  return mixed.reshape(rows, columns, heads, size)
+
+
+def xla(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
+  """Returns attention within segments, scores in memory, [B, T, N, H].
+
+  Args:
+    q: queries [B, T, N, H].
+    k: keys [B, T, K, H].
+    v: values [B, T, K, H].
+    segment_ids: [B, T]; a query sees earlier columns of its own id. Padding,
+      id 0, sees padding: nobody reads it, and it stays finite.
+  """
+  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  causal = np.tril(np.ones((q.shape[1], q.shape[1]), bool))
+  return dense(q, k, v, same & causal[None])
+
+
+def chunked(
+  q: Array, k: Array, v: Array, segment_ids: Array, *, chunk: int = _CHUNK
+) -> jax.Array:
+  """Returns what `xla` does, with [B, N, chunk, chunk] scores in memory.
+
+  Online softmax (Milakov and Gimelshein, arXiv:1805.02867) in two nested
+  scans, recomputed in the backward pass (Rabe and Staats, arXiv:2112.05682),
+  of plain operations, so that JAX differentiates it any number of times.
+
+  Args:
+    q: queries [B, T, N, H].
+    k: keys [B, T, K, H].
+    v: values [B, T, K, H].
+    segment_ids: [B, T], as for `xla`.
+    chunk: queries, and keys, that are scored at once.
+  """
+  rows, columns, heads, size = q.shape
+  groups = k.shape[2]
+  wide = jnp.promote_types(q.dtype, jnp.float32)
+  chunks = -(-columns // chunk)
+
+  def split(x):  # [B, T, ...] -> [chunks, B, chunk, ...]
+    padding = [(0, 0)] * x.ndim
+    padding[1] = (0, chunks * chunk - columns)
+    x = jnp.pad(x, padding)
+    return jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
+
+  q = q.reshape(rows, columns, groups, heads // groups, size)
+  within = jnp.arange(chunk)
+  keys = (split(k), split(v), split(segment_ids), jnp.arange(chunks))
+
+  @jax.checkpoint
+  def attend(queries):
+    q, q_segments, i = queries
+
+    @jax.checkpoint
+    def accumulate(carry, keys):
+      top, total, mixed = carry
+      k, v, k_segments, j = keys
+      scores = jnp.einsum(
+        "bqkgh,bskh->bkgqs", q, k, preferred_element_type=wide
+      ) * wide.type(size**-0.5)
+      causal = (i * chunk + within)[:, None] >= (j * chunk + within)[None]
+      same = q_segments[:, :, None] == k_segments[:, None, :]
+      scores = jnp.where((same & causal[None])[:, None, None], scores, _MASKED)
+      # The result does not depend on `top`: its derivative is zero.
+      new_top = jnp.maximum(top, jax.lax.stop_gradient(scores.max(-1)))
+      decay = jnp.exp(top - new_top)
+      weights = jnp.exp(scores - new_top[..., None])
+      mixed = mixed * decay[..., None] + jnp.einsum(
+        "bkgqs,bskh->bkgqh",
+        weights.astype(v.dtype),
+        v,
+        preferred_element_type=wide,
+      )
+      return (new_top, total * decay + weights.sum(-1), mixed), None
+
+    shape = (rows, groups, heads // groups, chunk)
+    empty = (
+      jnp.full(shape, _MASKED, wide),
+      jnp.zeros(shape, wide),
+      jnp.zeros((*shape, size), wide),
+    )
+    (_, total, mixed), _ = jax.lax.scan(accumulate, empty, keys)
+    return jnp.moveaxis(mixed / total[..., None], 3, 1).astype(v.dtype)
+
+  mixed = jax.lax.map(attend, (split(q), split(segment_ids), keys[-1]))
+  mixed = jnp.moveaxis(mixed, 0, 1).reshape(rows, -1, heads, size)
+  return mixed[:, :columns]
+
+
+def cudnn(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
+  """Returns attention of rows with one right-padded segment, [B, T, N, H].
+
+  The kernel takes lengths, not segments. Rows that are packed or left-padded
+  become NaN: silence would be a wrong answer.
+
+  Args:
+    q: queries [B, T, N, H], bfloat16.
+    k: keys [B, T, K, H].
+    v: values [B, T, K, H].
+    segment_ids: [B, T], a constant followed by zeros.
+  """
+  lengths = jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32)
+  real = jnp.arange(q.shape[1])[None] < lengths[:, None]
+  expected = jnp.where(real, segment_ids[:, :1], 0)
+  served = jnp.all(segment_ids == expected, axis=1)
+  mixed = jax.nn.dot_product_attention(
+    q,
+    k,
+    v,
+    is_causal=True,
+    query_seq_lengths=lengths,
+    key_value_seq_lengths=lengths,
+    implementation="cudnn",
+  )
+  return jnp.where(served[:, None, None, None], mixed, jnp.nan)
+
+
+KERNELS: dict[str, Callable[[Array, Array, Array, Array], jax.Array]] = {
+  "xla": xla,
+  "chunked": chunked,
+  "cudnn": cudnn,
+}
+SECOND_ORDER = frozenset({"xla", "chunked"})
+
+
+def choose(name: str, backend: str, dtype: jax.typing.DTypeLike) -> str:
+  """Returns the kernel that a setting stands for, a key of KERNELS.
+
+  "auto" is `xla` on a CPU, where rows are short and one large product is
+  fastest, and `chunked` on accelerators. It is never `cudnn`, which has no
+  second derivative and serves neither packed nor left-padded rows: that
+  choice is the user's.
+
+  Args:
+    name: "auto" or a key of KERNELS.
+    backend: cpu, gpu or tpu, as from jax.default_backend().
+    dtype: compute dtype.
+
+  Raises:
+    ConfigError: unknown name, or a kernel that cannot run here.
+  """
+  if name == "auto":
+    return "xla" if backend == "cpu" else "chunked"
+  if name not in KERNELS:
+    raise config.ConfigError(
+      f"model.attention must be one of auto, {', '.join(KERNELS)}, got {name!r}"
+    )
+  if name == "cudnn" and (backend != "gpu" or jnp.dtype(dtype) != jnp.bfloat16):
+    raise config.ConfigError(
+      "model.attention=cudnn needs a GPU and model.compute_dtype=bfloat16, got "
+      f"{backend} and {jnp.dtype(dtype).name}; use chunked or xla"
+    )
+  return name

@@ -1,0 +1,143 @@
+"""One layer's mathematics: norm, rotary positions, the decoder block."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from bilevel_jax.models import presets
+from bilevel_jax.types import Array
+
+# (q [B, T, N, H], k and v [B, T, K, H]) -> (mixed values [B, T, N, H], kept)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+_POLICIES = {
+  "attention_and_mlp": jax.checkpoint_policies.save_only_these_names(
+    "attention_output", "mlp_input"
+  ),
+  "everything": jax.checkpoint_policies.nothing_saveable,
+}
+REMAT = ("none", *_POLICIES)
+
+
+def rematerialise(step: Callable, name: str) -> Callable:
+  """Returns the body of a scan over layers, recomputed in the backward pass.
+
+  Args:
+    step: (carry, layer) -> (carry, output).
+    name: one of REMAT. "none" keeps all; "attention_and_mlp" keeps what leaves
+      attention and what enters the MLP and recomputes the inside of both;
+      "everything" keeps the layer's input alone.
+  """
+  if name == "none":
+    return step
+  # A scan's body is compiled once: nothing outside it could be merged with
+  # the recomputation, so the barrier against that would only cost.
+  return jax.checkpoint(step, policy=_POLICIES[name], prevent_cse=False)
+
+
+def rotation(
+  positions: Array, architecture: presets.Architecture
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the cosine and sine of the rotary angles, float32 [B, T, 1, H/2].
+
+  angle = position * theta^(-2i/H), RoFormer (arXiv:2104.09864), where Llama
+  3.1 divides low frequencies by `factor`, keeps high ones, and goes smoothly
+  between, as a function of the turns within the original context.
+
+  Args:
+    positions: [B, T] int32.
+    architecture: its head_dim, rope_theta and rope_scaling.
+  """
+  half = architecture.head_dim // 2
+  frequencies = architecture.rope_theta ** -(np.arange(half) / half)
+  if scaling := architecture.rope_scaling:
+    turns = scaling.original_max_positions * frequencies / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    frequencies *= kept + (1 - kept) / scaling.factor
+  angles = positions[:, :, None, None].astype(jnp.float32) * np.asarray(
+    frequencies, np.float32
+  ).reshape(1, 1, 1, half)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Returns x with (x_i, x_{i + H/2}) turned by the i-th angle.
+
+  Args:
+    x: queries or keys [B, T, N, H].
+    rotation: cosines and sines [B, T, 1, H/2].
+  """
+  cosine, sine = rotation
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  first, second = jnp.split(x.astype(wide), 2, axis=-1)
+  turned = (first * cosine - second * sine, second * cosine + first * sine)
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x^2) + eps) * scale, in float32 (arXiv:1910.07467)."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    y = x.astype(wide)
+    y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    scale = scale.astype(wide).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (y * scale).astype(x.dtype)
+
+
+class Block(nn.Module):
+  """Attention, then a gated MLP, each on the normed stream and added to it."""
+
+  architecture: presets.Architecture
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    attend: Attend,
+  ) -> tuple[jax.Array, Any]:
+    """Returns the stream after this layer, and what `attend` keeps.
+
+    Args:
+      x: [B, T, D].
+      rotation: from `rotation`.
+      attend: mixes the values; decides what a query sees.
+    """
+    a = self.architecture
+
+    def project(name, x, bias=False):
+      # The stream is a sum over layers: its two writers start smaller.
+      gain = 0.5 / a.layers if name in ("o", "down") else 1.0
+      init = nn.initializers.variance_scaling(
+        gain, "fan_in", "truncated_normal"
+      )
+      size = a.projections[name][1]
+      return nn.Dense(size, use_bias=bias, kernel_init=init, name=name)(x)
+
+    def heads(name, x):
+      x = project(name, x, a.attention_bias)
+      x = x.reshape(*x.shape[:2], -1, a.head_dim)
+      if a.qk_norm and name != "v":
+        x = RMSNorm(a.norm_eps, name=f"{name}_norm")(x)
+      return x if name == "v" else rotate(x, rotation)
+
+    y = RMSNorm(a.norm_eps, name="attention_norm")(x)
+    mixed, kept = attend(heads("q", y), heads("k", y), heads("v", y))
+    mixed = mixed.reshape(*x.shape[:2], -1)
+    x += project("o", checkpoint_name(mixed, "attention_output"))
+
+    x = checkpoint_name(x, "mlp_input")
+    y = RMSNorm(a.norm_eps, name="mlp_norm")(x)
+    y = jax.nn.silu(project("gate", y)) * project("up", y)
+    return x + project("down", y), kept

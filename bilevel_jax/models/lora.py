@@ -1,0 +1,118 @@
+"""LoRA as functions of trees: the base's matrices plus scale * A @ B."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bilevel_jax import config
+from bilevel_jax.models import presets
+from bilevel_jax.types import Tree
+
+# U(-1/sqrt(in), 1/sqrt(in)), what PEFT's kaiming_uniform(a=sqrt(5)) amounts to.
+_INIT_A = nn.initializers.variance_scaling(
+  1 / 3, "fan_in", "uniform", batch_axis=0
+)
+
+
+def init(
+  key: jax.Array,
+  architecture: presets.Architecture,
+  *,
+  rank: int,
+  targets: tuple[str, ...],
+) -> Tree:
+  """Returns {target: {"A": [L, in, r], "B": [L, r, out]}}, float32, B = 0.
+
+  LoRA, Hu et al. 2022 (arXiv:2106.09685), section 4.1: A is random and B zero,
+  so that the adapted model starts as the base.
+
+  Args:
+    key: PRNG key.
+    architecture: of the base.
+    rank: r, the columns of A.
+    targets: names of the matrices to adapt.
+
+  Raises:
+    ConfigError: a target is not a matrix of the architecture.
+  """
+  check_targets(architecture, targets)
+  adapter = {}
+  for target, k in zip(
+    targets, jax.random.split(key, len(targets)), strict=True
+  ):
+    rows, columns = architecture.projections[target]
+    adapter[target] = {
+      "A": _INIT_A(k, (architecture.layers, rows, rank), jnp.float32),
+      "B": jnp.zeros((architecture.layers, rank, columns), jnp.float32),
+    }
+  return adapter
+
+
+def check_targets(
+  architecture: presets.Architecture, targets: tuple[str, ...]
+) -> None:
+  """Returns nothing; refuses targets that the architecture does not have.
+
+  Args:
+    architecture: of the base.
+    targets: names of the matrices to adapt.
+
+  Raises:
+    ConfigError: no target, one twice, or one that is not a matrix.
+  """
+  known = architecture.projections
+  if (
+    not targets
+    or len(set(targets)) < len(targets)
+    or not set(targets) <= set(known)
+  ):
+    raise config.ConfigError(
+      f"adapter.targets must be one or more of {', '.join(known)}, each once, "
+      f"got {', '.join(targets) or 'none'}"
+    )
+
+
+def merge_layer(layer: Tree, adapter_layer: Tree | None, scale: float) -> Tree:
+  """Returns the layer with W + scale * A @ B for each adapted matrix.
+
+  Computed in float32 or better, so that what is rounded to the compute dtype
+  is the sum: an update of W far below bfloat16's resolution still counts.
+
+  Args:
+    layer: one layer's weights, kernels [in, out].
+    adapter_layer: {target: {"A": [in, r], "B": [r, out]}}, or None.
+    scale: alpha / rank.
+  """
+  if adapter_layer is None:
+    return layer
+  merged = dict(layer)
+  for target, factors in adapter_layer.items():
+    kernel = layer[target]["kernel"]
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    a, b = factors["A"].astype(wide), factors["B"].astype(wide)
+    kernel = kernel.astype(wide) + scale * (a @ b)
+    merged[target] = {**layer[target], "kernel": kernel}
+  return merged
+
+
+def delta_norm(
+  base: Tree, adapter: Tree, scale: float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (||scale * A @ B||, ||W||) over all adapted matrices, float32.
+
+  ||A B||^2 = trace(A^T A B B^T), so that no product is ever formed.
+
+  Args:
+    base: the language model's weights, layers stacked.
+    adapter: {target: {"A": [L, in, r], "B": [L, r, out]}}.
+    scale: alpha / rank.
+  """
+  delta = weight = jnp.zeros((), jnp.float32)
+  for target, factors in adapter.items():
+    a, b = factors["A"], factors["B"]
+    kernel = base["layers"][target]["kernel"].astype(jnp.float32)
+    weight += jnp.sum(jnp.square(kernel))
+    delta += jnp.sum(
+      jnp.einsum("lir,lis->lrs", a, a) * jnp.einsum("lro,lso->lrs", b, b)
+    ).astype(jnp.float32)
+  return scale * jnp.sqrt(jnp.maximum(delta, 0)), jnp.sqrt(weight)

@@ -1,0 +1,252 @@
+"""A decoder as pure functions of its weights: train, sample, initialise.
+
+Training scans one block over stacked layers, so that compile time does not
+grow with depth. Decoding is unrolled with each layer's own K and V arrays: a
+cache that passed through a scan would be copied at every token.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bilevel_jax.models import attention, layers, lora, presets
+from bilevel_jax.types import Array, Tree
+
+_INIT_TABLE = nn.initializers.variance_scaling(
+  1.0, "fan_in", "truncated_normal", in_axis=1, out_axis=0
+)
+
+
+def init(key: jax.Array, *, architecture: presets.Architecture) -> Tree:
+  """Returns random float32 weights, laid out as `Architecture` says.
+
+  Args:
+    key: PRNG key.
+    architecture: sizes and switches.
+  """
+  a = architecture
+  embedding_key, head_key, layers_key = jax.random.split(key, 3)
+
+  def init_layer(key):
+    x = jnp.zeros((1, 1, a.width))
+    rotation = layers.rotation(jnp.zeros((1, 1), jnp.int32), a)
+    block = layers.Block(a)
+    return block.init(key, x, rotation, lambda q, k, v: (q, None))["params"]
+
+  base = {
+    "embedding": _INIT_TABLE(
+      embedding_key, (a.vocab_size, a.width), jnp.float32
+    ),
+    "layers": jax.vmap(init_layer)(jax.random.split(layers_key, a.layers)),
+    "final_norm": {"scale": jnp.ones((a.width,), jnp.float32)},
+  }
+  if not a.tied_embeddings:
+    head = _INIT_TABLE(head_key, (a.vocab_size, a.width), jnp.float32).T
+    base["head"] = {"kernel": head}
+  return base
+
+
+def hidden(
+  base: Tree,
+  adapter: Tree | None,
+  tokens: Array,
+  positions: Array,
+  segment_ids: Array,
+  *,
+  architecture: presets.Architecture,
+  scale: float,
+  dtype: Any,
+  kernel: str,
+  remat: str,
+) -> jax.Array:
+  """Returns hidden states [B, T, D] after the final norm.
+
+  Args:
+    base: weights, layers stacked.
+    adapter: LoRA factors, merged into each layer as it is reached, or None.
+    tokens: [B, T] int32.
+    positions: [B, T] int32, from 0 in each segment.
+    segment_ids: [B, T] int32; a token sees earlier columns of its own id.
+    architecture: sizes and switches.
+    scale: alpha / rank.
+    dtype: compute dtype.
+    kernel: a key of attention.KERNELS.
+    remat: one of layers.REMAT.
+  """
+  rotation = layers.rotation(positions, architecture)
+  block = layers.Block(architecture)
+
+  def attend(q, k, v):
+    return attention.KERNELS[kernel](q, k, v, segment_ids), None
+
+  def step(x, layer):
+    weights = _effective(*layer, scale=scale, dtype=dtype)
+    return block.apply({"params": weights}, x, rotation, attend)
+
+  # Gathering before the cast spares a table in the compute dtype.
+  x = _cast(base["embedding"][tokens], dtype)
+  x, _ = jax.lax.scan(
+    layers.rematerialise(step, remat), x, (base["layers"], adapter)
+  )
+  return _final_norm(_cast(base["final_norm"], dtype), x, architecture)
+
+
+def unembedding(
+  base: Tree, *, architecture: presets.Architecture, dtype: Any
+) -> jax.Array:
+  """Returns [D, V] in the compute dtype; hidden @ unembedding are the logits.
+
+  Args:
+    base: weights.
+    architecture: tells whether the embedding is tied.
+    dtype: compute dtype.
+  """
+  if architecture.tied_embeddings:
+    return _cast(base["embedding"], dtype).T
+  return _cast(base["head"]["kernel"], dtype)
+
+
+def merge(
+  base: Tree,
+  adapter: Tree | None,
+  *,
+  architecture: presets.Architecture,
+  scale: float,
+  dtype: Any,
+) -> Tree:
+  """Returns the sampler's weights: to the bit those that `hidden` uses.
+
+  Laid out as the base, in the compute dtype, with `layers` a tuple of one
+  tree per layer, so that decoding slices no stacked array.
+
+  Args:
+    base: weights, layers stacked.
+    adapter: LoRA factors or None.
+    architecture: sizes and switches.
+    scale: alpha / rank.
+    dtype: compute dtype.
+  """
+  rest = {name: base[name] for name in base if name != "layers"}
+  stacked = (base["layers"], adapter)
+  return {
+    **_cast(rest, dtype),
+    "layers": tuple(
+      _effective(
+        *jax.tree.map(lambda x, i=i: x[i], stacked), scale=scale, dtype=dtype
+      )
+      for i in range(architecture.layers)
+    ),
+  }
+
+
+def init_cache(
+  rows: int,
+  columns: int,
+  *,
+  architecture: presets.Architecture,
+  dtype: Any,
+) -> Tree:
+  """Returns ((k, v), ...), one pair per layer, zeros [B, S, K, H].
+
+  Args:
+    rows: B.
+    columns: S, the longest sequence that fits.
+    architecture: sizes and switches.
+    dtype: compute dtype.
+  """
+  a = architecture
+  shape = (rows, columns, a.kv_heads, a.head_dim)
+  return tuple(
+    (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(a.layers)
+  )
+
+
+def extend(
+  weights: Tree,
+  cache: Tree,
+  tokens: Array,
+  positions: Array,
+  start: Array | int,
+  first: Array,
+  *,
+  architecture: presets.Architecture,
+) -> tuple[jax.Array, Tree]:
+  """Returns hidden states [B, n, D] of n new tokens, and the longer cache.
+
+  A query in column c sees columns first[b] <= j <= c. Prefill, chunked prefill
+  and decoding are this one function. start + n must not exceed S.
+
+  Args:
+    weights: from `merge`.
+    cache: from `init_cache` or `extend`; columns from `start` on may hold
+      anything finite.
+    tokens: [B, n] int32.
+    positions: [B, n] int32.
+    start: scalar, the column of the first token.
+    first: [B] int32, the column of each row's first token that is not padding.
+    architecture: sizes and switches.
+  """
+  rotation = layers.rotation(positions, architecture)
+  block = layers.Block(architecture)
+  columns = jnp.arange(cache[0][0].shape[1])[None, None, :]
+  queries = (start + jnp.arange(tokens.shape[1]))[None, :, None]
+  visible = (columns >= first[:, None, None]) & (columns <= queries)
+
+  def attend_to(keys, values):
+    def attend(q, k, v):
+      at = (0, start, 0, 0)
+      k = jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), at)
+      v = jax.lax.dynamic_update_slice(values, v.astype(values.dtype), at)
+      return attention.dense(q, k, v, visible), (k, v)
+
+    return attend
+
+  x = weights["embedding"][tokens]
+  longer = []
+  for layer, pair in zip(weights["layers"], cache, strict=True):
+    x, kept = block.apply({"params": layer}, x, rotation, attend_to(*pair))
+    longer.append(kept)
+  return _final_norm(weights["final_norm"], x, architecture), tuple(longer)
+
+
+def logits(
+  weights: Tree, hidden: jax.Array, *, architecture: presets.Architecture
+) -> jax.Array:
+  """Returns hidden @ unembedding, accumulated in float32 or better, [..., V].
+
+  Args:
+    weights: from `merge`.
+    hidden: [..., D].
+    architecture: tells whether the embedding is tied.
+  """
+  table = (
+    weights["embedding"].T
+    if architecture.tied_embeddings
+    else weights["head"]["kernel"]
+  )
+  wide = jnp.promote_types(hidden.dtype, jnp.float32)
+  return jnp.einsum("...d,dv->...v", hidden, table, preferred_element_type=wide)
+
+
+def _effective(layer, adapter_layer, *, scale, dtype):
+  return _cast(lora.merge_layer(layer, adapter_layer, scale), dtype)
+
+
+def _cast(tree, dtype):
+  """Rounds; a bare cast may be elided by XLA (f32 -> bf16 -> f32), and then
+  the learner's weights would not be the sampler's."""
+
+  def cast(x):
+    to = jnp.finfo(dtype)
+    if to.nmant < jnp.finfo(x.dtype).nmant:
+      x = jax.lax.reduce_precision(x, to.nexp, to.nmant)
+    return x.astype(dtype)
+
+  return jax.tree.map(cast, tree)
+
+
+def _final_norm(parameters, x, architecture) -> Any:
+  norm = layers.RMSNorm(architecture.norm_eps)
+  return norm.apply({"params": parameters}, x)
