@@ -104,13 +104,14 @@ def draw(
 
   Args:
     keys: [B], from `row_keys`.
-    index: [B] int32, how many tokens the request has drawn before.
+    index: how many tokens each request has drawn before.
     logits: [B, V] float32; -inf forbids a token. With NaN or +inf in a row
       its log-probability is not finite and its token means nothing.
     rules: how each row draws.
     needs: what `needs(rules)` says, or more.
   """
   temperature = rules.temperature[:, None]
+  logits = logits.astype(jnp.float32)
   scaled = logits / jnp.where(temperature == 0, 1.0, temperature)
   top = scaled.max(-1, keepdims=True)
   mass = _blocks(jnp.exp(scaled - top))
@@ -137,9 +138,8 @@ def _blocks(x):
 def _invert(keys, index, mass):
   # A uniform for each level: the remainder of a single one would keep few of
   # its 23 bits, and tokens in the tail would get a share of 0 or of 2^-23.
-  uniform = jax.vmap(
-    lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (2,))
-  )(keys, index)
+  one = lambda key: jax.random.uniform(jax.random.fold_in(key, index), (2,))
+  uniform = jax.vmap(one)(keys)
   block = _first_above(mass.sum(-1), uniform[:, 0])
   inside = jnp.take_along_axis(mass, block[:, None, None], 1)[:, 0]
   return block * _BLOCK + _first_above(inside, uniform[:, 1])
