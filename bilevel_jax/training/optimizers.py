@@ -1,0 +1,102 @@
+"""Optimisers: optax chains that may also be differentiated through."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import config
+
+# Layers are stacked, so a norm's scale is [L, D] and a bias [L, out]: what is
+# a matrix cannot be told from the number of dimensions.
+NOT_DECAYED = ("scale", "bias")
+
+
+def learning_rate(
+  settings: config.Optimizer, total_updates: int
+) -> optax.Schedule:
+  """Returns the schedule: updates applied so far -> learning rate.
+
+  Update i of the W warm-up updates has peak * (i + 1) / W, so the first one is
+  not wasted. The decay begins at the peak and is at end_share * peak when all
+  updates are done.
+
+  Args:
+    settings: learning_rate (the peak), schedule, warmup_steps, end_share.
+    total_updates: updates of the whole run, warm-up included.
+  """
+  peak, warmup = settings.learning_rate, settings.warmup_steps
+  decay_updates = max(1, total_updates - warmup)
+  end = settings.end_share
+  decay = {
+    "constant": lambda: optax.constant_schedule(peak),
+    "cosine": lambda: optax.cosine_decay_schedule(peak, decay_updates, end),
+    "linear": lambda: optax.linear_schedule(peak, peak * end, decay_updates),
+  }[settings.schedule]()
+  if warmup == 0:
+    return decay
+  ramp = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+  return optax.join_schedules([ramp, decay], [warmup])
+
+
+def build(
+  settings: config.Optimizer, total_updates: int
+) -> optax.GradientTransformation:
+  """Returns clipping, then the optimiser, decoupled decay, and the schedule.
+
+  Equal to `optax.adamw` and `optax.sgd` after `optax.clip_by_global_norm`,
+  and differentiable where those are not: at a gradient that is exactly zero,
+  which a batch of equal rewards gives.
+
+  Args:
+    settings: one group of `config.optimizer`.
+    total_updates: updates of the whole run, for the schedule.
+  """
+  parts = []
+  if settings.clip_norm is not None:
+    parts.append(clip_by_global_norm(settings.clip_norm))
+  if settings.name == "adamw":
+    parts.append(
+      optax.scale_by_adam(
+        settings.b1, settings.b2, settings.eps, settings.eps_root
+      )
+    )
+  elif settings.momentum:
+    parts.append(optax.trace(settings.momentum))
+  if settings.weight_decay:
+    parts.append(optax.add_decayed_weights(settings.weight_decay, decayed))
+  parts.append(
+    optax.scale_by_learning_rate(learning_rate(settings, total_updates))
+  )
+  return optax.chain(*parts)
+
+
+def decayed(params: optax.Params) -> optax.Params:
+  """Returns, for each leaf, whether weight decay applies: by its name."""
+
+  def one(path, leaf):
+    del leaf
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return name.rsplit("/", 1)[-1] not in NOT_DECAYED
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+  """Returns a transformation that scales updates to a norm <= max_norm.
+
+      updates / sqrt(max(1, norm(updates)**2 / max_norm**2))
+
+  The root is of a number that is at least 1, so that every derivative is
+  finite at zero, where the norm itself has none.
+
+  Args:
+    max_norm: the largest Euclidean norm of the whole tree that is kept.
+  """
+
+  def update(updates, state, params=None):
+    del params
+    squares = sum(jnp.sum(jnp.square(u)) for u in jax.tree.leaves(updates))
+    divisor = jnp.sqrt(jnp.maximum(1.0, squares / max_norm**2))
+    return jax.tree.map(lambda u: u / divisor.astype(u.dtype), updates), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

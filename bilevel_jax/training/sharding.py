@@ -1,0 +1,156 @@
+"""Where arrays live: a mesh, and strict rules from names to its axes."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from bilevel_jax import config, types
+
+AXES = ("data", "fsdp", "tensor")
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# The first pattern that is found in a leaf's path wins. Optimiser states have
+# the same path endings as what they move, so the same rules serve them. `o`
+# and `down` read what the tensor axis has split; the others make it.
+RULES: Rules = (
+  (r"(^|/)embedding$", PartitionSpec("tensor", "fsdp")),
+  (r"(^|/)head/kernel$", PartitionSpec("fsdp", "tensor")),
+  (
+    r"(^|/)layers/(q|k|v|gate|up)/kernel$",
+    PartitionSpec(None, "fsdp", "tensor"),
+  ),
+  (r"(^|/)layers/(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+  (r"(^|/)layers/(q|k|v)/bias$", PartitionSpec(None, "tensor")),
+  (
+    r"(^|/)(attention_norm|mlp_norm|q_norm|k_norm|final_norm)/scale$",
+    PartitionSpec(),
+  ),
+  (r"(^|/)(q|k|v|gate|up)/A$", PartitionSpec(None, "fsdp", None)),
+  (r"(^|/)(q|k|v|gate|up)/B$", PartitionSpec(None, None, "tensor")),
+  (r"(^|/)(o|down)/A$", PartitionSpec(None, "tensor", None)),
+  (r"(^|/)(o|down)/B$", PartitionSpec(None, None, "fsdp")),
+)
+
+
+def make_mesh(
+  data: int,
+  fsdp: int,
+  tensor: int,
+  devices: Sequence[Any] | None = None,
+) -> jax.sharding.Mesh:
+  """Returns a mesh of the axes data, fsdp and tensor over all devices.
+
+  Args:
+    data: devices along the data axis.
+    fsdp: devices that parameters are split over; rows are split over it too.
+    tensor: devices that a matrix is split over.
+    devices: jax.Devices to lay out; default: every device of every process.
+
+  Raises:
+    ConfigError: the product is not the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  shape = (data, fsdp, tensor)
+  if math.prod(shape) != len(devices):
+    raise config.ConfigError(
+      f"mesh.data x mesh.fsdp x mesh.tensor must be {len(devices)}, the number "
+      f"of devices, got {data} x {fsdp} x {tensor} = {math.prod(shape)}"
+    )
+  return jax.make_mesh(
+    shape,
+    AXES,
+    axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
+    devices=devices,
+  )
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """Returns the sharding of a batch: rows over data and fsdp together."""
+  return jax.sharding.NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def shardings(
+  tree: types.Tree, mesh: jax.sharding.Mesh, rules: Rules = RULES
+) -> types.Tree:
+  """Returns a sharding for each leaf of a tree; scalars are replicated.
+
+  Args:
+    tree: arrays or ShapeDtypeStructs: parameters, a TrainState, a part of it.
+    mesh: from `make_mesh`.
+    rules: (pattern, axes of the leading dimensions), the first match wins.
+
+  Raises:
+    ConfigError: a leaf that no rule names, or a dimension that the axes do not
+      divide.
+  """
+
+  def one(path, leaf):
+    name = _name(path)
+    rule = _find(name, leaf.shape, rules)
+    if rule is None:
+      raise config.ConfigError(
+        f"no sharding rule names {name} of shape {leaf.shape}"
+      )
+    _check_divides(name, leaf.shape, rule[1], mesh)
+    return jax.sharding.NamedSharding(mesh, rule[1])
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def unused_rules(tree: types.Tree, rules: Rules = RULES) -> list[str]:
+  """Returns the patterns that place no leaf of the tree.
+
+  Args:
+    tree: as for `shardings`.
+    rules: as for `shardings`.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  found = [_find(_name(path), leaf.shape, rules) for path, leaf in leaves]
+  used = {rule[0] for rule in found if rule is not None}
+  return [pattern for pattern, _ in rules if pattern not in used]
+
+
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _find(
+  name: str, shape: Sequence[int], rules: Rules
+) -> tuple[str, PartitionSpec] | None:
+  if not shape:
+    return "", PartitionSpec()
+  for pattern, spec in rules:
+    if re.search(pattern, name):
+      return pattern, spec
+  return None
+
+
+def _check_divides(
+  name: str,
+  shape: Sequence[int],
+  spec: PartitionSpec,
+  mesh: jax.sharding.Mesh,
+) -> None:
+  if len(spec) > len(shape):
+    raise config.ConfigError(
+      f"{name} of shape {shape} has fewer dimensions than its rule {spec}"
+    )
+  for dimension, axes in enumerate(spec):
+    parts = math.prod(mesh.shape[axis] for axis in _axes(axes))
+    if shape[dimension] % parts:
+      raise config.ConfigError(
+        f"{name} of shape {shape} cannot be split: dimension {dimension} must "
+        f"be a multiple of mesh.{' x mesh.'.join(_axes(axes))} = {parts}, got "
+        f"{shape[dimension]}"
+      )
+
+
+def _axes(axes: str | tuple[str, ...] | None) -> Iterator[str]:
+  if axes is None:
+    return iter(())
+  return iter((axes,) if isinstance(axes, str) else axes)
