@@ -1,0 +1,183 @@
+"""From right and wrong answers to accuracies with honest intervals."""
+
+import math
+import statistics
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+  """A number with the bounds of its confidence interval."""
+
+  value: float
+  low: float
+  high: float
+
+
+def wilson_interval(
+  successes: int, n: int, confidence: float = 0.95
+) -> tuple[float, float]:
+  """Returns the bounds of Wilson's score interval of a share.
+
+      (p + z^2/2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+  It stays within [0, 1] and has a width at 0 and at 1 too (Wilson 1927,
+  equation 4 of Brown, Cai and DasGupta 2001).
+
+  Args:
+    successes: right answers.
+    n: answers; questions are independent, so one answer a question.
+    confidence: share of intervals that hold the truth.
+
+  Raises:
+    ValueError: no answers, or more successes than answers.
+  """
+  if n < 1 or not 0 <= successes <= n:
+    raise ValueError(f"successes must be in 0..n, n >= 1: {successes} of {n}")
+  z = _normal_quantile(confidence)
+  share = successes / n
+  middle = share + z * z / (2 * n)
+  half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+  scale = 1 + z * z / n
+  # The ends touch 0 and 1 exactly where all answers agree; rounding may not.
+  low = 0.0 if successes == 0 else max(0.0, (middle - half) / scale)
+  high = 1.0 if successes == n else min(1.0, (middle + half) / scale)
+  return low, high
+
+
+def accuracy(
+  scores: np.ndarray, *, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+  """Returns the mean accuracy over questions with its interval.
+
+  Several answers to one question are not independent, so the question is what
+  is counted (and resampled). With one right-or-wrong answer a question it is
+  Wilson's interval; with several, the bootstrap's.
+
+  Args:
+    scores: [questions] or [questions, samples], each in [0, 1].
+    confidence: share of intervals that hold the truth.
+    seed: of the bootstrap.
+  """
+  scores = np.asarray(scores, np.float64)
+  if scores.ndim == 2:
+    scores = scores.mean(axis=1)
+  if np.isin(scores, (0.0, 1.0)).all():
+    low, high = wilson_interval(int(scores.sum()), len(scores), confidence)
+    return Estimate(float(scores.mean()), low, high)
+  return bootstrap(scores, confidence=confidence, seed=seed)
+
+
+def paired_difference(
+  a: np.ndarray, b: np.ndarray, confidence: float = 0.95
+) -> Estimate:
+  """Returns the mean of b - a over questions answered by both, with interval.
+
+  The interval is Agresti and Min's (2005): Wald's, after adding half a pair
+  to each of the four outcomes of a pair of right-or-wrong answers. So it has
+  a width even when the two agree on every question. Accuracies between 0 and
+  1 (the mean of several answers) are counted in the same way.
+
+      d~ = sum(d) / (n + 2)
+      v~ = (sum(d^2) + 1) / (n + 2) - d~^2
+      d~ +- z sqrt(v~ / (n + 2))
+
+  Args:
+    a: [questions] accuracies before, each in [0, 1].
+    b: [questions] accuracies after, of the same questions in the same order.
+    confidence: share of intervals that hold the truth.
+
+  Raises:
+    ValueError: not as many of a as of b, or none.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.shape != b.shape or a.ndim != 1 or not len(a):
+    raise ValueError(
+      f"a and b must be as long, and not empty: {a.shape}, {b.shape}"
+    )
+  difference = b - a
+  n = len(difference) + 2
+  middle = difference.sum() / n
+  variance = (np.square(difference).sum() + 1) / n - middle**2
+  half = _normal_quantile(confidence) * math.sqrt(variance / n)
+  return Estimate(
+    float(difference.mean()),
+    float(max(-1.0, middle - half)),
+    float(min(1.0, middle + half)),
+  )
+
+
+def bootstrap(
+  values: np.ndarray,
+  *,
+  confidence: float = 0.95,
+  resamples: int = 2000,
+  seed: int = 0,
+) -> Estimate:
+  """Returns the mean of values with its bootstrap interval.
+
+  Efron's BCa interval, over questions; where all values are equal it is that
+  value alone.
+
+  Args:
+    values: [questions], one number a question.
+    confidence: share of intervals that hold the truth.
+    resamples: bootstrap samples.
+    seed: of the resampling.
+  """
+  values = np.asarray(values, np.float64)
+  mean = float(values.mean())
+  if np.ptp(values) == 0:
+    return Estimate(mean, mean, mean)
+  found = stats.bootstrap(
+    (values,),
+    np.mean,
+    n_resamples=resamples,
+    confidence_level=confidence,
+    rng=np.random.default_rng(seed),
+  ).confidence_interval
+  return Estimate(mean, float(found.low), float(found.high))
+
+
+def pass_at_k(n: int, correct: np.ndarray | int, k: int) -> np.ndarray:
+  """Returns the chance that k answers out of n hold a right one.
+
+      1 - C(n - c, k) / C(n, k) = 1 - prod_{i = n - c + 1}^{n} (1 - k / i)
+
+  unbiased in the n answers sampled (Chen et al. 2021, equation 1).
+
+  Args:
+    n: answers sampled to each question.
+    correct: [...] how many of them are right, c.
+    k: answers allowed, at most n.
+
+  Raises:
+    ValueError: k is not in 1..n, or a count not in 0..n.
+  """
+  correct = np.asarray(correct)
+  if not 1 <= k <= n or correct.min() < 0 or correct.max() > n:
+    raise ValueError(f"1 <= k <= n and 0 <= correct <= n: k {k}, n {n}")
+  i = np.arange(1, n + 1)
+  factors = np.where(i > n - correct[..., None], 1 - k / i, 1.0)
+  # A factor is negative only after one that is zero (i = k): no right answer
+  # can be missed by then.
+  return 1.0 - np.prod(np.maximum(factors, 0.0), axis=-1)
+
+
+def majority(answers: list[str], reference: str) -> float:
+  """Returns the chance that the most frequent answer is right: maj@k.
+
+  Ties are shared: with m answers most frequent, a right one scores 1 / m.
+
+  Args:
+    answers: normalised answers, one a sample; equal strings are equal answers.
+    reference: the right answer, normalised alike.
+  """
+  modes = statistics.multimode(answers)
+  return 1.0 / len(modes) if reference in modes else 0.0
+
+
+def _normal_quantile(confidence: float) -> float:
+  return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,0 +1,149 @@
+"""Intervals against published numbers, enumeration and simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bilevel_jax.evaluation import scoring
+
+
+@pytest.mark.parametrize(
+  ("successes", "n"), [(0, 10), (1, 10), (7, 30), (250, 500), (500, 500)]
+)
+def test_wilson_is_scipys(successes, n):
+  expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
+  got = scoring.wilson_interval(successes, n)
+  np.testing.assert_allclose(got, (expected.low, expected.high), atol=1e-12)
+
+
+def test_wilson_by_hand():
+  """81 of 263 in Newcombe (1998), table I: 0.2553 to 0.3662."""
+  low, high = scoring.wilson_interval(81, 263)
+  assert round(low, 4) == 0.2553
+  assert round(high, 4) == 0.3662
+
+
+def test_wilson_needs_answers():
+  with pytest.raises(ValueError, match="3 of 0"):
+    scoring.wilson_interval(3, 0)
+
+
+@pytest.mark.parametrize("truth", [0.1, 0.35, 0.9])
+def test_wilson_holds_the_truth_as_often_as_it_says(truth):
+  n = 200
+  weights = stats.binom.pmf(np.arange(n + 1), n, truth)
+  intervals = [scoring.wilson_interval(k, n) for k in range(n + 1)]
+  holds = [low <= truth <= high for low, high in intervals]
+  assert 0.93 < np.dot(weights, holds) < 0.97
+
+
+def test_one_answer_a_question_has_wilsons_interval():
+  scores = np.array([1, 0, 1, 1, 0])
+  assert scoring.accuracy(scores) == (0.6, *scoring.wilson_interval(3, 5))
+
+
+def test_answers_to_one_question_are_not_independent():
+  """Eight equal answers to each question tell no more than one."""
+  once = np.random.default_rng(0).random(100) < 0.4
+  repeated = np.repeat(once[:, None], 8, axis=1)
+  assert scoring.accuracy(repeated) == scoring.accuracy(once)
+
+
+def test_mean_of_several_answers_holds_the_truth_as_often_as_it_says():
+  random, held = np.random.default_rng(0), 0
+  for trial in range(300):
+    chance = random.beta(1, 2, size=100)  # mean 1/3
+    scores = random.random((100, 8)) < chance[:, None]
+    _, low, high = scoring.accuracy(scores, seed=trial)
+    held += low <= 1 / 3 <= high
+  assert 0.92 < held / 300 < 0.98
+
+
+def test_paired_difference_by_hand():
+  """Pairs (b, c) = (12, 5) of 50: d~ = 7/52, v~ = 18/52 - d~^2."""
+  a = np.array([1] * 5 + [0] * 12 + [1] * 20 + [0] * 13)
+  b = np.array([0] * 5 + [1] * 12 + [1] * 20 + [0] * 13)
+  got = scoring.paired_difference(a, b)
+  middle = 7 / 52
+  half = 1.959963984540054 * math.sqrt((18 / 52 - middle**2) / 52)
+  np.testing.assert_allclose(got, (7 / 50, middle - half, middle + half))
+
+
+def test_paired_difference_has_a_width_when_nothing_differs():
+  same = np.ones(30)
+  value, low, high = scoring.paired_difference(same, same)
+  assert value == 0
+  assert low < 0 < high
+
+
+@pytest.mark.parametrize(("gain", "loss"), [(0.2, 0.1), (0.06, 0.03)])
+def test_paired_difference_holds_the_truth_as_often_as_it_says(gain, loss):
+  random, held, trials = np.random.default_rng(1), 0, 2000
+  for _ in range(trials):
+    kind = random.random(150)
+    b = (kind < gain) | (kind > 0.6)
+    a = ((kind >= gain) & (kind < gain + loss)) | (kind > 0.6)
+    _, low, high = scoring.paired_difference(a, b)
+    held += low <= gain - loss <= high
+  assert 0.93 < held / trials < 0.975
+
+
+def test_pairing_is_narrower_than_two_separate_intervals():
+  random = np.random.default_rng(2)
+  a = random.random(500) < 0.5
+  b = a ^ (random.random(500) < 0.05)
+  _, low, high = scoring.paired_difference(a, b)
+  separate = scoring.accuracy(b)
+  assert high - low < separate.high - separate.low
+
+
+def test_paired_difference_needs_pairs():
+  with pytest.raises(ValueError, match=r"\(3,\), \(2,\)"):
+    scoring.paired_difference(np.zeros(3), np.zeros(2))
+
+
+def test_bootstrap_agrees_with_the_normal_interval_on_many_values():
+  values = np.random.default_rng(3).random(2000)
+  got = scoring.bootstrap(values)
+  error = 1.96 * values.std(ddof=1) / math.sqrt(2000)
+  np.testing.assert_allclose(got.low, values.mean() - error, atol=1e-3)
+  np.testing.assert_allclose(got.high, values.mean() + error, atol=1e-3)
+  assert got == scoring.bootstrap(values)
+
+
+def test_bootstrap_of_equal_values_is_that_value():
+  assert scoring.bootstrap(np.full(5, 0.25)) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("n", [1, 4, 6])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n):
+  for correct, k in itertools.product(range(n + 1), range(1, n + 1)):
+    answers = [1] * correct + [0] * (n - correct)
+    subsets = list(itertools.combinations(answers, k))
+    expected = sum(map(any, subsets)) / len(subsets)
+    got = scoring.pass_at_k(n, correct, k)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_pass_at_k_of_many_questions_at_once():
+  correct = np.array([0, 3, 16])
+  expected = 1 - np.array([1, math.comb(13, 8) / math.comb(16, 8), 0])
+  np.testing.assert_allclose(
+    scoring.pass_at_k(16, correct, 8), expected, atol=1e-12
+  )
+
+
+def test_pass_at_k_needs_k_answers():
+  with pytest.raises(ValueError, match="k 5, n 4"):
+    scoring.pass_at_k(4, 1, 5)
+
+
+@pytest.mark.parametrize(
+  ("answers", "expected"),
+  [(["7", "7", "3"], 1.0), (["3", "3", "7"], 0.0), (["3", "7"], 0.5)],
+)
+def test_majority_shares_ties(answers, expected):
+  assert scoring.majority(answers, "7") == expected
