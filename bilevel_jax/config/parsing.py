@@ -1,4 +1,4 @@
-"""From a file in `configs/` to frozen settings, or every broken rule at once."""
+"""From a file in `configs/` to frozen settings, or every broken rule."""
 
 import dataclasses
 import difflib

@@ -267,7 +267,11 @@ class Logging:
 @dataclasses.dataclass(frozen=True)
 class Mesh:
   data: int = setting(1, "devices along the data axis", at_least=1)
-  fsdp: int = setting(1, "devices that parameters are split over", at_least=1)
+  fsdp: int | None = setting(
+    None,
+    "devices that parameters are split over; default: all that are left",
+    at_least=1,
+  )
   tensor: int = setting(1, "devices that a matrix is split over", at_least=1)
 
 

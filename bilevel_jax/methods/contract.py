@@ -87,7 +87,7 @@ def advance(
       gradient, state.optimizer_states[name], getattr(state, name)
     )
     trees[name] = optax.apply_updates(getattr(state, name), updates)
-    metrics[f"optimizer/{name}_gradient_norm"] = optax.global_norm(gradient)
+    metrics[f"optimizer/{name}_gradient_norm"] = optax.tree.norm(gradient)
   state = dataclasses.replace(
     state,
     updates=state.updates + 1,

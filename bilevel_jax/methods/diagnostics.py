@@ -51,7 +51,7 @@ def rl_only_metrics(
 
 def gradient_metrics(sft: Tree, rl: Tree) -> dict:
   """Returns the norms of the SFT and RL gradients of the base, and their cosine."""
-  sft_norm, rl_norm = optax.global_norm(sft), optax.global_norm(rl)
+  sft_norm, rl_norm = optax.tree.norm(sft), optax.tree.norm(rl)
   products = jax.tree.map(lambda a, b: jnp.sum(a * b), sft, rl)
   inner = sum(jax.tree.leaves(products), jnp.zeros(()))
   tiny = jnp.finfo(jnp.float32).tiny

@@ -5,9 +5,12 @@ lengths, never from token values, so it does not matter what the pad id is.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
+from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.objectives.weighting import Weighting
 from bilevel_jax.types import RLBatch, Rollout, Scores, TokenBatch
 
@@ -54,6 +57,59 @@ def token_batch(
   )
 
 
+def minibatches(
+  rollout: Rollout,
+  scores: Scores,
+  weighting: Weighting,
+  *,
+  normalise: Literal["group_std", "group_mean"],
+  updates: int = 1,
+  passes: int = 1,
+  seed: Sequence[int] = (0,),
+  row_multiple: int = 1,
+) -> list[RLBatch]:
+  """Returns a step's rollouts as the batches of its updates.
+
+  Args:
+    rollout: N completions, G of each prompt.
+    scores: their rewards.
+    weighting: [B, T] mask of completions -> weights.
+    normalise: as in `policy_gradient.group_advantages`.
+    updates: mini-batches of a pass, of N / updates rows each.
+    passes: times that the rollouts are gone through.
+    seed: of the order of rows; used where there is more than one batch.
+    row_multiple: rows are padded to a multiple of this.
+  """
+  groups = (-1, rollout.requests.samples_per_prompt)
+  advantages, baselines = policy_gradient.group_advantages(
+    scores.rewards.reshape(groups),
+    (scores.scored & (rollout.lengths > 0)).reshape(groups),
+    normalise=normalise,
+  )
+  total = len(rollout.tokens)
+  prompt_lengths = [len(prompt) for prompt in rollout.requests.prompts]
+  lengths = np.array(prompt_lengths)[rollout.prompt_index] + rollout.lengths
+  batches = []
+  for number in range(passes):
+    order = np.arange(total)
+    if updates * passes > 1:
+      order = np.random.default_rng([*seed, number]).permutation(total)
+    batches += [
+      rl_batch(
+        rollout,
+        scores,
+        advantages.ravel(),
+        baselines.ravel(),
+        weighting,
+        selected=selected,
+        rows=-(-len(selected) // row_multiple) * row_multiple,
+        columns=bucket(int(lengths.max())),
+      )
+      for selected in np.split(order, updates)
+    ]
+  return batches
+
+
 def rl_batch(
   rollout: Rollout,
   scores: Scores,
@@ -62,6 +118,7 @@ def rl_batch(
   weighting: Weighting,
   *,
   selected: np.ndarray | None = None,
+  rows: int | None = None,
   columns: int | None = None,
 ) -> RLBatch:
   """Returns sampled completions as a batch for a policy-gradient loss.
@@ -74,32 +131,35 @@ def rl_batch(
     advantages: [N].
     baselines: [N].
     weighting: [B, T] mask of completions -> weights.
-    selected: [B] indices of the rows to take; default: all.
+    selected: indices of the rows to take; default: all.
+    rows: B, rows to pad to with empty ones; default: none is added.
     columns: columns to pad to; default: the bucket of the longest row.
   """
   selected = np.arange(len(rollout.tokens)) if selected is None else selected
   prompts = [rollout.requests.prompts[i] for i in rollout.prompt_index]
   scored = scores.scored & (rollout.lengths > 0)
 
-  def counting(mask: np.ndarray) -> np.ndarray:
-    return weighting(mask * scored[selected, None])
+  def padded(values: np.ndarray) -> np.ndarray:
+    out = np.zeros(len(selected) if rows is None else rows, np.float32)
+    out[: len(selected)] = values[selected]
+    return out
 
   plain = token_batch(
     [(prompts[n], rollout.tokens[n, : rollout.lengths[n]]) for n in selected],
-    counting,
+    lambda mask: weighting(mask * padded(scored)[:, None]),
+    rows=rows,
     columns=columns,
   )
   sampler_logprobs = np.zeros(plain.tokens.shape, np.float32)
   for row, n in enumerate(selected):
     start, length = len(prompts[n]), rollout.lengths[n]
     sampler_logprobs[row, start : start + length] = rollout.logprobs[n, :length]
-  counted = (plain.weights > 0).astype(np.float32)
   return RLBatch(
     **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
-    advantages=advantages[selected, None].astype(np.float32) * counted,
-    rewards=np.where(scored, scores.rewards, 0.0)[selected].astype(np.float32),
-    baselines=baselines[selected].astype(np.float32),
-    scored=scored[selected].astype(np.float32),
+    advantages=padded(advantages)[:, None] * np.float32(plain.weights > 0),
+    rewards=padded(np.where(scored, scores.rewards, 0.0)),
+    baselines=padded(baselines),
+    scored=padded(scored),
     sampler_logprobs=sampler_logprobs,
     old_logprobs=None,
     ref_logprobs=None,

@@ -1,0 +1,117 @@
+"""Accuracy on held-out questions, with an interval."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from bilevel_jax.data import batches
+from bilevel_jax.evaluation import scoring
+from bilevel_jax.rollout import answers
+from bilevel_jax.types import FINISH_REASONS, Policy, Requests, Sampling, Tree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+  """How many of a set of questions were answered correctly."""
+
+  correct: int
+  questions: int
+  length: float  # mean tokens of a completion
+  truncated_share: float
+  unscorable: int
+
+  @property
+  def accuracy(self) -> float:
+    """Share of questions answered correctly; unscorable ones count as wrong."""
+    return self.correct / self.questions
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    """95% Wilson interval of the accuracy."""
+    return scoring.wilson_interval(self.correct, self.questions)
+
+  def metrics(self) -> dict[str, float]:
+    """Returns what is logged."""
+    low, high = self.interval
+    return {
+      "evaluation/accuracy": self.accuracy,
+      "evaluation/accuracy_low": low,
+      "evaluation/accuracy_high": high,
+      "evaluation/correct": self.correct,
+      "evaluation/questions": self.questions,
+      "evaluation/length": self.length,
+      "evaluation/truncated_share": self.truncated_share,
+      "evaluation/unscorable": self.unscorable,
+    }
+
+  @classmethod
+  def from_metrics(cls, logged: dict[str, float]) -> "Result":
+    """Returns the result that `metrics` was made of."""
+    return cls(
+      correct=int(logged["evaluation/correct"]),
+      questions=int(logged["evaluation/questions"]),
+      length=logged["evaluation/length"],
+      truncated_share=logged["evaluation/truncated_share"],
+      unscorable=int(logged["evaluation/unscorable"]),
+    )
+
+
+def evaluate(
+  policy: Policy,
+  weights: Tree,
+  prompts: batches.Prompts,
+  tokenizer: answers.Decoder,
+  scorer: answers.Scorer,
+  *,
+  eos_ids: tuple[int, ...],
+  max_new_tokens: int,
+  temperature: float,
+  max_rows: int,
+  key: jax.Array,
+  sharding: jax.sharding.NamedSharding | None = None,
+) -> Result:
+  """Returns pass@1 on every question of a stream, one completion each.
+
+  Args:
+    policy: the architecture.
+    weights: what `policy.merge` returned.
+    prompts: the held-out questions.
+    tokenizer: makes text of tokens.
+    scorer: decides what is correct.
+    eos_ids: tokens that end a completion.
+    max_new_tokens: longest completion, EOS included.
+    temperature: 0 is greedy.
+    max_rows: rows decoded at once.
+    key: of the samples, where the temperature is not 0.
+    sharding: of an array of rows; None: one device.
+  """
+  questions, tokens, ids = prompts.take(0, len(prompts))
+  answered = answers.answer(
+    policy,
+    weights,
+    questions,
+    Requests(
+      prompts=tokens,
+      prompt_ids=ids,
+      samples_per_prompt=1,
+      max_new_tokens=max_new_tokens,
+      eos_ids=eos_ids,
+      sampling=Sampling(temperature=temperature),
+      key=key,
+    ),
+    tokenizer,
+    scorer,
+    max_rows=max_rows,
+    sharding=sharding,
+  )
+  scores, rollout = answered.scores, answered.rollout
+  return Result(
+    correct=int((scores.correct & scores.scored).sum()),
+    questions=len(questions),
+    length=float(rollout.lengths.mean()),
+    truncated_share=float(
+      np.mean(rollout.finish_reasons == FINISH_REASONS.index("length"))
+    ),
+    unscorable=int((~scores.scored).sum()),
+  )

@@ -1,0 +1,54 @@
+"""python -m bilevel_jax.main --config configs/x.py [--config.field=value ...]"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from bilevel_jax import config, train
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "a file of configs/, or your own", lock_config=True
+)
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+  """Returns what is left of the arguments; a bad flag is one sentence."""
+  try:
+    return flags.FLAGS(list(arguments))
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise config.ConfigError(_one_sentence(error)) from None
+  except OSError as error:
+    raise config.ConfigError(f"--config: {_one_sentence(error)}") from None
+
+
+def _one_sentence(error: BaseException) -> str:
+  """Returns the first line, without what follows of a whole ConfigDict."""
+  return str(error).strip("\"'").split("\n")[0].split(" Other fields present")[0]
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the config file that the flags name."""
+  if len(arguments) > 1:
+    raise config.ConfigError(f"unexpected argument {arguments[1]!r}")
+  if _CONFIG.value is None:
+    raise config.ConfigError("--config must name a config file, got none")
+  train.run(config.parse(_CONFIG.value))
+
+
+def run() -> None:
+  """Parses the command line, trains, and exits: 2 bad input, 1 stopped."""
+  logging.set_verbosity(logging.WARNING)
+  try:
+    app.run(main, flags_parser=_parse_flags)
+  except config.ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+  except train.TrainingStopped as error:
+    print(f"stopped: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,153 @@
+"""Questions answered by a policy and scored: text, tokens and rewards."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from bilevel_jax.rollout import engine
+from bilevel_jax.types import (
+  FINISH_REASONS,
+  Policy,
+  Question,
+  Requests,
+  Rollout,
+  Scores,
+  Tree,
+)
+
+
+class Decoder(Protocol):
+  """Makes text of tokens; for rewards and logs, never to encode it again."""
+
+  def decode(self, tokens: Any) -> str: ...
+
+
+class Scorer(Protocol):
+  """Scores completions of questions."""
+
+  def score(
+    self, completions: list[str], questions: list[Question]
+  ) -> Scores: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answers:
+  """N completions, prompt-major, with their questions and rewards."""
+
+  questions: list[Question]  # [N], a question for each of its samples
+  completions: list[str]  # [N]
+  rollout: Rollout
+  scores: Scores
+  rollout_s: float
+  reward_s: float
+
+
+def answer(
+  policy: Policy,
+  weights: Tree,
+  questions: Sequence[Question],
+  requests: Requests,
+  decoder: Decoder,
+  scorer: Scorer,
+  *,
+  max_rows: int,
+  sharding: jax.sharding.NamedSharding | None = None,
+) -> Answers:
+  """Returns the policy's answers to P questions, G of each.
+
+  Args:
+    policy: the architecture.
+    weights: what `policy.merge` returned.
+    questions: P questions.
+    requests: their P prompts.
+    decoder: the tokenizer.
+    scorer: the reward.
+    max_rows: rows decoded at once.
+    sharding: of an array of rows; None: one device.
+  """
+  started = time.perf_counter()
+  rollout = engine.generate(
+    policy, weights, requests, max_rows=max_rows, sharding=sharding
+  )
+  generated = time.perf_counter()
+  completions = [
+    decoder.decode(tokens[:length])
+    for tokens, length in zip(rollout.tokens, rollout.lengths, strict=True)
+  ]
+  asked = [questions[i] for i in rollout.prompt_index]
+  scores = scorer.score(completions, asked)
+  return Answers(
+    questions=asked,
+    completions=completions,
+    rollout=rollout,
+    scores=scores,
+    rollout_s=generated - started,
+    reward_s=time.perf_counter() - generated,
+  )
+
+
+def measure(answers: Answers) -> dict[str, float]:
+  """Returns what is logged about a step's rollouts.
+
+  Rewards are means over scored completions; pass@group is the share of
+  questions with a correct completion; lengths are in tokens, EOS included.
+  """
+  rollout, scores = answers.rollout, answers.scores
+  counted = max(int(scores.scored.sum()), 1)
+  groups = scores.correct.reshape(-1, rollout.requests.samples_per_prompt)
+  rewards = np.where(scores.scored, scores.rewards, np.nan)
+  grouped = rewards.reshape(groups.shape)
+  flat = [len(set(row[np.isfinite(row)].tolist())) < 2 for row in grouped]
+  tokens = int(rollout.lengths.sum())
+  return {
+    "rl/reward": float(np.where(scores.scored, scores.rewards, 0).sum())
+    / counted,
+    "rl/accuracy": float((scores.correct & scores.scored).sum()) / counted,
+    "rl/pass_at_group": float(groups.any(axis=1).mean()),
+    "rl/groups_without_advantage": float(np.mean(flat)),
+    "rl/unscorable": float((~scores.scored).sum()),
+    "rollout/length": float(rollout.lengths.mean()),
+    "rollout/truncated_share": float(
+      np.mean(rollout.finish_reasons == FINISH_REASONS.index("length"))
+    ),
+    "rollout/errors": float(
+      np.sum(rollout.finish_reasons == FINISH_REASONS.index("error"))
+    ),
+    "rollout/tokens": float(tokens),
+    "time/rollout_s": answers.rollout_s,
+    "time/reward_s": answers.reward_s,
+    "time/sampled_tokens_per_s": tokens / max(answers.rollout_s, 1e-9),
+  }
+
+
+def records(answers: Answers, count: int) -> list[dict[str, Any]]:
+  """Returns the first samples of `count` questions spread over the step.
+
+  Args:
+    answers: a step's answers.
+    count: records wanted at most.
+  """
+  rollout = answers.rollout
+  per_prompt = rollout.requests.samples_per_prompt
+  prompts = len(rollout.requests.prompts)
+  chosen = np.unique(
+    np.linspace(0, prompts - 1, min(count, prompts)).astype(int)
+  )
+  return [
+    {
+      "question_id": answers.questions[n].id,
+      "prompt": answers.questions[n].question,
+      "completion": answers.completions[n],
+      "answer": answers.questions[n].answer,
+      "reward": float(answers.scores.rewards[n])
+      if answers.scores.scored[n]
+      else None,
+      "finish_reason": FINISH_REASONS[rollout.finish_reasons[n]],
+      "tokens": int(rollout.lengths[n]),
+    }
+    for n in chosen * per_prompt
+  ]

@@ -1,0 +1,355 @@
+"""One training run: sample, score, assemble, update, log, save, evaluate."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel_jax import config
+from bilevel_jax.evaluation import benchmarks
+from bilevel_jax.models import lora
+from bilevel_jax.rewards import pool
+from bilevel_jax.rollout import answers, assemble
+from bilevel_jax.training import (
+  checkpoint,
+  display,
+  metrics,
+  parts,
+  report,
+  run_directory,
+  sharding,
+  termination,
+)
+from bilevel_jax.types import Requests, Sampling, StepBatch, TrainState, Tree
+
+
+class TrainingStopped(RuntimeError):
+  """The run ended before its last step, for the reason in the message."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+  """What the chapters of a run share. Only `state` and `host` ever change."""
+
+  settings: config.Config
+  model: parts.Model
+  streams: parts.Streams
+  learner: parts.Learner
+  scorer: pool.Scorer
+  rows: jax.sharding.NamedSharding  # of arrays with a row per sequence
+  reference: Tree | None  # base of the KL's reference policy
+  state: TrainState
+  host: dict[str, Any]  # JSON: where the streams stand
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+  """How a run ended."""
+
+  steps: int
+  before: benchmarks.Result | None
+  after: benchmarks.Result | None
+
+
+def run(settings: config.Config) -> Summary:
+  """Trains as the settings say and returns the accuracies before and after.
+
+  Raises:
+    ConfigError: something in the settings cannot be used; nothing was done.
+    TrainingStopped: terminated, no step left to do, or updates that stay
+      non-finite.
+  """
+  directory = run_directory.prepare(settings.run_dir, settings, settings.resume)
+  with pool.Scorer(
+    settings.reward.parts,
+    pattern=settings.reward.pattern,
+    deadline_s=settings.reward.deadline_s,
+    workers=settings.reward.workers,
+  ) as scorer:
+    story = _gather(settings, scorer)
+    checkpoints = checkpoint.Checkpoints(
+      directory.checkpoints,
+      keep_last=settings.checkpoints.keep_last,
+      keep_best=settings.checkpoints.keep_best,
+    )
+    first = _resume(story, checkpoints) if settings.resume else 0
+    directory.start(settings, first)
+    with (
+      checkpoints,
+      metrics.Writers(directory, settings) as writers,
+      display.Display(settings.steps, first, settings.logging) as screen,
+      termination.Requested() as terminated,
+    ):
+      screen.note(_opening(story))
+      before = directory.result_at(0)
+      if first == 0:
+        before = _evaluate(story, 0, writers, screen)
+      after = None
+      for step in range(first, settings.steps):
+        done = step + 1
+        logged = _step(story, step, writers, screen)
+        writers.step(done, logged)
+        screen.step(done, logged)
+        _stop_if_non_finite(story, done)
+        after = None
+        if _due(settings.evaluation.every, done, settings.steps):
+          after = _evaluate(story, done, writers, screen)
+        if terminated or _due(settings.checkpoints.every, done, settings.steps):
+          accuracy = None if after is None else after.accuracy
+          checkpoints.save(done, story.state, story.host, accuracy=accuracy)
+        if terminated and done < settings.steps:
+          raise TrainingStopped(
+            f"terminated after step {done} of {settings.steps}, which is "
+            "saved: continue with --config.resume=True"
+          )
+      checkpoints.wait()
+      if settings.checkpoints.export:
+        parts.export(directory.export, settings, story.model, story.state)
+      report.write(directory.path)
+      screen.closing(before, after, directory.path)
+  return Summary(steps=settings.steps - first, before=before, after=after)
+
+
+def _gather(settings: config.Config, scorer: pool.Scorer) -> Run:
+  """Returns the run before its first step; every check is made here."""
+  model = parts.build_model(settings)
+  streams = parts.build_streams(settings, model.tokenizer)
+  mesh = parts.make_mesh(settings.mesh)
+  learner = parts.build_learner(settings, model.policy, mesh)
+  plan = learner.method.plan(0)
+  if not plan.rollouts and streams.demonstrations is None:
+    raise config.ConfigError(
+      f"method {settings.method.name} learns from demonstrations alone: "
+      "data.demonstrations_per_step must be at least 1, got 0"
+    )
+  base = parts.load_base(settings, model, mesh)
+  reference = None
+  if plan.rollouts and settings.rl.kl_coef > 0:
+    dtype = settings.model.compute_dtype
+    reference = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
+  return Run(
+    settings=settings,
+    model=model,
+    streams=streams,
+    learner=learner,
+    scorer=scorer,
+    rows=sharding.batch_sharding(mesh),
+    reference=reference,
+    state=parts.initial_state(settings, learner, model.policy, base),
+    host={
+      "questions": 0,
+      "demonstrations": 0,
+      "tokens": 0,
+      "model": parts.fingerprint(base),
+    },
+  )
+
+
+def _step(
+  story: Run, step: int, writers: metrics.Writers, screen: display.Display
+) -> dict[str, float]:
+  """Samples, scores, assembles and updates; returns what to log."""
+  started = time.perf_counter()
+  settings, learner = story.settings, story.learner
+  logged: dict[str, float] = {}
+  answered = None
+  if learner.method.plan(step).rollouts:
+    answered = _sample(story, step)
+    logged |= answers.measure(answered)
+    story.host["tokens"] += int(answered.rollout.lengths.sum())
+    rows = answers.records(answered, settings.logging.completions_per_step)
+    writers.completions(step + 1, rows)
+    if _due(settings.logging.show_every, step + 1, settings.steps):
+      screen.completions(step + 1, rows)
+  update_started = time.perf_counter()
+  updates = []
+  for batch in _batches(story, step, answered):
+    story.state, measured = learner.programs.update(story.state, batch)
+    updates.append(measured)
+  updates = jax.device_get(updates)
+  logged["time/update_s"] = time.perf_counter() - update_started
+  for name in updates[0]:
+    logged[name] = float(np.mean([measured[name] for measured in updates]))
+  logged["training/skipped_updates"] *= len(updates)
+  if story.state.adapter is not None:
+    scale = settings.adapter.alpha / settings.adapter.rank
+    delta, weight = lora.delta_norm(
+      story.state.base, story.state.adapter, scale
+    )
+    logged["bilevel/adapter_delta_norm"] = float(delta / weight)
+  logged["rollout/tokens_so_far"] = story.host["tokens"]
+  logged["time/step_s"] = time.perf_counter() - started
+  return logged
+
+
+def _sample(story: Run, step: int) -> answers.Answers:
+  """Returns the policy's scored completions of the step's questions."""
+  settings, rollout = story.settings, story.settings.rollout
+  questions, prompts, ids = story.streams.prompts.take(
+    story.host["questions"], settings.data.prompts_per_step
+  )
+  story.host["questions"] += len(questions)
+  requests = Requests(
+    prompts=prompts,
+    prompt_ids=ids,
+    samples_per_prompt=rollout.samples_per_prompt,
+    max_new_tokens=rollout.max_new_tokens,
+    eos_ids=story.model.tokenizer.eos_ids,
+    sampling=Sampling(
+      temperature=rollout.temperature,
+      top_p=rollout.top_p,
+      top_k=rollout.top_k,
+      min_p=rollout.min_p,
+    ),
+    key=parts.key(settings, "rollout", step),
+  )
+  return answers.answer(
+    story.model.policy,
+    story.learner.programs.merge(story.state.base, story.state.adapter),
+    questions,
+    requests,
+    story.model.tokenizer,
+    story.scorer,
+    max_rows=rollout.max_rows,
+    sharding=story.rows,
+  )
+
+
+def _batches(
+  story: Run, step: int, answered: answers.Answers | None
+) -> Iterator[StepBatch]:
+  """Yields what each update of a step sees, on the devices."""
+  settings, learner = story.settings, story.learner
+  count = parts.updates_per_step(settings)
+  multiple = story.rows.mesh.shape["data"] * story.rows.mesh.shape["fsdp"]
+  rl_batches: list[Any] = [None] * count
+  if answered is not None:
+    rl_batches = assemble.minibatches(
+      answered.rollout,
+      answered.scores,
+      learner.rl_weighting,
+      normalise=settings.rl.advantage,
+      updates=settings.rl.updates_per_rollout,
+      passes=settings.rl.passes_per_rollout,
+      seed=(settings.seed, step),
+      row_multiple=multiple,
+    )
+    rl_batches = [_with_logprobs(story, batch) for batch in rl_batches]
+  for rl in rl_batches:
+    sft = None
+    if learner.method.plan(step).demonstrations:
+      sft = _demonstrations(story, count, multiple)
+    yield StepBatch(rl=rl, sft=sft)
+
+
+def _with_logprobs(story: Run, batch: Any) -> Any:
+  """Returns an RL batch on the devices, with the log-probs that it needs.
+
+  Called for every batch of a step before its first update, so that the old
+  log-probs are those of the policy that sampled.
+  """
+  logprobs = story.learner.programs.logprobs
+  batch = jax.device_put(batch, story.rows)
+  if parts.updates_per_step(story.settings) > 1:
+    old = logprobs(story.state.base, story.state.adapter, batch)
+    batch = dataclasses.replace(batch, old_logprobs=old)
+  if story.reference is not None:
+    ref = logprobs(story.reference, None, batch)
+    batch = dataclasses.replace(batch, ref_logprobs=ref)
+  return batch
+
+
+def _demonstrations(story: Run, updates: int, multiple: int) -> Any:
+  """Returns an update's share of the step's demonstrations."""
+  wanted = story.settings.data.demonstrations_per_step // updates
+  pairs = []
+  if story.streams.demonstrations is not None:
+    pairs = story.streams.demonstrations.take(
+      story.host["demonstrations"], wanted
+    )
+  story.host["demonstrations"] += len(pairs)
+  rows = -(-max(wanted, 1) // multiple) * multiple
+  batch = assemble.token_batch(pairs, story.learner.sft_weighting, rows=rows)
+  return jax.device_put(batch, story.rows)
+
+
+def _evaluate(
+  story: Run, step: int, writers: metrics.Writers, screen: display.Display
+) -> benchmarks.Result | None:
+  """Returns and logs the accuracy on the held-out questions, if any."""
+  settings = story.settings
+  if story.streams.held_out is None:
+    return None
+  screen.note(f"evaluating on {len(story.streams.held_out)} questions")
+  result = benchmarks.evaluate(
+    story.model.policy,
+    story.learner.programs.merge(story.state.base, story.state.adapter),
+    story.streams.held_out,
+    story.model.tokenizer,
+    story.scorer,
+    eos_ids=story.model.tokenizer.eos_ids,
+    max_new_tokens=settings.evaluation.max_new_tokens
+    or settings.rollout.max_new_tokens,
+    temperature=settings.evaluation.temperature,
+    max_rows=settings.rollout.max_rows,
+    key=parts.key(settings, "evaluation", step),
+    sharding=story.rows,
+  )
+  writers.step(step, result.metrics())
+  screen.evaluation(step, result)
+  return result
+
+
+def _resume(story: Run, checkpoints: checkpoint.Checkpoints) -> int:
+  """Takes the latest complete checkpoint up; returns the steps it had done."""
+  restored = checkpoints.restore(story.state)
+  if restored is None:
+    raise config.ConfigError(
+      f"nothing to resume: {checkpoints.directory} has no complete checkpoint"
+    )
+  done, state, host = restored
+  if host["model"] != story.host["model"]:
+    raise config.ConfigError(
+      f"cannot resume: {story.settings.model.weights} has other weights than "
+      "the run in run_dir started from"
+    )
+  if done >= story.settings.steps:
+    raise TrainingStopped(
+      f"nothing to train: the run has done {done} steps of steps "
+      f"{story.settings.steps}"
+    )
+  story.state, story.host = state, host
+  return done
+
+
+def _stop_if_non_finite(story: Run, done: int) -> None:
+  limit = story.settings.training.max_skipped_in_a_row
+  if int(story.state.skipped_in_a_row) >= limit:
+    raise TrainingStopped(
+      f"stopped at step {done}: {limit} updates in a row had a non-finite loss "
+      "or gradient and were skipped"
+    )
+
+
+def _due(every: int | None, done: int, steps: int) -> bool:
+  return done == steps or (every is not None and done % every == 0)
+
+
+def _opening(story: Run) -> str:
+  """Returns what the run is about to do, in a few lines."""
+  settings, streams = story.settings, story.streams
+  name = settings.model.weights or settings.model.preset
+  lines = [
+    f"{settings.method.name} on {name}"
+    f", {story.host['model']['parameters'] / 1e6:.2f}M parameters",
+    f"questions: {streams.prompts.counts.describe()}",
+  ]
+  if streams.demonstrations is not None:
+    lines.append(f"demonstrations: {streams.demonstrations.counts.describe()}")
+  if streams.held_out is not None:
+    lines.append(f"held out: {streams.held_out.counts.describe()}")
+  return "\n".join(lines)

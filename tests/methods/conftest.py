@@ -1,0 +1,104 @@
+"""A tabular problem small enough to know every answer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bilevel_jax import config, methods, types
+from bilevel_jax.bilevel.problem import Problem
+from bilevel_jax.methods import accumulation, contract, terms
+from bilevel_jax.objectives import weighting
+from bilevel_jax.rollout import assemble
+from tests import tabular
+
+VOCABULARY = 7
+
+
+@dataclasses.dataclass
+class World:
+  """A policy, batches with unequal lengths, and methods built over them."""
+
+  policy: types.Policy
+  base: types.Tree
+  adapter: types.Tree
+  sft: types.TokenBatch
+  rl: types.RLBatch
+
+  def problem(self, *, kl_coef: float = 0.0) -> Problem:
+    return Problem(
+      upper=terms.sft_objective(self.policy, chunk=64),
+      lower=terms.rl_objective(
+        self.policy,
+        temperature=1.0,
+        clip_low=0.2,
+        clip_high=0.2,
+        kl_coef=kl_coef,
+        chunk=64,
+      ),
+    )
+
+  def method(
+    self, name: str, *, rows: int | None = None, kl_coef=0.0, **settings
+  ) -> contract.Method:
+    sgd = optax.sgd(0.1)
+    return methods.METHODS[name](
+      config.Method(name=name, **settings),
+      contract.Ingredients(
+        problem=self.problem(kl_coef=kl_coef),
+        gradient=accumulation.gradient_over(rows),
+        optimizers={"base": sgd, "adapter": sgd, "rl_only_base": sgd},
+        total_updates=10,
+      ),
+    )
+
+  def start(self, method: contract.Method, **changes) -> types.TrainState:
+    adapter = self.adapter if method.trains_adapter else None
+    state = jax.jit(method.init)(self.base, adapter)
+    return dataclasses.replace(state, **changes)
+
+  def batch(self) -> types.StepBatch:
+    return types.StepBatch(rl=self.rl, sft=self.sft)
+
+
+def pairs(rng, count):
+  draw = lambda low, high: rng.integers(
+    0, VOCABULARY, rng.integers(low, high)
+  ).astype(np.int32)
+  return [(draw(1, 5), draw(1, 9)) for _ in range(count)]
+
+
+def rl_batch(rng, count) -> types.RLBatch:
+  plain = assemble.token_batch(pairs(rng, count), weighting.token_mean)
+  return types.RLBatch(
+    **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
+    advantages=(rng.normal(size=(count, 1)) * (plain.weights > 0)).astype(
+      np.float32
+    ),
+    rewards=rng.random(count).astype(np.float32),
+    baselines=np.full(count, 0.5, np.float32),
+    scored=np.ones(count, np.float32),
+    sampler_logprobs=np.zeros(plain.tokens.shape, np.float32),
+    old_logprobs=None,
+    ref_logprobs=None,
+  )
+
+
+@pytest.fixture
+def world() -> World:
+  rng = np.random.default_rng(0)
+  policy = tabular.policy(VOCABULARY)
+  adapter = policy.init_adapter(jax.random.key(1))
+  adapter["B"] = 0.3 * jax.random.normal(
+    jax.random.key(2), adapter["B"].shape, jnp.float32
+  )
+  return World(
+    policy=policy,
+    base=policy.init(jax.random.key(0)),
+    adapter=adapter,
+    sft=assemble.token_batch(pairs(rng, 6), weighting.token_mean),
+    rl=rl_batch(rng, 8),
+  )
