@@ -46,7 +46,6 @@ def export(
   scale: float = 1.0,
   *,
   source_directory: str | pathlib.Path | None = None,
-  save_tokenizer: Callable[[str], Any] | None = None,
   generation: Mapping[str, Any] | None = None,
   dtype: str = "float32",
   shard_bytes: int = 5_000_000_000,
@@ -67,12 +66,10 @@ def export(
     scale: alpha / rank.
     source_directory: where tokenizer, generation config and token ids are
       copied from.
-    save_tokenizer: writes a tokenizer into a directory that it is given, after
-      the copies (a tokenizer's `save_pretrained`).
     generation: fields of generation_config.json, over those of the source.
     dtype: float32 or bfloat16, of the file.
     shard_bytes: most bytes of tensors in one file.
-    progress: called with (bytes done, bytes in all) before each tensor.
+    progress: called for each tensor with (bytes so far, bytes in all).
 
   Raises:
     ConfigError: unknown dtype, a family that transformers does not have, or a
@@ -120,8 +117,6 @@ def export(
   for name in TOKENIZER_FILES:
     if source is not None and (source / name).exists():
       shutil.copyfile(source / name, stage / name)
-  if save_tokenizer is not None:
-    save_tokenizer(str(stage))
   if generation or ids:
     write_json(stage / "generation_config.json", {**ids, **generation})
   write_json(stage / "config.json", fields)
@@ -263,7 +258,6 @@ def _reporting(
 ) -> Iterator[np.ndarray]:
   done = 0
   for size, array in zip(sizes, arrays, strict=True):
+    done += size
     progress(done, sum(sizes))
     yield array
-    done += size
-  progress(done, sum(sizes))
