@@ -139,6 +139,12 @@ class Checkpoints:
     """Waits, and frees the threads."""
     self._manager.close()
 
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
 
 def _accuracy(metrics: dict[str, float]) -> float:
   return metrics["accuracy"]

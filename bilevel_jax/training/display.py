@@ -1,0 +1,233 @@
+"""What a person sees of a run: a live line, samples, and a closing table."""
+
+import collections
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import rich.box
+import rich.console
+import rich.panel
+import rich.progress
+import rich.table
+import rich.text
+
+from bilevel_jax import config
+
+# (heading, metric, format); the first metric of a heading that is there is
+# shown.
+_COLUMNS = (
+  ("reward", "rl/reward", "{:.3f}"),
+  ("SFT loss", "sft/loss", "{:.3f}"),
+  ("gain", "bilevel/cooperative_gain", "{:+.4f}"),
+  ("tok/s", "time/sampled_tokens_per_s", "{:,.0f}"),
+)
+_RECENT = 20  # steps that the time left is told from
+
+
+class Result(Protocol):
+  """An accuracy; an evaluation.benchmarks.Result."""
+
+  @property
+  def accuracy(self) -> float: ...
+  @property
+  def interval(self) -> tuple[float, float]: ...
+  @property
+  def correct(self) -> int: ...
+  @property
+  def questions(self) -> int: ...
+
+
+class Display:
+  """Shows a run on a terminal, or as plain lines elsewhere; a context."""
+
+  def __init__(
+    self,
+    steps: int,
+    first: int,
+    settings: config.Logging,
+    *,
+    console: rich.console.Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ) -> None:
+    """Makes the display; entering it starts the clock.
+
+    Args:
+      steps: steps of the whole run.
+      first: steps done before.
+      settings: whether there is a live line.
+      console: where to; default: standard output.
+      clock: returns seconds.
+    """
+    self._steps, self._first, self._clock = steps, first, clock
+    self._console = console or rich.console.Console(highlight=False)
+    self._live = settings.progress and self._console.is_terminal
+    self._times: collections.deque[tuple[int, float]] = collections.deque(
+      maxlen=_RECENT + 1
+    )
+    self._progress = rich.progress.Progress(
+      rich.progress.TextColumn("step {task.completed}/{task.total}"),
+      rich.progress.BarColumn(bar_width=20),
+      rich.progress.TextColumn("{task.description}"),
+      console=self._console,
+      disable=not self._live,
+      transient=True,
+    )
+    self._task = self._progress.add_task(
+      "starting", total=steps, completed=first
+    )
+
+  def __enter__(self) -> "Display":
+    self._times.append((self._first, self._clock()))
+    self._progress.start()
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self._progress.stop()
+
+  def note(self, text: str) -> None:
+    """Shows a few words, as they are."""
+    self._print(plain(text))
+
+  def step(self, step: int, values: Mapping[str, float]) -> None:
+    """Shows where the run is: a live line, or one more plain line.
+
+    Args:
+      step: steps done.
+      values: what was logged, by name.
+    """
+    self._times.append((step, self._clock()))
+    parts = [
+      f"{heading} {form.format(float(values[name]))}"
+      for heading, name, form in _COLUMNS
+      if name in values
+    ]
+    if values.get("training/skipped_updates"):
+      parts.append("update skipped: not finite")
+    (before, then), (now, at) = self._times[0], self._times[-1]
+    if now > before:
+      left = (at - then) / (now - before) * (self._steps - now)
+      parts.append(f"{_duration(left)} left")
+    line = "  ".join(parts)
+    if self._live:
+      self._progress.update(self._task, completed=step, description=line)
+    else:
+      width = len(str(self._steps))
+      self._print(plain(f"step {step:>{width}}/{self._steps}  {line}"))
+
+  def evaluation(self, step: int, result: Result) -> None:
+    """Shows an accuracy.
+
+    Args:
+      step: steps done.
+      result: of the held-out questions.
+    """
+    self.note(f"accuracy after step {step}: {_accuracy(result)}")
+
+  def completions(
+    self, step: int, records: Sequence[Mapping[str, Any]]
+  ) -> None:
+    """Shows completions with their rewards.
+
+    Args:
+      step: steps done.
+      records: with prompt, completion, reward and finish_reason; answer too.
+    """
+    for record in records:
+      body = rich.text.Text()
+      body.append("question    ", "bold")
+      body.append(escaped(str(record["prompt"]).strip()) + "\n")
+      body.append("completion  ", "bold")
+      body.append(escaped(str(record["completion"]).strip()))
+      if record.get("answer") is not None:
+        body.append("\nanswer      ", "bold")
+        body.append(escaped(str(record["answer"])))
+      reward = record["reward"]
+      worth = "not scored" if reward is None else f"reward {reward:.2f}"
+      title = f"step {step}  {worth}  ended by {record['finish_reason']}"
+      good = reward is not None and reward > 0
+      self._print(
+        rich.panel.Panel(
+          body,
+          title=rich.text.Text(title),
+          title_align="left",
+          border_style="green" if good else "red",
+          box=rich.box.ROUNDED,
+        )
+      )
+
+  def closing(
+    self,
+    before: Result | None,
+    after: Result | None,
+    directory: pathlib.Path,
+  ) -> None:
+    """Shows the accuracies before and after, and where the files are.
+
+    Args:
+      before: of the policy that the run started from.
+      after: of the one that it ended with.
+      directory: the run directory.
+    """
+    rows = [("before", before), ("after", after)]
+    if before is not None or after is not None:
+      table = rich.table.Table(
+        title="accuracy on held-out questions",
+        box=rich.box.SIMPLE_HEAD,
+        title_justify="left",
+      )
+      table.add_column("")
+      for heading in ("accuracy", "95% interval", "correct", "questions"):
+        table.add_column(heading, justify="right", no_wrap=True)
+      for name, result in rows:
+        if result is not None:
+          low, high = result.interval
+          table.add_row(
+            name,
+            f"{result.accuracy:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{result.correct:,}",
+            f"{result.questions:,}",
+          )
+      self._print(table)
+    self.note(f"report: {directory / 'report.html'}")
+
+  def _print(self, shown: rich.console.RenderableType) -> None:
+    self._progress.console.print(shown)
+
+
+def escaped(text: str) -> str:
+  """Returns text whose control characters are visible and change nothing.
+
+  New lines stay, and tabs become spaces; everything else that moves the
+  cursor, colours, or turns the direction of reading is written as its escape.
+
+  Args:
+    text: of a model, so anything at all.
+  """
+  text = text.replace("\r\n", "\n").replace("\t", "  ")
+  return "".join(
+    c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text
+  )
+
+
+def plain(text: str) -> rich.text.Text:
+  """Returns text to print as it is: no markup, nothing a terminal obeys."""
+  return rich.text.Text(escaped(text))
+
+
+def _accuracy(result: Result) -> str:
+  low, high = result.interval
+  return (
+    f"{result.accuracy:.1%} ({result.correct} of {result.questions}, "
+    f"95% interval {low:.1%} to {high:.1%})"
+  )
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours}h {minutes:02d}m"
+  return f"{minutes}m {seconds:02d}s" if minutes else f"{seconds}s"

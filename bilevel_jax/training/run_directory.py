@@ -1,0 +1,191 @@
+"""The files that a run leaves, and who may write to them."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import bilevel_jax
+from bilevel_jax import config
+from bilevel_jax.training import metrics
+
+# What a resumed run may change: none of it moves a number of a step.
+MAY_CHANGE = (
+  "run_dir",
+  "resume",
+  "steps",
+  "evaluation.every",
+  "checkpoints",
+  "logging",
+)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+  """Paths of a run's files."""
+
+  path: pathlib.Path
+
+  @property
+  def settings(self) -> pathlib.Path:
+    """Settings and versions, as JSON; there as soon as the run has begun."""
+    return self.path / "config.json"
+
+  @property
+  def metrics(self) -> pathlib.Path:
+    """Numbers, a JSON line a step."""
+    return self.path / "metrics.jsonl"
+
+  @property
+  def completions(self) -> pathlib.Path:
+    """Prompts, completions and rewards, a JSON line each."""
+    return self.path / "completions.jsonl"
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    """Directory of checkpoints."""
+    return self.path / "checkpoints"
+
+  @property
+  def export(self) -> pathlib.Path:
+    """Directory of Hugging Face weights."""
+    return self.path / "export"
+
+  @property
+  def report(self) -> pathlib.Path:
+    """Curves and sample completions, as a page."""
+    return self.path / "report.html"
+
+  def start(self, settings: config.Config, step: int) -> None:
+    """Writes config.json, and drops what was logged after the step.
+
+    Args:
+      settings: of the run.
+      step: steps done before: 0, or those of the checkpoint restored.
+    """
+    write_atomically(
+      self.settings,
+      json.dumps(
+        {"config": config.to_dict(settings), "versions": _versions()}, indent=2
+      ),
+    )
+    # A run that starts at 0 evaluates its start again.
+    kept = step if step else -1
+    metrics.truncate(self.metrics, kept)
+    metrics.truncate(self.completions, kept)
+
+  def logged_at(self, step: int) -> dict[str, Any]:
+    """Returns everything that was logged at a step; {} where nothing was."""
+    merged: dict[str, Any] = {}
+    for record in metrics.read(self.metrics):
+      if record["step"] == step:
+        merged |= record
+    return merged
+
+
+def prepare(
+  run_dir: str | pathlib.Path, settings: config.Config, resume: bool
+) -> RunDirectory:
+  """Returns the run directory, made if need be; writes nothing into it yet.
+
+  Args:
+    run_dir: where the run leaves its files.
+    settings: of the run that is about to start.
+    resume: whether it continues the run in run_dir.
+
+  Raises:
+    ConfigError: run_dir cannot be written, holds a run though resume is
+      false, or holds none, or one of other settings, though resume is true;
+      or a logger that is asked for is not installed.
+  """
+  directory = RunDirectory(pathlib.Path(run_dir).absolute())
+  used = _used(directory)
+  if used and not resume:
+    raise config.ConfigError(
+      f"run_dir {directory.path} must be unused unless resume is set, got one "
+      f"with {used}"
+    )
+  if resume:
+    _check_same_run(directory, settings)
+  _check_writable(directory.path)
+  metrics.check_installed(settings.logging)
+  return directory
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that it is the old one or the new one, never a part."""
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def _used(directory: RunDirectory) -> str | None:
+  for path in (directory.settings, directory.metrics, directory.completions):
+    if path.exists():
+      return path.name
+  if directory.checkpoints.is_dir() and any(directory.checkpoints.iterdir()):
+    return directory.checkpoints.name
+  return None
+
+
+def _check_same_run(directory: RunDirectory, settings: config.Config) -> None:
+  try:
+    text = directory.settings.read_text(encoding="utf-8")
+    then = json.loads(text)["config"]
+  except FileNotFoundError:
+    raise config.ConfigError(
+      f"nothing to resume: {directory.path} has no config.json"
+    ) from None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise config.ConfigError(
+      f"cannot resume: {directory.settings} cannot be read ({error})"
+    ) from None
+  now = json.loads(json.dumps(config.to_dict(settings)))
+  changed = list(_differences(then, now, ""))
+  if changed:
+    raise config.ConfigError(
+      f"cannot resume {directory.path} with other settings: "
+      + "; ".join(changed)
+    )
+
+
+def _differences(then: Any, now: Any, path: str) -> Iterator[str]:
+  """Yields a phrase for each setting that a resumed run may not change."""
+  if path in MAY_CHANGE or then == now:
+    return
+  if isinstance(then, Mapping) and isinstance(now, Mapping):
+    for name in [*now, *(name for name in then if name not in now)]:
+      inner = f"{path}.{name}" if path else name
+      yield from _differences(then.get(name), now.get(name), inner)
+    return
+  yield f"{path} must stay {then!r}, got {now!r}"
+
+
+def _check_writable(path: pathlib.Path) -> None:
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    raise config.ConfigError(
+      f"run_dir {path} must be a directory that can be written, got "
+      f"{error.strerror or error}"
+    ) from None
+
+
+def _versions() -> dict[str, str]:
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {
+    "bilevel_jax": bilevel_jax.__version__,
+    "python": platform.python_version(),
+    **versions,
+  }
