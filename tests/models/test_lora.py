@@ -1,0 +1,134 @@
+"""The adapter: an identity at the start, the unmerged mathematics after."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from bilevel_jax import config
+from bilevel_jax.models import attention, layers, lora, presets
+from tests.models import tiny
+
+ROW = tiny.row(np.random.default_rng(0), 96, [13])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_fresh_adapter_is_the_identity_to_the_bit(dtype):
+  policy = tiny.make("tiny-qwen2", compute_dtype=dtype)
+  base, _ = tiny.weights(policy)
+  adapter = policy.init_adapter(jax.random.key(0))
+  hidden = jax.jit(policy.hidden)
+  plain, adapted = (hidden(base, a, *ROW) for a in (None, adapter))
+  np.testing.assert_array_equal(
+    policy.logits(policy.merge(base, None), plain),
+    policy.logits(policy.merge(base, adapter), adapted),
+  )
+
+
+def test_the_first_gradient_of_a_is_zero_and_that_of_b_is_not():
+  policy = tiny.make()
+  base, _ = tiny.weights(policy)
+  adapter = policy.init_adapter(jax.random.key(0))
+  gradient = jax.jit(
+    jax.grad(lambda adapter: jnp.sum(policy.hidden(base, adapter, *ROW) ** 3))
+  )(adapter)
+  for target in tiny.ALL:
+    assert not gradient[target]["A"].any()
+    assert (jnp.abs(gradient[target]["B"]).max(axis=(1, 2)) > 0).all()
+
+
+def _unmerged(architecture, base, adapter, scale, row):
+  """The forward pass with x W + scale (x A) B, layer by layer."""
+  tokens, positions, segments = row
+
+  def attend(q, k, v):
+    return attention.xla(q, k, v, segments), None
+
+  x = base["embedding"][tokens]
+  for i in range(architecture.layers):
+    layer, factors = jax.tree.map(
+      lambda x, i=i: x[i], (base["layers"], adapter)
+    )
+
+    def add(method, args, kwargs, context, factors=factors):
+      y = method(*args, **kwargs)
+      name = context.module.name
+      if isinstance(context.module, nn.Dense) and name in factors:
+        y += scale * (args[0] @ factors[name]["A"]) @ factors[name]["B"]
+      return y
+
+    with nn.intercept_methods(add):
+      x, _ = layers.Block(architecture).apply(
+        {"params": layer}, x, layers.rotation(positions, architecture), attend
+      )
+  norm = layers.RMSNorm(architecture.norm_eps)
+  return norm.apply({"params": base["final_norm"]}, x)
+
+
+@pytest.mark.parametrize("targets", [tiny.ALL, ("q", "down")])
+def test_merging_is_the_unmerged_mathematics(targets):
+  policy = tiny.make("tiny-qwen3", adapter_targets=targets)
+  base, adapter = tiny.weights(policy)
+  architecture = presets.get("tiny-qwen3")
+  assert set(adapter) == set(targets)
+
+  def merged(base, adapter):
+    return policy.hidden(base, adapter, *ROW)
+
+  def unmerged(base, adapter):
+    return _unmerged(architecture, base, adapter, 8.0 / 4, ROW)
+
+  def run(forward):
+    def loss(base, adapter):
+      h = forward(base, adapter)
+      return jnp.sum(jnp.sin(h)), h
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(base, adapter)
+
+  (grads, h), (expected_grads, expected) = run(merged), run(unmerged)
+  np.testing.assert_allclose(h, expected, atol=2e-5)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      x, y, atol=2e-5 * max(1.0, float(jnp.abs(y).max()))
+    ),
+    grads,
+    expected_grads,
+  )
+
+
+def test_norms_are_those_of_the_materialised_matrices():
+  policy = tiny.make()
+  base, adapter = tiny.weights(policy)
+  delta, weight = lora.delta_norm(base, adapter, 2.0)
+  products = [2.0 * np.asarray(f["A"] @ f["B"]) for f in adapter.values()]
+  kernels = [np.asarray(base["layers"][t]["kernel"]) for t in adapter]
+  norm = lambda xs: np.sqrt(sum(np.sum(np.square(x)) for x in xs))
+  np.testing.assert_allclose(delta, norm(products), rtol=1e-5)
+  np.testing.assert_allclose(weight, norm(kernels), rtol=1e-5)
+
+
+def test_a_change_of_w_below_bfloat16_counts():
+  w = jnp.full((2, 2), 1 + 2**-9, jnp.float32)  # bfloat16 rounds it to 1
+  factors = {"A": jnp.full((2, 1), 2**-8.0), "B": jnp.full((1, 2), 0.5)}
+  merged = lora.merge_layer({"q": {"kernel": w}}, {"q": factors}, 1.0)
+  kernel = merged["q"]["kernel"]
+  assert kernel.dtype == jnp.float32
+  assert (kernel == 1 + 2**-8).all()
+
+
+def test_a_starts_as_peft_starts_it():
+  policy = tiny.make("small-arithmetic", adapter_rank=64)
+  adapter = policy.init_adapter(jax.random.key(0))
+  a = np.asarray(adapter["down"]["A"])  # [4, 384, 64]
+  bound = 384**-0.5
+  assert np.abs(a).max() <= bound
+  np.testing.assert_allclose(a.std(), bound / np.sqrt(3), rtol=0.02)
+  assert not np.allclose(adapter["q"]["A"], adapter["k"]["A"])
+
+
+@pytest.mark.parametrize("targets", [("q", "query"), (), ("q", "q")])
+def test_targets_that_do_not_exist_are_refused_by_name(targets):
+  received = ", ".join(targets) or "none"
+  with pytest.raises(config.ConfigError, match=rf"q, k, v, o.*got {received}"):
+    tiny.make(adapter_targets=targets)
