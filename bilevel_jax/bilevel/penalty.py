@@ -104,27 +104,35 @@ def combine(terms: Terms, penalty: jax.typing.ArrayLike) -> Updates:
   """
   upper, lower, rl_only = terms
   # The cooperative gain is rl_only.loss - lower.loss; it is ascended.
-  minus_gain = jax.tree.map(_difference, lower.adapter, rl_only.adapter)
+  minus_gain = excess(lower.adapter, 1, rl_only.adapter)
   return Updates(
-    base=_mix(penalty, upper.base, lower.base),
+    base=mix(penalty, upper.base, lower.base),
     rl_only_base=rl_only.base,
-    adapter=_mix(penalty, upper.adapter, minus_gain),
+    adapter=mix(penalty, upper.adapter, minus_gain),
   )
 
 
-def _difference(x: jax.Array, y: jax.Array) -> jax.Array:
+def mix(penalty: jax.typing.ArrayLike, upper: Tree, lower: Tree) -> Tree:
+  """Returns (1 - penalty) upper + penalty lower, without terms of weight 0."""
+  return jax.tree.map(
+    lambda u, v: _weigh(1 - penalty, u) + _weigh(penalty, v), upper, lower
+  )
+
+
+def excess(x: Tree, weight: jax.typing.ArrayLike, y: Tree) -> Tree:
+  """Returns x - weight y: exactly 0 where equal, just x where weight is 0."""
+
   # A compiler may fuse the product behind x into a multiply-add with -y, which
   # skips x's rounding: equal terms would then differ by a rounding error.
-  return jnp.where(x == y, 0, x - y)
+  def one(x, y):
+    y = _weigh(weight, y)
+    return jnp.where(x == y, 0, x - y)
+
+  return jax.tree.map(one, x, y)
 
 
-def _mix(penalty: jax.typing.ArrayLike, upper: Tree, lower: Tree) -> Tree:
-  def weigh(weight, x):
-    return jnp.where(weight == 0, 0, weight * x).astype(x.dtype)
-
-  return jax.tree.map(
-    lambda u, v: weigh(1 - penalty, u) + weigh(penalty, v), upper, lower
-  )
+def _weigh(weight: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
+  return jnp.where(weight == 0, 0, weight * x).astype(x.dtype)
 
 
 def one_step(

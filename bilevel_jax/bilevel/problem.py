@@ -9,9 +9,10 @@ BRIDGE, upper is the SFT loss (-J_SFT) and lower the RL loss (-J_RL).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import optax
 
 from bilevel_jax.types import Tree
 
@@ -57,3 +58,77 @@ def gradient(objective: Objective) -> GradientFunction:
     return Gradient(base_grad, adapter_grad, loss, aux)
 
   return evaluate
+
+
+class Hypergradient(NamedTuple):
+  """The derivative of upper(base(adapter), adapter) by adapter, and its parts.
+
+  gradient = direct + implicit
+  """
+
+  gradient: Tree
+  direct: Tree  # at a fixed base
+  implicit: Tree  # through base's dependence on adapter
+  base: Tree  # where the lower level is: moved, if the estimator moves it
+  optimizer_state: Tree  # of the lower level, there
+  upper: Gradient  # of the upper objective, there
+  lower_loss: jax.Array  # before the move: [K] of each inner step, else []
+  lower_aux: Tree  # like it, of the lower objective
+  diagnostics: dict[str, jax.Array]  # scalars, for logs
+
+
+class Estimator(Protocol):
+  """What all hypergradients have in common."""
+
+  def __call__(
+    self,
+    upper: GradientFunction,
+    lower: GradientFunction,
+    base: Tree,
+    adapter: Tree,
+    upper_batch: Any,
+    lower_batch: Any,
+    optimizer_state: Tree = None,
+  ) -> Hypergradient:
+    """Returns the hypergradient of `upper` at `adapter`.
+
+    Args:
+      upper: gradient of the objective to differentiate.
+      lower: gradient of the objective that base minimises.
+      base: lower-level variables now.
+      adapter: upper-level variables.
+      upper_batch: data of the upper objective.
+      lower_batch: data of the lower objective.
+      optimizer_state: live state of the lower level's optimiser, a constant;
+        only `unrolled` reads it.
+    """
+    ...
+
+
+def hypergradient(
+  direct: Tree,
+  implicit: Tree,
+  *,
+  base: Tree,
+  optimizer_state: Tree,
+  upper: Gradient,
+  lower_loss: jax.Array,
+  lower_aux: Tree,
+  **diagnostics: jax.Array,
+) -> Hypergradient:
+  """Returns the Hypergradient of two parts, with their norms."""
+  return Hypergradient(
+    gradient=optax.tree.add(direct, implicit),
+    direct=direct,
+    implicit=implicit,
+    base=base,
+    optimizer_state=optimizer_state,
+    upper=upper,
+    lower_loss=lower_loss,
+    lower_aux=lower_aux,
+    diagnostics={
+      "direct_norm": optax.tree.norm(direct),
+      "implicit_norm": optax.tree.norm(implicit),
+      **diagnostics,
+    },
+  )

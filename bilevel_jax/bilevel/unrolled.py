@@ -1,0 +1,147 @@
+"""The hypergradient through K optimiser steps of the lower level.
+
+    base_{k+1} = base_k - update(grad_base lower(base_k, adapter, batch_k))
+    hypergradient = d upper(base_K(adapter), adapter) / d adapter
+
+Exact for what it says: the derivative of K steps from a constant start, with
+clipping, moments and schedules of the optimiser included. It is not the
+derivative of the lower level's optimum, to which it tends as K grows.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import config
+from bilevel_jax.bilevel import mixed_mode
+from bilevel_jax.bilevel.problem import (
+  Estimator,
+  GradientFunction,
+  Hypergradient,
+  hypergradient,
+)
+from bilevel_jax.types import Tree
+
+
+def unrolled(
+  optimizer: optax.GradientTransformation,
+  *,
+  steps: int,
+  batch_per_step: bool = False,
+  mixed_product: mixed_mode.MixedProduct = "exact",
+) -> Estimator:
+  """Returns the estimator that differentiates through `steps` updates.
+
+  The optimiser's state enters as it is now, a constant. A fresh one would be
+  wrong for a run that is under way: Adam's first step is a sign, whose
+  derivative has nothing to do with that of a later step.
+
+  Memory: one copy of base and of the optimiser's state a step, and the
+  activations of one gradient. Every step is computed again on the way back.
+
+  Args:
+    optimizer: of the lower level, differentiable (`check_differentiable`).
+    steps: K, at least 1.
+    batch_per_step: leaves of `lower_batch` are [K, ...], a batch for each
+      step; else all steps see the whole of it.
+    mixed_product: how products with second derivatives are taken.
+
+  Raises:
+    ConfigError: where `steps` is less than 1.
+  """
+  if steps < 1:
+    raise config.ConfigError(f"steps must be at least 1, got {steps}")
+
+  def estimate(
+    upper: GradientFunction,
+    lower: GradientFunction,
+    base: Tree,
+    adapter: Tree,
+    upper_batch: Any,
+    lower_batch: Any,
+    optimizer_state: Tree = None,
+  ) -> Hypergradient:
+    inner_gradient = mixed_mode.base_gradient(
+      lower, mixed_product=mixed_product
+    )
+
+    def descend(adapter):
+      def step(carry, batch):
+        base, state = carry
+        batch = batch if batch_per_step else lower_batch
+        grad, report = inner_gradient(base, adapter, batch)
+        updates, state = optimizer.update(grad, state, base)
+        return (optax.apply_updates(base, updates), state), report
+
+      (final, state), reports = jax.lax.scan(
+        # A scan's two passes are separate loops: there is nothing that the
+        # barriers of a checkpoint would have to keep from being merged.
+        jax.checkpoint(step, prevent_cse=False),
+        (base, optimizer_state),
+        lower_batch if batch_per_step else None,
+        length=steps,
+      )
+      return final, (state, reports)
+
+    final, pull_back, (state, reports) = jax.vjp(descend, adapter, has_aux=True)
+    at_end = upper(final, adapter, upper_batch)
+    (implicit,) = pull_back(at_end.base)
+    return hypergradient(
+      at_end.adapter,
+      implicit,
+      base=final,
+      optimizer_state=state,
+      upper=at_end,
+      lower_loss=reports[0],
+      lower_aux=reports[1],
+    )
+
+  return estimate
+
+
+def check_differentiable(
+  optimizer: optax.GradientTransformation,
+  name: str,
+  example: Tree | None = None,
+) -> None:
+  """Checks that updates can be differentiated with respect to gradients.
+
+  Tries it, on a fresh state, at a random gradient and at zero (which a batch
+  of equal rewards gives).
+
+  Args:
+    optimizer: to check.
+    name: what the message calls it.
+    example: small tree of parameters that it accepts; a matrix and a vector
+      by default.
+
+  Raises:
+    ConfigError: where the derivative is undefined, zero everywhere, or not
+      finite at a zero gradient.
+  """
+  if example is None:
+    example = {"matrix": jnp.ones((3, 3)), "vector": jnp.ones(3)}
+  state = optimizer.init(example)
+  update = lambda grad: optimizer.update(grad, state, example)[0]
+  random = optax.tree.random_like(jax.random.key(0), example)
+  try:
+    at_random = jax.vjp(update, random)[1](random)[0]
+    at_zero = jax.vjp(update, optax.tree.zeros_like(random))[1](random)[0]
+  except (TypeError, ValueError, NotImplementedError) as error:
+    raise config.ConfigError(
+      f"{name} cannot be differentiated ({error}): the unrolled hypergradient "
+      "needs an optimiser that can; take sgd or adamw, or the penalty"
+    ) from error
+  if not optax.tree.norm(at_random) > 0:
+    raise config.ConfigError(
+      f"{name} has no derivative (its updates are signs of gradients, or do "
+      "not depend on them): the unrolled hypergradient would leave out the "
+      "lower level; take sgd or adamw, or the penalty"
+    )
+  if not jnp.isfinite(optax.tree.norm(at_zero)):
+    raise config.ConfigError(
+      f"{name} has no finite derivative at a zero gradient: give Adam an "
+      "eps_root such as 1e-16, and clip with training.optimizers"
+    )
