@@ -1,0 +1,361 @@
+"""report.html: a run as one page that needs nothing else."""
+
+import dataclasses
+import html
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bilevel_jax import config
+from bilevel_jax.training import display, metrics, run_directory
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+  """A picture of one or several metrics over steps."""
+
+  title: str
+  unit: str
+  pattern: str  # of the whole names of its metrics
+  logarithmic: bool = False
+  low: str | None = None  # metrics that bound the one drawn, or
+  high: str | None = None
+  error: str | None = None  # its standard error
+
+
+CHARTS = (
+  Chart("Reward", "mean of a step", r"rl/(reward|accuracy|pass_at_group)"),
+  Chart(
+    "Accuracy on held-out questions",
+    "share correct, 95% interval",
+    r"evaluation/accuracy",
+    low="evaluation/accuracy_low",
+    high="evaluation/accuracy_high",
+  ),
+  Chart("SFT loss", "nats per token, as weighted", r"sft/loss"),
+  Chart(
+    "Cooperative gain",
+    "reward over RL alone, ± 1 standard error",
+    r"bilevel/cooperative_gain",
+    error="bilevel/cooperative_gain_se",
+  ),
+  Chart("KL divergence", "nats per token", r".+/kl_.+"),
+  Chart("Response length", "tokens", r"(rollout|evaluation)/length"),
+  Chart("Entropy", "nats per token", r".+/entropy"),
+  Chart("Gradient norms", "before clipping", r".+gradient_norm", True),
+  Chart(
+    "Gradient cosine", "SFT against RL gradient", r"bilevel/gradient_cosine"
+  ),
+  Chart("Clipped and cut off", "share", r".+(clip_fraction|truncated_share)"),
+  Chart("Seconds per phase", "s", r"time/(?!.*per_s$).+_s"),
+  Chart("Tokens per second", "1/s", r"time/.+tokens_per_s"),
+)
+
+_COLOURS = ("#3b82f6", "#ea7317", "#10a37f", "#d6409f", "#8e5cf0", "#a8841a")
+_INK = "#123456"  # stands for the page's text colour in a drawing
+
+
+def write(run_dir: str | pathlib.Path) -> pathlib.Path:
+  """Returns the path of the report that it writes from a run's files.
+
+  Args:
+    run_dir: a run directory; files and metrics that it lacks are left out.
+  """
+  files = run_directory.RunDirectory(pathlib.Path(run_dir).absolute())
+  steps = _by_step(metrics.read(files.metrics))
+  settings = {}
+  if files.settings.exists():
+    settings = json.loads(files.settings.read_text(encoding="utf-8"))
+  sections = [
+    _accuracies(steps),
+    _charts(steps),
+    _completions(metrics.read(files.completions)),
+    _settings(settings),
+  ]
+  page = _PAGE.format(
+    title=html.escape(f"Run {files.path.name}"),
+    style=_STYLE,
+    subtitle=html.escape(_subtitle(settings, steps)),
+    body="\n".join(section for section in sections if section),
+  )
+  run_directory.write_atomically(files.report, page)
+  return files.report
+
+
+def _by_step(
+  records: Iterable[Mapping[str, Any]],
+) -> dict[int, dict[str, float]]:
+  steps: dict[int, dict[str, float]] = {}
+  for record in records:
+    steps.setdefault(record["step"], {}).update(record)
+  return dict(sorted(steps.items()))
+
+
+def _subtitle(
+  settings: Mapping[str, Any], steps: Mapping[int, Mapping[str, float]]
+) -> str:
+  given = settings.get("config", {})
+  model = given.get("model", {})
+  parts = [
+    given.get("method", {}).get("name"),
+    model.get("weights") or model.get("preset"),
+    f"{max(steps, default=0)} steps",
+  ]
+  return " · ".join(str(part) for part in parts if part)
+
+
+def _accuracies(steps: Mapping[int, Mapping[str, float]]) -> str:
+  found = [
+    (step, values)
+    for step, values in steps.items()
+    if "evaluation/accuracy" in values
+  ]
+  if not found:
+    return ""
+  named = [("before", *found[0])] if found[0][0] == 0 else []
+  if found[-1][0] > 0:
+    named.append(("after", *found[-1]))
+  rows = []
+  for name, step, values in named:
+    low = values.get("evaluation/accuracy_low", np.nan)
+    high = values.get("evaluation/accuracy_high", np.nan)
+    questions = values.get("evaluation/questions", np.nan)
+    rows.append(
+      (
+        f"{name} (step {step})",
+        f"{values['evaluation/accuracy']:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        f"{questions:,.0f}",
+      )
+    )
+  head = ("", "accuracy", "95% interval", "questions")
+  return _section("Accuracy", _table(head, rows, "figures"))
+
+
+def _charts(steps: Mapping[int, Mapping[str, float]]) -> str:
+  drawn = [_chart(chart, steps) for chart in CHARTS]
+  figures = "\n".join(figure for figure in drawn if figure)
+  if not figures:
+    return ""
+  return _section("Curves", f'<div class="grid">{figures}</div>')
+
+
+def _chart(chart: Chart, steps: Mapping[int, Mapping[str, float]]) -> str:
+  seen = dict.fromkeys(name for values in steps.values() for name in values)
+  names = [name for name in seen if re.fullmatch(chart.pattern, name)]
+  if not names:
+    return ""
+  picture = _draw(chart, {name: _series(name, steps) for name in names}, steps)
+  return (
+    f"<figure><figcaption>{html.escape(chart.title)} "
+    f"<span>{html.escape(chart.unit)}</span></figcaption>{picture}</figure>"
+  )
+
+
+def _series(
+  name: str, steps: Mapping[int, Mapping[str, float]]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (steps, values) where a metric was logged; NaN where not finite."""
+  points = [(s, values[name]) for s, values in steps.items() if name in values]
+  x, y = np.array(points, np.float64).reshape(-1, 2).T
+  return x, np.where(np.isfinite(y), y, np.nan)
+
+
+def _draw(
+  chart: Chart,
+  series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  steps: Mapping[int, Mapping[str, float]],
+) -> str:
+  # Drawn here only: a run does not wait for matplotlib before it starts.
+  import matplotlib
+  from matplotlib import figure, ticker
+
+  with matplotlib.rc_context(_drawing_style()):
+    picture = figure.Figure(figsize=(5, 2.7), layout="constrained")
+    axes = picture.add_subplot()
+    for colour, (name, (x, y)) in zip(
+      _COLOURS * len(series), series.items(), strict=False
+    ):
+      marker = "o" if len(x) < 40 else None
+      axes.plot(x, y, color=colour, marker=marker, markersize=3, label=name)
+      bounds = _bounds(chart, y, steps)
+      if bounds is not None:
+        axes.fill_between(x, *bounds, color=colour, alpha=0.2, linewidth=0)
+    positive = [y[y > 0].size for _, y in series.values()]
+    if chart.logarithmic and any(positive):
+      axes.set_yscale("log")
+    if len(series) > 1:
+      axes.legend(frameon=False, fontsize=7)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    out = io.StringIO()
+    picture.savefig(
+      out, format="svg", transparent=True, metadata={"Date": None}
+    )
+  drawing = out.getvalue()
+  return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _bounds(
+  chart: Chart, y: np.ndarray, steps: Mapping[int, Mapping[str, float]]
+) -> tuple[np.ndarray, np.ndarray] | None:
+  if chart.low is not None and chart.high is not None:
+    low, high = _series(chart.low, steps)[1], _series(chart.high, steps)[1]
+  elif chart.error is not None:
+    error = _series(chart.error, steps)[1]
+    if error.shape != y.shape:
+      return None
+    low, high = y - error, y + error
+  else:
+    return None
+  return (low, high) if low.shape == high.shape == y.shape else None
+
+
+def _drawing_style() -> Any:
+  inked = (
+    "text.color",
+    "axes.labelcolor",
+    "axes.edgecolor",
+    "xtick.color",
+    "ytick.color",
+    "grid.color",
+  )
+  return dict.fromkeys(inked, _INK) | {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "lines.linewidth": 1.4,
+  }
+
+
+def _completions(records: Sequence[Mapping[str, Any]]) -> str:
+  steps = sorted({record["step"] for record in records})
+  if not steps:
+    return ""
+  chosen = dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1]))
+  parts = []
+  for step in chosen:
+    parts.append(f"<h3>Step {step}</h3>")
+    parts.extend(_card(r) for r in records if r["step"] == step)
+  return _section("Sample completions", "\n".join(parts))
+
+
+def _card(record: Mapping[str, Any]) -> str:
+  reward = record.get("reward")
+  worth = "not scored" if reward is None else f"reward {reward:.2f}"
+  kind = "good" if reward is not None and reward > 0 else "bad"
+  facts = [worth, f"ended by {record.get('finish_reason', 'unknown')}"]
+  if record.get("answer") is not None:
+    facts.append(f"answer {record['answer']}")
+  return (
+    f'<article class="{kind}"><header>{_text(" · ".join(facts))}</header>'
+    f"<pre>{_text(record.get('prompt', ''))}</pre>"
+    f"<pre>{_text(record.get('completion', ''))}</pre></article>"
+  )
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+  if not settings:
+    return ""
+  defaults = dict(
+    _flat(json.loads(json.dumps(config.to_dict(config.Config()))))
+  )
+  given = dict(_flat(settings.get("config", {})))
+  show = lambda value: json.dumps(value, ensure_ascii=False)
+  rows = [(name, show(value)) for name, value in given.items()]
+  changed = [row for row in rows if given[row[0]] != defaults.get(row[0])]
+  versions = list(settings.get("versions", {}).items())
+  head = ("setting", "value")
+  return _section(
+    "Settings",
+    _table(head, changed)
+    + f"<details><summary>All settings</summary>{_table(head, rows)}</details>"
+    + "<details><summary>Versions</summary>"
+    + f"{_table(('package', 'version'), versions)}</details>",
+  )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple]:
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      yield from _flat(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value
+
+
+def _section(title: str, body: str) -> str:
+  return f"<section><h2>{title}</h2>\n{body}\n</section>"
+
+
+def _table(
+  head: Sequence[str], rows: Iterable[Sequence[object]], kind: str = ""
+) -> str:
+  lines = [
+    "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
+    for row in rows
+  ]
+  top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+  return (
+    f'<table class="{kind}"><thead><tr>{top}</tr></thead>'
+    f"<tbody>{''.join(lines)}</tbody></table>"
+  )
+
+
+def _text(value: object) -> str:
+  return html.escape(display.escaped(str(value)))
+
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881;
+  --good: #10a37f; --bad: #d9534f; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { margin: 0; } h2 { margin: 2.5rem 0 .8rem; } h3 { margin: 1.2rem 0 .4rem; }
+.subtitle, figcaption span, header { opacity: .7; }
+.grid { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 8px;
+  padding: .7rem .8rem .3rem; }
+figcaption { font-weight: 600; }
+figcaption span { font-weight: 400; font-size: .85em; }
+svg { width: 100%; height: auto; display: block; }
+table { border-collapse: collapse; margin: .4rem 0; }
+th, td { text-align: left; padding: .25rem 1.2rem .25rem 0;
+  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+table.figures :is(th, td):not(:first-child) { text-align: right;
+  font-variant-numeric: tabular-nums; }
+article { border-left: 3px solid var(--bad); background: var(--soft);
+  border-radius: 0 8px 8px 0; padding: .5rem .9rem; margin: .6rem 0; }
+article.good { border-color: var(--good); }
+article header { font-size: .85em; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0;
+  font: 13px/1.5 ui-monospace, monospace; }
+pre + pre { border-top: 1px dashed var(--line); padding-top: .4rem; }
+summary { cursor: pointer; margin-top: .6rem; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class="subtitle">{subtitle}</p>
+{body}
+</body>
+</html>
+"""
