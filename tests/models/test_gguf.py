@@ -10,119 +10,8 @@ import pytest
 
 from bilevel_jax import config
 from bilevel_jax.models import gguf, huggingface_layout, presets
-
-WIDTH = 256  # a K-quant's block; every row of the file has a multiple of it
-ARCHITECTURE = presets.Architecture(
-  family="llama",
-  vocab_size=96,
-  width=WIDTH,
-  layers=2,
-  heads=4,
-  kv_heads=2,
-  head_dim=64,
-  mlp_width=WIDTH,
-  max_positions=512,
-  rope_theta=100000.0,
-  norm_eps=1e-5,
-)
-NAMES = {
-  "model.embed_tokens.weight": "token_embd.weight",
-  "model.norm.weight": "output_norm.weight",
-  "lm_head.weight": "output.weight",
-}
-LEAVES = {
-  "input_layernorm": "attn_norm",
-  "post_attention_layernorm": "ffn_norm",
-  "self_attn.q_proj": "attn_q",
-  "self_attn.k_proj": "attn_k",
-  "self_attn.v_proj": "attn_v",
-  "self_attn.o_proj": "attn_output",
-  "self_attn.q_norm": "attn_q_norm",
-  "self_attn.k_norm": "attn_k_norm",
-  "mlp.gate_proj": "ffn_gate",
-  "mlp.up_proj": "ffn_up",
-  "mlp.down_proj": "ffn_down",
-}
-
-
-def gguf_name(name):
-  if name in NAMES:
-    return NAMES[name]
-  _, _, layer, stem = name.split(".", 3)
-  stem, kind = stem.rsplit(".", 1)
-  return f"blk.{layer}.{LEAVES[stem]}.{kind}"
-
-
-def permute(weights, heads):
-  """The converter's: llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute."""
-  return (
-    weights.reshape(
-      heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:]
-    )
-    .swapaxes(1, 2)
-    .reshape(weights.shape)
-  )
-
-
-def random_tensors(architecture):
-  """Weights under Hugging Face's names, [out, in]."""
-  rng = np.random.default_rng(0)
-  return {
-    name: rng.standard_normal(weight.shape, np.float32)
-    for weight in jax.tree.leaves(huggingface_layout.layout(architecture))
-    for name in weight.names
-  }
-
-
-def add_metadata(writer, a):
-  writer.add_block_count(a.layers)
-  writer.add_context_length(a.max_positions)
-  writer.add_embedding_length(a.width)
-  writer.add_feed_forward_length(a.mlp_width)
-  writer.add_head_count(a.heads)
-  writer.add_head_count_kv(a.kv_heads)
-  writer.add_key_length(a.head_dim)
-  writer.add_value_length(a.head_dim)
-  writer.add_layer_norm_rms_eps(a.norm_eps)
-  writer.add_rope_freq_base(a.rope_theta)
-  writer.add_rope_dimension_count(a.head_dim)
-  writer.add_vocab_size(a.vocab_size)
-
-
-def write(
-  path,
-  tensors,
-  architecture=ARCHITECTURE,
-  *,
-  encode=None,
-  extra=None,
-  edit=None,
-):
-  """Writes what llama.cpp's converter would; returns the path.
-
-  encode: array -> (array, raw_dtype), for matrices. extra: more tensors, under
-  GGUF's names. edit: changes the writer's metadata.
-  """
-  writer = gguf_package.GGUFWriter(path, architecture.family)
-  add_metadata(writer, architecture)
-  if edit is not None:
-    edit(writer)
-  for name, array in tensors.items():
-    if architecture.family == "llama" and "q_proj" in name:
-      array = permute(array, architecture.heads)
-    if architecture.family == "llama" and "k_proj" in name:
-      array = permute(array, architecture.kv_heads)
-    kind = None
-    if encode is not None and array.ndim == 2:
-      array, kind = encode(array)
-    writer.add_tensor(gguf_name(name), array, raw_dtype=kind)
-  for name, array in (extra or {}).items():
-    writer.add_tensor(name, array)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return path
+from tests import gguf_files
+from tests.gguf_files import ARCHITECTURE, WIDTH, random_tensors, write
 
 
 def as_base(tensors, architecture):
@@ -164,7 +53,7 @@ def test_float32_weights_come_back_to_the_bit(tmp_path, name):
 
 def test_the_published_permutation_is_not_the_identity():
   rows = np.arange(WIDTH, dtype=np.float32)[:, None]
-  assert (permute(rows, 4) != rows).any()
+  assert (gguf_files.permute(rows, 4) != rows).any()
 
 
 def f16(block):
@@ -270,7 +159,7 @@ def test_blocks_mean_what_a_slow_loop_says(tmp_path, name):
     return rows, kind
 
   # The embedding alone: it is neither transposed nor permuted.
-  matrices = {n: a for n, a in tensors.items() if n not in NAMES}
+  matrices = {n: a for n, a in tensors.items() if n not in gguf_files.NAMES}
   path = tmp_path / "model.gguf"
   write(
     path,
@@ -356,7 +245,7 @@ def test_other_rope_factors_are_refused(tmp_path):
     random_tensors(ARCHITECTURE),
     extra={"rope_freqs.weight": llama3_factors(8.0, original=4096)},
   )
-  with pytest.raises(config.ConfigError, match="rope_freqs.weight must be"):
+  with pytest.raises(config.ConfigError, match=r"rope_freqs.weight must be"):
     gguf.read_architecture(path)
 
 
@@ -396,7 +285,7 @@ def test_what_changes_the_computation_is_refused_by_name(
 def test_unknown_architecture_is_refused_by_name(tmp_path):
   other = dataclasses.replace(ARCHITECTURE, family="mamba")
   path = write(tmp_path / "m.gguf", random_tensors(other), other)
-  with pytest.raises(config.ConfigError, match="llama, .*, got 'mamba'"):
+  with pytest.raises(config.ConfigError, match=r"llama, .*, got 'mamba'"):
     gguf.read_architecture(path)
 
 
@@ -407,7 +296,7 @@ def test_unknown_quantisation_is_refused_by_name(tmp_path):
     random_tensors(ARCHITECTURE),
     encode=lambda array: (gguf_package.quants.quantize(array, kind), kind),
   )
-  with pytest.raises(config.ConfigError, match="must be one of F32.*got Q5_0"):
+  with pytest.raises(config.ConfigError, match=r"must be one of F32.*got Q5_0"):
     gguf.load(path)
 
 
@@ -428,7 +317,7 @@ def test_missing_misshapen_and_extra_tensors_are_refused_by_name(tmp_path):
     random_tensors(ARCHITECTURE),
     extra={"blk.0.attn_q.bias": np.zeros(WIDTH, np.float32)},
   )
-  with pytest.raises(config.ConfigError, match="does not have.*attn_q.bias"):
+  with pytest.raises(config.ConfigError, match=r"does not have.*attn_q.bias"):
     gguf.load(path)
 
 
