@@ -74,40 +74,42 @@ def extract(completion: str) -> str:
   r"""Returns the final answer of a completion, stripped.
 
   The first of these that is there: the last complete `\boxed{...}`, the last
-  `<answer>...</answer>`, what follows the last `#`s on their line, what
-  follows the last `answer is` up to the end of the sentence, everything.
+  `<answer>...</answer>`, what follows the last `####` on its line, what
+  follows the last `#` of the last line, what follows the last `answer is` up
+  to the end of the sentence, everything. Its time is linear in the length.
   """
-  found = _boxed(completion)
-  if found is None:
-    for pattern in _MARKS:
-      if matches := pattern.findall(completion):
-        found = matches[-1]
-        break
-  return (completion if found is None else found).strip()
+  if box := _last_box(completion):
+    return completion[slice(*box)].strip()
+  for mark in (_ANSWER_TAG, _FOUR_HASHES):
+    if found := mark.findall(completion):
+      return found[-1].strip()
+  last_line = completion.rstrip().rpartition("\n")[2]
+  if "#" in last_line:
+    return last_line.rpartition("#")[2].strip()
+  found = _ANSWER_IS.findall(completion)
+  return (found[-1] if found else completion).strip()
 
 
-_MARKS = (
-  re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL),
-  re.compile(r"#[ \t]*([^#\n]+)"),
-  re.compile(r"answer\s*(?:is|:|=)[\s:]*((?:[^.\n]|\.(?=\S))+)", re.IGNORECASE),
+_ANSWER_TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
+_FOUR_HASHES = re.compile(r"####[ \t]*([^#\n]+)")
+_ANSWER_IS = re.compile(
+  r"answer\s*(?:is|:|=)[\s:]*((?:[^.\n]|\.(?=\S))+)", re.IGNORECASE
 )
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
-def _boxed(text: str) -> str | None:
-  start = len(text)
-  while (start := text.rfind("\\boxed", 0, start)) >= 0:
-    brace = start + len("\\boxed")
-    if text[brace : brace + 1] != "{":
-      continue
-    depth = 0
-    for match in _BRACES.finditer(text, brace):
-      depth += {"{": 1, "}": -1}.get(match[0], 0)
-      if not depth:
-        return text[brace + 1 : match.start()]
-  return None
-
-
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+def _last_box(text: str) -> tuple[int, int] | None:
+  """Start and end of what is inside of the last complete box."""
+  last = None
+  stack: list[tuple[bool, int]] = []  # (is a box, where its inside starts)
+  for match in _BRACES.finditer(text):
+    if match[0] == "}":
+      is_box, start = stack.pop() if stack else (False, 0)
+      if is_box and (last is None or start > last[0]):
+        last = (start, match.start())
+    elif match[0].endswith("{") and match[0] != "\\{":
+      stack.append((len(match[0]) > 1, match.end()))
+  return last
 
 
 def exact(completion: str, question: types.Question) -> float:
@@ -124,7 +126,7 @@ def number(completion: str, question: types.Question) -> float:
 # A sign is one unless it stands between two operands.
 _NUMBER = re.compile(
   r"(?:(?<![\w)\]}.])-)?"
-  r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d])|\d+)(?:\.\d+)?|\.\d+)"
+  r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
   r"(?:[eE][+-]?\d{1,3}(?!\d))?(?:/\d+)?",
   re.ASCII,
 )
@@ -147,16 +149,14 @@ def _as_number(text: str) -> fractions.Fraction | None:
 def mathematics(completion: str, question: types.Question) -> float:
   r"""Returns 1 if the final answer equals the answer as mathematics.
 
-  The final answer is the last complete `\boxed{...}`, else what is marked as
-  the answer (see `extract`), else the last number. Texts that are the same,
-  and numbers, are compared here; everything else by math-verify, whose own
-  time limits are off, for they need SIGALRM and so the main thread.
+  Final answers (see `extract`) that are the same text, and numbers, are
+  compared here. Everything else goes to math-verify, which reads the end of
+  the completion: its boxes, else what is said to be the answer, else the last
+  formula or number. Its own time limits are off, for they need SIGALRM, hence
+  the main thread.
   """
   final = extract(completion)
-  if final == completion.strip() and _plain(final) != _plain(question.answer):
-    numbers = _NUMBER.findall(completion)
-    final = numbers[-1] if numbers else final
-  given, wanted = _plain(final), _plain(question.answer)
+  given, wanted = _plain(final), _plain(_unboxed(question.answer))
   if given == wanted and wanted:
     return 1.0
   value, target = _as_number(_bare(given)), _as_number(_bare(wanted))
@@ -166,13 +166,18 @@ def mathematics(completion: str, question: types.Question) -> float:
       return 1.0
     if "%" not in given + wanted:
       return 0.0
-  return float(_math_verify(question.answer, final))
+  return float(_math_verify(question.answer, completion))
+
+
+def _unboxed(answer: str) -> str:
+  box = _last_box(answer)
+  return answer[slice(*box)] if box else answer
 
 
 _NOISE = re.compile(
   r"\s|\$|\\[!,;:$]|\\(?:left|right)(?![a-zA-Z])|\^\\circ|\^\{\\circ\}|\.$"
 )
-_WRAPPED = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{([^{}]*)\}")
+_WRAPPED = re.compile(r"\\(?:text|textbf|textnormal|mbox|mathrm)\{([^{}]*)\}")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 
 
@@ -188,21 +193,33 @@ def _bare(plain: str) -> str:
   return plain.removesuffix("%").removesuffix("\\")
 
 
-def _math_verify(answer: str, final: str) -> bool:
+def _math_verify(answer: str, completion: str) -> bool:
   import math_verify
 
   # A warning that the limits are off, and one for each text it cannot read.
   for name in ("math_verify", "latex2sympy2_extended"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
-  return math_verify.verify(_parse(answer), _parse(final), timeout_seconds=None)
+  box = _last_box(completion)
+  # Some context, for an answer in several boxes or with a unit behind it.
+  said = [match.span() for match in _ANSWER_IS.finditer(completion)]
+  start, end = box or (said or [(len(completion),) * 2])[-1]
+  if end - start > _LONGEST_FORMULA:
+    return False
+  context = completion[max(0, start - _CONTEXT) : end + 20]
+  is_text = any(mark in answer for mark in ("$", "\\[", "\\(", "\\boxed"))
+  gold = _parse(answer if is_text else f"${answer}$")
+  return math_verify.verify(gold, _parse(context), timeout_seconds=None)
+
+
+_LONGEST_FORMULA = 2000  # characters; what is longer equals no answer
+_CONTEXT = 500  # characters before the last box or `answer is`, or of the end
 
 
 @functools.lru_cache(maxsize=4096)
 def _parse(latex: str) -> list[Any]:
   import math_verify
 
-  text = latex if "\\boxed" in latex else f"\\boxed{{{latex}}}"
-  return math_verify.parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType] -- None is off
+  return math_verify.parse(latex, parsing_timeout=None)  # pyright: ignore[reportArgumentType] -- None is off
 
 
 def expression(completion: str, question: types.Question) -> float:
