@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.parity
 
-TOKENS = np.random.default_rng(2).integers(0, 52, (2, 520))
+TOKENS = np.random.default_rng(2).integers(0, 52, (2, 120))
 SCALE = 2.0  # of the adapters of `tiny.make`
 
 
