@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import config
+from bilevel_jax.data import batches
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.models import lora
 from bilevel_jax.rewards import pool
@@ -85,19 +86,21 @@ def run(settings: config.Config) -> Summary:
       termination.Requested() as terminated,
     ):
       screen.note(_opening(story))
-      before = directory.result_at(0)
+      before = after = None
       if first == 0:
-        before = _evaluate(story, 0, writers, screen)
-      after = None
+        before = _evaluate(story, 0, screen)
+        writers.step(0, before.metrics() if before else {})
+      elif story.streams.held_out is not None:
+        before = benchmarks.Result.from_metrics(directory.logged_at(0))
       for step in range(first, settings.steps):
         done = step + 1
         logged = _step(story, step, writers, screen)
-        writers.step(done, logged)
         screen.step(done, logged)
-        _stop_if_non_finite(story, done)
         after = None
         if _due(settings.evaluation.every, done, settings.steps):
-          after = _evaluate(story, done, writers, screen)
+          after = _evaluate(story, done, screen)
+        writers.step(done, logged | (after.metrics() if after else {}))
+        _stop_if_non_finite(story, done)
         if terminated or _due(settings.checkpoints.every, done, settings.steps):
           accuracy = None if after is None else after.accuracy
           checkpoints.save(done, story.state, story.host, accuracy=accuracy)
@@ -108,6 +111,7 @@ def run(settings: config.Config) -> Summary:
           )
       checkpoints.wait()
       if settings.checkpoints.export:
+        screen.note(f"exporting weights to {directory.export}")
         parts.export(directory.export, settings, story.model, story.state)
       report.write(directory.path)
       screen.closing(before, after, directory.path)
@@ -278,9 +282,9 @@ def _demonstrations(story: Run, updates: int, multiple: int) -> Any:
 
 
 def _evaluate(
-  story: Run, step: int, writers: metrics.Writers, screen: display.Display
+  story: Run, step: int, screen: display.Display
 ) -> benchmarks.Result | None:
-  """Returns and logs the accuracy on the held-out questions, if any."""
+  """Returns and shows the accuracy on the held-out questions, if any."""
   settings = story.settings
   if story.streams.held_out is None:
     return None
@@ -299,7 +303,6 @@ def _evaluate(
     key=parts.key(settings, "evaluation", step),
     sharding=story.rows,
   )
-  writers.step(step, result.metrics())
   screen.evaluation(step, result)
   return result
 
@@ -346,10 +349,22 @@ def _opening(story: Run) -> str:
   lines = [
     f"{settings.method.name} on {name}"
     f", {story.host['model']['parameters'] / 1e6:.2f}M parameters",
-    f"questions: {streams.prompts.counts.describe()}",
+    f"questions: {_counted(streams.prompts.counts)}",
   ]
   if streams.demonstrations is not None:
-    lines.append(f"demonstrations: {streams.demonstrations.counts.describe()}")
+    lines.append(f"demonstrations: {_counted(streams.demonstrations.counts)}")
   if streams.held_out is not None:
-    lines.append(f"held out: {streams.held_out.counts.describe()}")
+    lines.append(f"held out: {_counted(streams.held_out.counts)}")
   return "\n".join(lines)
+
+
+def _counted(counts: batches.Counts) -> str:
+  """Returns what became of a stream's examples, in words."""
+  left_out = {
+    "without a solution": counts.without_solution,
+    "outside the share": counts.not_in_share,
+    "too long, dropped": counts.dropped,
+    "too long, truncated": counts.truncated,
+  }
+  words = [f"{number} {why}" for why, number in left_out.items() if number]
+  return ", ".join([f"{counts.kept} of {counts.given}", *words])

@@ -204,7 +204,7 @@ PRESETS = {
   "tiny-qwen3": _tiny(family="qwen3", qk_norm=True),
   "small-arithmetic": Architecture(
     family="llama",
-    vocab_size=32,
+    vocab_size=64,
     width=128,
     layers=4,
     heads=4,

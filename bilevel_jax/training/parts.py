@@ -11,7 +11,13 @@ from bilevel_jax.bilevel.problem import Problem
 from bilevel_jax.data import batches, corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.methods import accumulation, contract, terms
-from bilevel_jax.models import gguf, huggingface, presets
+from bilevel_jax.models import (
+  gguf,
+  huggingface,
+  huggingface_config,
+  huggingface_export,
+  presets,
+)
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.objectives import weighting
 from bilevel_jax.training import optimizers, sharding
@@ -60,7 +66,7 @@ def build_model(settings: config.Config) -> Model:
     architecture = gguf.read_architecture(pathlib.Path(source.weights))
   else:
     directory = huggingface.resolve(source.weights, source.revision)
-    architecture = huggingface.read_architecture(directory)
+    architecture = huggingface_config.read_architecture(directory)
   tokenizer_source = settings.tokenizer.path or directory
   if tokenizer_source is None:
     raise config.ConfigError(
