@@ -170,7 +170,7 @@ def bucket(length: int) -> int:
   """Returns the padded length: few distinct ones, so few compilations.
 
   The next multiple of an eighth of the next power of two, and of 16 at
-  least: padding is at most an eighth beyond 128 tokens.
+  least: four lengths an octave, and padding below a quarter.
   """
   step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
   return -(-length // step) * step

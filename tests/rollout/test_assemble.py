@@ -1,0 +1,170 @@
+"""Ragged completions as rectangular batches: nothing lost, nothing invented."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from bilevel_jax import types
+from bilevel_jax.objectives import policy_gradient, weighting
+from bilevel_jax.rollout import assemble
+
+EOS = 0  # the padding id, too: no mask may come from token values
+
+
+def _rollout(seed=0, prompts=3, samples=4, budget=6):
+  rng = np.random.default_rng(seed)
+  total = prompts * samples
+  lengths = rng.integers(1, budget + 1, total).astype(np.int32)
+  tokens = rng.integers(1, 9, (total, budget)).astype(np.int32)
+  logprobs = -rng.random((total, budget)).astype(np.float32)
+  stopped = rng.random(total) < 0.5
+  for row in range(total):
+    tokens[row, lengths[row] :] = 0
+    logprobs[row, lengths[row] :] = 0
+    if stopped[row]:
+      tokens[row, lengths[row] - 1] = EOS
+  return types.Rollout(
+    requests=types.Requests(
+      prompts=[
+        rng.integers(0, 9, rng.integers(1, 5)).astype(np.int32)
+        for _ in range(prompts)
+      ],
+      prompt_ids=np.arange(prompts, dtype=np.uint32),
+      samples_per_prompt=samples,
+      max_new_tokens=budget,
+      eos_ids=(EOS,),
+      sampling=types.Sampling(),
+      key=jax.random.key(0),
+    ),
+    tokens=tokens,
+    lengths=lengths,
+    logprobs=logprobs,
+    finish_reasons=np.where(stopped, 0, 1).astype(np.int8),
+  )
+
+
+def _scores(rollout, seed=0):
+  rng = np.random.default_rng(seed)
+  total = len(rollout.tokens)
+  scored = rng.random(total) < 0.8
+  rewards = np.where(scored, rng.random(total), 0.0).astype(np.float32)
+  return types.Scores(rewards=rewards, scored=scored, correct=rewards > 0.5)
+
+
+def _batches(rollout, scores, **changes):
+  arguments = {"normalise": "group_std"} | changes
+  return assemble.minibatches(
+    rollout, scores, weighting.token_mean, **arguments
+  )
+
+
+def test_tokens_come_back_as_they_were_sampled():
+  rollout = _rollout()
+  (batch,) = _batches(rollout, _scores(rollout))
+  for n, prompt_index in enumerate(rollout.prompt_index):
+    prompt = rollout.requests.prompts[prompt_index]
+    completion = rollout.tokens[n, : rollout.lengths[n]]
+    whole = np.concatenate([prompt, completion])
+    np.testing.assert_array_equal(batch.tokens[n, : len(whole)], whole)
+    np.testing.assert_array_equal(
+      batch.segment_ids[n], np.arange(batch.tokens.shape[1]) < len(whole)
+    )
+    np.testing.assert_array_equal(
+      batch.positions[n, : len(whole)], np.arange(len(whole))
+    )
+    start = len(prompt)
+    np.testing.assert_array_equal(
+      batch.sampler_logprobs[n, start : len(whole)],
+      rollout.logprobs[n, : rollout.lengths[n]],
+    )
+
+
+def test_an_eos_that_is_also_the_padding_has_weight_and_advantage():
+  rollout = _rollout()
+  scores = dataclasses.replace(
+    _scores(rollout), scored=np.ones(len(rollout.tokens), bool)
+  )
+  (batch,) = _batches(rollout, scores)
+  lengths = np.array([len(p) for p in rollout.requests.prompts])
+  last = lengths[rollout.prompt_index] + rollout.lengths - 1
+  rows = np.flatnonzero(rollout.finish_reasons == 0)
+  assert len(rows)
+  np.testing.assert_array_equal(batch.tokens[rows, last[rows]], EOS)
+  assert (batch.weights[rows, last[rows]] > 0).all()
+  assert (batch.advantages[rows, last[rows]] != 0).all()
+  assert (batch.weights[rows, last[rows] + 1] == 0).all()
+
+
+def test_weights_cover_the_completions_that_were_scored_and_nothing_else():
+  rollout = _rollout()
+  scores = _scores(rollout)
+  (batch,) = _batches(rollout, scores)
+  expected = np.zeros(batch.weights.shape, bool)
+  for n, prompt_index in enumerate(rollout.prompt_index):
+    start = len(rollout.requests.prompts[prompt_index])
+    expected[n, start : start + rollout.lengths[n]] = scores.scored[n]
+  np.testing.assert_array_equal(batch.weights > 0, expected)
+  np.testing.assert_allclose(batch.weights.sum(), 1.0, rtol=1e-6)
+
+
+def test_advantages_are_those_of_the_groups():
+  rollout = _rollout()
+  scores = _scores(rollout)
+  (batch,) = _batches(rollout, scores)
+  expected, baselines = policy_gradient.group_advantages(
+    scores.rewards.reshape(3, 4),
+    scores.scored.reshape(3, 4),
+    normalise="group_std",
+  )
+  largest = np.take_along_axis(
+    batch.advantages, np.abs(batch.advantages).argmax(1)[:, None], 1
+  )
+  np.testing.assert_allclose(largest[:, 0], expected.ravel())
+  np.testing.assert_allclose(batch.baselines, baselines.ravel())
+
+
+@pytest.mark.parametrize("row_multiple", [1, 4, 5])
+def test_minibatches_go_through_every_row_once_a_pass(row_multiple):
+  rollout = _rollout()
+  scores = _scores(rollout)
+  batches = _batches(
+    rollout, scores, updates=3, passes=2, seed=(5, 1), row_multiple=row_multiple
+  )
+  assert len(batches) == 6
+  for i in (0, 3):
+    seen = np.concatenate([batch.tokens[:4] for batch in batches[i : i + 3]])
+    (whole,) = _batches(rollout, scores)
+    order = lambda x: sorted(map(tuple, x.tolist()))
+    assert order(seen) == order(whole.tokens)
+  for batch in batches:
+    assert batch.tokens.shape[0] % row_multiple == 0
+    assert (batch.weights[4:] == 0).all()
+    total = batch.weights.sum()
+    assert total == 0 or abs(total - 1) < 1e-6
+  again = _batches(
+    rollout, scores, updates=3, passes=2, seed=(5, 1), row_multiple=row_multiple
+  )
+  for left, right in zip(batches, again, strict=True):
+    np.testing.assert_array_equal(left.tokens, right.tokens)
+
+
+def test_nothing_precedes_the_first_column_so_it_never_counts():
+  pair = (np.zeros(0, np.int32), np.array([3, 4], np.int32))
+  batch = assemble.token_batch([pair], weighting.token_mean)
+  np.testing.assert_array_equal(batch.weights[0, :3], [0, 1, 0])
+
+
+def test_what_does_not_fit_is_refused():
+  pair = (np.ones(3, np.int32), np.ones(3, np.int32))
+  with pytest.raises(ValueError, match="2 rows of up to 6 tokens do not fit"):
+    assemble.token_batch([pair, pair], weighting.token_mean, rows=1)
+
+
+def test_buckets_waste_little_and_are_few():
+  lengths = np.arange(1, 8193)
+  buckets = np.array([assemble.bucket(n) for n in lengths.tolist()])
+  assert (buckets >= lengths).all()
+  assert (buckets[128:] <= lengths[128:] * 1.25).all()
+  assert len(np.unique(buckets)) <= 36
