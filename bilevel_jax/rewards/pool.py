@@ -52,7 +52,6 @@ class Scorer:
       ConfigError: a verifier that cannot be built.
     """
     self._parts = verifiers.build(parts, pattern)
-    self._deadline_s = deadline_s
     self._setup = (dict(parts), pattern, deadline_s, types.Question._fields)
     self._lock = threading.Lock()
     self._failed_starts = 0
@@ -66,6 +65,11 @@ class Scorer:
 
   def __exit__(self, *exception: object) -> None:
     self.close()
+
+  @property
+  def process_ids(self) -> list[int]:
+    """Ids of the scoring processes of the moment."""
+    return [worker.process_id for worker in self._workers]
 
   def close(self) -> None:
     """Ends every process."""
@@ -174,6 +178,10 @@ class _Worker:
     self.due = time.monotonic() + _START_LIMIT_S
     self._deadline_s = setup[2]
     self._send(setup)
+
+  @property
+  def process_id(self) -> int:
+    return self._process.pid
 
   def give(self, items: list[int], pairs: list) -> bool:
     """Returns whether the process took these items."""

@@ -17,9 +17,9 @@ from typing import Any
 from bilevel_jax import config
 from bilevel_jax.rewards import verifiers
 
-# Beyond its deadline an item is ended by the parent; where there is no parent
-# any more, the process ends itself this much later.
-_ORPHAN_GRACE_S = 10.0
+# A late item is ended by the parent; where there is no parent any more, the
+# process ends itself this much after the deadline.
+_ORPHAN_GRACE_S = 1.0
 
 
 def main(pipe: connection.Connection) -> None:

@@ -1,0 +1,192 @@
+"""Streams: what is drawn depends on the position alone."""
+
+import itertools
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from bilevel_jax import config, types
+from bilevel_jax.data import batches
+
+
+class Characters:
+  """A token for each character; a solution ends with token 0."""
+
+  def prompt_tokens(self, question):
+    return np.array([ord(c) for c in question.question], np.int32)
+
+  def solution_tokens(self, question):
+    return np.array([*map(ord, question.solution), 0], np.int32)
+
+
+def _question(text, solution=None):
+  return types.Question(text, text, "", solution, {})
+
+
+QUESTIONS = [_question("q" * n, "s" * n) for n in range(1, 8)]
+
+
+@hypothesis.given(
+  size=strategies.integers(1, 20),
+  epoch=strategies.integers(0, 5),
+  seed=strategies.integers(0, 2**40),
+)
+def test_every_epoch_is_a_permutation(size, epoch, seed):
+  drawn = batches.order(size, epoch * size, size, seed)
+  np.testing.assert_array_equal(np.sort(drawn), np.arange(size))
+
+
+def test_order_can_be_resumed_at_every_position():
+  whole = batches.order(7, 0, 40, 3)
+  for position in range(40):
+    for count in (0, 1, min(5, 40 - position), 40 - position):
+      np.testing.assert_array_equal(
+        batches.order(7, position, count, 3), whole[position:][:count]
+      )
+
+
+def test_epochs_and_seeds_differ():
+  first, second = batches.order(50, 0, 100, 0).reshape(2, 50)
+  assert (first != second).any()
+  assert (first != batches.order(50, 0, 50, 1)).any()
+
+
+def test_prompts_can_be_resumed_at_every_position():
+  stream = batches.Prompts(QUESTIONS, Characters(), max_tokens=9, seed=5)
+  questions, prompts, ids = stream.take(0, 20)
+  for position in range(20):
+    (question,), (prompt,), one_id = stream.take(position, 1)
+    assert question == questions[position]
+    np.testing.assert_array_equal(prompt, prompts[position])
+    assert one_id == ids[position]
+
+
+def test_a_question_that_comes_twice_has_two_prompt_ids():
+  stream = batches.Prompts(QUESTIONS[:1], Characters(), max_tokens=9)
+  questions, prompts, ids = stream.take(3, 4)
+  assert questions == QUESTIONS[:1] * 4
+  assert ids.dtype == np.uint32
+  assert len(set(ids.tolist())) == 4
+  assert prompts[0].dtype == np.int32
+
+
+def test_overlong_prompts_are_dropped_and_counted():
+  stream = batches.Prompts(QUESTIONS, Characters(), max_tokens=4)
+  assert stream.counts == batches.Counts(given=7, dropped=3, kept=4)
+  _, prompts, _ = stream.take(0, 4)
+  assert sorted(map(len, prompts)) == [1, 2, 3, 4]
+
+
+def test_overlong_prompts_lose_their_start_and_are_counted():
+  questions = [_question("abc"), _question("abcdef")]
+  stream = batches.Prompts(
+    questions, Characters(), max_tokens=4, overlong="truncate"
+  )
+  assert stream.counts == batches.Counts(given=2, truncated=1, kept=2)
+  _, prompts, _ = stream.take(0, 2)
+  texts = {"".join(map(chr, prompt)) for prompt in prompts}
+  assert texts == {"abc", "cdef"}
+
+
+def test_prompts_that_are_all_too_long_are_refused_with_the_numbers():
+  with pytest.raises(config.ConfigError) as error:
+    batches.Prompts(QUESTIONS[4:], Characters(), max_tokens=4)
+  assert str(error.value) == (
+    "data.max_prompt_tokens is 4, but the shortest of 3 prompts has 5 tokens"
+  )
+
+
+def test_a_stream_without_questions_is_refused():
+  with pytest.raises(config.ConfigError, match="at least one question"):
+    batches.Prompts([], Characters(), max_tokens=4)
+
+
+def test_two_streams_share_questions_and_keep_their_own_positions():
+  prompts = batches.Prompts(QUESTIONS, Characters(), max_tokens=9, seed=1)
+  pairs = batches.Demonstrations(QUESTIONS, Characters(), max_tokens=20, seed=2)
+  before = prompts.take(3, 5)[2]
+  first = pairs.take(0, 7)
+  assert {len(prompt) for prompt, _ in first} == set(range(1, 8))
+  np.testing.assert_array_equal(prompts.take(3, 5)[2], before)
+  assert all(len(s) == len(p) + 1 and s[-1] == 0 for p, s in first)
+
+
+def test_demonstrations_can_be_resumed_at_every_position():
+  pairs = batches.Demonstrations(QUESTIONS, Characters(), max_tokens=20)
+  whole = pairs.take(0, 20)
+  for position in range(20):
+    ((prompt, solution),) = pairs.take(position, 1)
+    np.testing.assert_array_equal(prompt, whole[position][0])
+    np.testing.assert_array_equal(solution, whole[position][1])
+
+
+def test_demonstrations_count_what_they_leave_out():
+  questions = [*QUESTIONS, _question("none"), _question("empty", "")]
+  pairs = batches.Demonstrations(questions, Characters(), max_tokens=9)
+  assert pairs.counts == batches.Counts(
+    given=9, without_solution=2, dropped=3, kept=4
+  )
+
+
+def test_overlong_demonstrations_lose_the_end_of_the_solution():
+  questions = [
+    _question("ab", "cd"),
+    _question("ab", "cdef"),
+    _question("abcde", "f"),
+  ]
+  pairs = batches.Demonstrations(
+    questions, Characters(), max_tokens=5, overlong="truncate"
+  )
+  # The third one's prompt leaves no room for a token of its solution.
+  assert pairs.counts == batches.Counts(given=3, dropped=1, truncated=1, kept=2)
+  solutions = {"".join(map(chr, s)) for _, s in pairs.take(0, 2)}
+  assert solutions == {"cd\0", "cde"}
+
+
+@pytest.mark.parametrize(
+  ("overlong", "limit", "sentence"),
+  [
+    ("drop", 2, "prompt plus solution has 3 tokens, of 7 demonstrations"),
+    ("truncate", 1, "prompt has 1 tokens, of 7 demonstrations"),
+  ],
+)
+def test_demonstrations_that_are_all_too_long_are_refused_with_the_numbers(
+  overlong, limit, sentence
+):
+  with pytest.raises(config.ConfigError) as error:
+    batches.Demonstrations(
+      QUESTIONS, Characters(), max_tokens=limit, overlong=overlong
+    )
+  assert str(error.value) == (
+    f"data.max_demonstration_tokens is {limit}, but the shortest {sentence}"
+  )
+
+
+def test_demonstrations_without_any_solution_are_refused():
+  with pytest.raises(config.ConfigError, match="none of the 1 demonstrations"):
+    batches.Demonstrations([_question("q")], Characters(), max_tokens=9)
+
+
+def _chosen(share, seed):
+  pairs = batches.Demonstrations(
+    QUESTIONS, Characters(), max_tokens=99, share=share, seed=seed
+  )
+  assert pairs.counts.not_in_share == len(QUESTIONS) - len(pairs)
+  return {len(prompt) for prompt, _ in pairs.take(0, len(pairs))}
+
+
+def test_a_share_is_chosen_by_the_seed_and_grows_with_the_share():
+  shares = [_chosen(share, 0) for share in (0.0, 0.01, 0.3, 0.6, 1.0)]
+  assert [len(chosen) for chosen in shares] == [0, 1, 2, 4, 7]
+  for smaller, larger in itertools.pairwise(shares):
+    assert smaller < larger
+  assert len({frozenset(_chosen(0.3, seed)) for seed in range(9)}) > 1
+
+
+def test_an_empty_share_gives_no_demonstrations():
+  pairs = batches.Demonstrations(
+    QUESTIONS, Characters(), max_tokens=99, share=0.0
+  )
+  assert pairs.take(5, 3) == []
