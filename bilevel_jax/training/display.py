@@ -15,11 +15,10 @@ import rich.text
 
 from bilevel_jax import config
 
-# (heading, metric, format); the first metric of a heading that is there is
-# shown.
+# (heading, metric, format) of what a step shows, where it is logged.
 _COLUMNS = (
   ("reward", "rl/reward", "{:.3f}"),
-  ("SFT loss", "sft/loss", "{:.3f}"),
+  ("SFT", "sft/loss", "{:.3f}"),
   ("gain", "bilevel/cooperative_gain", "{:+.4f}"),
   ("tok/s", "time/sampled_tokens_per_s", "{:,.0f}"),
 )
@@ -67,9 +66,15 @@ class Display:
       maxlen=_RECENT + 1
     )
     self._progress = rich.progress.Progress(
-      rich.progress.TextColumn("step {task.completed}/{task.total}"),
-      rich.progress.BarColumn(bar_width=20),
-      rich.progress.TextColumn("{task.description}"),
+      rich.progress.TextColumn(
+        "step {task.completed}/{task.total}", table_column=_unwrapped()
+      ),
+      # The bar takes what the words leave.
+      rich.progress.BarColumn(
+        bar_width=None, table_column=rich.table.Column(ratio=1, max_width=40)
+      ),
+      rich.progress.TextColumn("{task.description}", table_column=_unwrapped()),
+      expand=True,
       console=self._console,
       disable=not self._live,
       transient=True,
@@ -135,14 +140,12 @@ class Display:
       records: with prompt, completion, reward and finish_reason; answer too.
     """
     for record in records:
-      body = rich.text.Text()
-      body.append("question    ", "bold")
-      body.append(escaped(str(record["prompt"]).strip()) + "\n")
-      body.append("completion  ", "bold")
-      body.append(escaped(str(record["completion"]).strip()))
-      if record.get("answer") is not None:
-        body.append("\nanswer      ", "bold")
-        body.append(escaped(str(record["answer"])))
+      body = rich.table.Table.grid(padding=(0, 2))
+      body.add_column(style="bold", no_wrap=True)
+      body.add_column(overflow="fold")
+      for heading in ("prompt", "completion", "answer"):
+        if record.get(heading) is not None:
+          body.add_row(heading, plain(str(record[heading]).strip()))
       reward = record["reward"]
       worth = "not scored" if reward is None else f"reward {reward:.2f}"
       title = f"step {step}  {worth}  ended by {record['finish_reason']}"
@@ -194,7 +197,10 @@ class Display:
     self.note(f"report: {directory / 'report.html'}")
 
   def _print(self, shown: rich.console.RenderableType) -> None:
-    self._progress.console.print(shown)
+    # A line of a log stays one line, however long.
+    words = isinstance(shown, rich.text.Text)
+    whole = words and not self._console.is_terminal
+    self._console.print(shown, soft_wrap=whole)
 
 
 def escaped(text: str) -> str:
@@ -215,6 +221,10 @@ def escaped(text: str) -> str:
 def plain(text: str) -> rich.text.Text:
   """Returns text to print as it is: no markup, nothing a terminal obeys."""
   return rich.text.Text(escaped(text))
+
+
+def _unwrapped() -> rich.table.Column:
+  return rich.table.Column(no_wrap=True)
 
 
 def _accuracy(result: Result) -> str:

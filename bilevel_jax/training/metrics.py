@@ -164,14 +164,10 @@ def _number(name: str, value: Any) -> Any:
   return value
 
 
-def _json_line(record: Record) -> bytes:
+def _json(record: Record, indent: int | None = None) -> bytes:
+  text = json.dumps(record, allow_nan=False, ensure_ascii=False, indent=indent)
   # Half a surrogate pair has no UTF-8; backslashed it is JSON's own escape.
-  return (
-    json.dumps(record, allow_nan=False, ensure_ascii=False).encode(
-      "utf-8", errors="backslashreplace"
-    )
-    + b"\n"
-  )
+  return text.encode("utf-8", errors="backslashreplace")
 
 
 class _Lines:
@@ -184,10 +180,10 @@ class _Lines:
 
   def step(self, step: int, values: Mapping[str, float]) -> None:
     finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-    _write(self._metrics, _json_line({"step": step, **finite}))
+    _write(self._metrics, _json({"step": step, **finite}) + b"\n")
 
   def completions(self, step: int, records: Sequence[Record]) -> None:
-    lines = (_json_line({"step": step, **record}) for record in records)
+    lines = (_json({"step": step, **record}) + b"\n" for record in records)
     _write(self._completions, b"".join(lines))
 
   def close(self) -> None:
@@ -216,8 +212,9 @@ class _TensorBoard:
 
   def completions(self, step: int, records: Sequence[Record]) -> None:
     for number, record in enumerate(records):
-      text = json.dumps(record, indent=2, ensure_ascii=False)
-      indented = "\n".join("    " + line for line in text.splitlines())
+      # Four spaces make it code, so that no Markdown in it is obeyed.
+      lines = _json(record, indent=2).decode().split("\n")
+      indented = "\n".join("    " + line for line in lines)
       self._writer.add_text(f"completions/{number}", indented, step)
 
   def close(self) -> None:

@@ -176,7 +176,7 @@ def _draw(
   from matplotlib import figure, ticker
 
   with matplotlib.rc_context(_drawing_style()):
-    picture = figure.Figure(figsize=(5, 2.7), layout="constrained")
+    picture = figure.Figure(figsize=(4, 2.5), layout="constrained")
     axes = picture.add_subplot()
     for colour, (name, (x, y)) in zip(
       _COLOURS * len(series), series.items(), strict=False
@@ -190,7 +190,9 @@ def _draw(
     if chart.logarithmic and any(positive):
       axes.set_yscale("log")
     if len(series) > 1:
-      axes.legend(frameon=False, fontsize=7)
+      picture.legend(
+        loc="outside lower center", ncols=2, frameon=False, fontsize=7
+      )
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     out = io.StringIO()
@@ -327,7 +329,7 @@ h1 { margin: 0; } h2 { margin: 2.5rem 0 .8rem; } h3 { margin: 1.2rem 0 .4rem; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px;
   padding: .7rem .8rem .3rem; }
 figcaption { font-weight: 600; }
-figcaption span { font-weight: 400; font-size: .85em; }
+figcaption span { display: block; font-weight: 400; font-size: .85em; }
 svg { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; margin: .4rem 0; }
 th, td { text-align: left; padding: .25rem 1.2rem .25rem 0;
