@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+import shutil
 
 import pytest
 
@@ -49,10 +50,11 @@ def training(step):
   }
 
 
-@pytest.fixture
-def files(tmp_path):
-  settings = make_settings(tmp_path)
-  files = run_directory.prepare(tmp_path, settings, False)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  path = tmp_path_factory.mktemp("run")
+  settings = make_settings(path)
+  files = run_directory.prepare(path, settings, False)
   files.start(settings, 0)
   with metrics.Writers(files, settings) as writers:
     writers.step(0, evaluation(0.2))
@@ -72,6 +74,13 @@ def files(tmp_path):
       )
     writers.step(5, evaluation(0.8))
   return files
+
+
+@pytest.fixture
+def files(done, tmp_path):
+  """A run's files, to be changed."""
+  shutil.copytree(done.path, tmp_path, dirs_exist_ok=True)
+  return run_directory.RunDirectory(tmp_path)
 
 
 class Page(html.parser.HTMLParser):
@@ -111,18 +120,21 @@ def page_of(files):
   return Page(report.write(files.path).read_text(encoding="utf-8"))
 
 
-def test_the_page_needs_nothing_else(files):
-  page = page_of(files)
+@pytest.fixture(scope="module")
+def page(done):
+  return page_of(done)
+
+
+def test_the_page_needs_nothing_else(page, done):
   assert page.open == []
   assert not {"script", "link", "img", "iframe"} & set(page.tags)
   assert all(link.startswith("#") for link in page.links)
-  style = files.report.read_text(encoding="utf-8")
+  style = done.report.read_text(encoding="utf-8")
   assert "@import" not in style
   assert not re.search(r"url\((?!#)", style)
 
 
-def test_every_metric_that_was_logged_has_its_curve(files):
-  page = page_of(files)
+def test_every_metric_that_was_logged_has_its_curve(page):
   assert page.tags.count("figure") == page.tags.count("svg") == 9
   for title in (
     "Reward",
@@ -138,29 +150,27 @@ def test_every_metric_that_was_logged_has_its_curve(files):
     assert title in page.text
 
 
-def test_accuracy_before_and_after_with_intervals(files):
-  text = re.sub(r"\s+", " ", page_of(files).text)
+def test_accuracy_before_and_after_with_intervals(page):
+  text = re.sub(r"\s+", " ", page.text)
   assert "before (step 0) 20.0% 16.9% to 23.1% 500" in text
   assert "after (step 5) 80.0% 76.9% to 83.1% 500" in text
 
 
-def test_first_middle_and_last_completions_are_shown(files):
-  text = page_of(files).text
+def test_first_middle_and_last_completions_are_shown(page):
+  text = page.text
   shown = [step for step in range(1, 6) if f"question of step {step}" in text]
   assert shown == [1, 3, 5]
   assert "reward 1.00 · ended by length · answer 4" in text
   assert "not scored · ended by length" in text
 
 
-def test_nothing_in_a_completion_is_obeyed(files):
-  page = page_of(files)
+def test_nothing_in_a_completion_is_obeyed(page):
   assert "script" not in page.tags
   assert "b" not in page.tags
   assert r'<script>alert(1)</script> & "q" [bold] \x1b[31m \ud800' in page.text
 
 
-def test_settings_are_shown_those_that_differ_first(files):
-  page = page_of(files)
+def test_settings_are_shown_those_that_differ_first(page):
   text = re.sub(r"\s+", " ", page.text)
   changed = text[text.index("setting value") : text.index("All settings")]
   assert "seed 7" in changed
@@ -199,8 +209,9 @@ def test_the_same_run_gives_the_same_page(files):
   assert report.write(files.path).read_bytes() == first
 
 
-def test_curves_take_the_colour_of_the_page(files):
-  text = report.write(files.path).read_text(encoding="utf-8")
+def test_curves_take_the_colour_of_the_page(page, done):
+  del page  # the report has been written
+  text = done.report.read_text(encoding="utf-8")
   assert "currentColor" in text
   assert report._INK not in text
   assert "color-scheme: light dark" in text
