@@ -9,9 +9,7 @@ import pytest
 from bilevel_jax import types
 from bilevel_jax.rewards import pool
 
-FILES = (
-  pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "grader"
-)
+FILES = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "grader"
 # These rows of math-verify's tests ask for other settings than its defaults.
 OTHER_SETTINGS = {"precision", "strict", "allow_set_relation_comp"}
 
