@@ -2,9 +2,11 @@
 
     python tools/make_arithmetic_policy.py --out DIR
 
-runs this config after writing the tokenizer, and keeps what it exports.
+runs configs/arithmetic_pretraining.py with the tokenizer that it writes, and
+keeps the export.
 
-Hardware: 2 CPU cores. Cost: about 4 minutes.
+Hardware: 2 CPU cores. Cost: about 4 minutes. Expected: a policy that answers
+some questions of quickstart's kind, and gets most wrong.
 """
 
 from bilevel_jax import config

@@ -1,0 +1,59 @@
+"""BRIDGE with SmolLM2-135M-Instruct on SVAMP: real weights, real questions.
+
+    python tools/fetch_smollm2.py --out smollm2
+    python -m bilevel_jax.main --config configs/smollm2_svamp.py
+
+SVAMP comes from the hub; a local copy is read instead with
+`--config configs/smollm2_svamp.py:FILE`, a JSONL file with the fields
+question, answer and solution. 700 questions are trained on, 300 held out.
+The worked solutions are one equation each; the reward is the number.
+
+Hardware: 2 CPU cores and 8 GB, or any GPU. Cost: about a minute a step on the
+two cores. Expected: the base answers few of these questions; see README for
+what was measured.
+"""
+
+from bilevel_jax import config
+
+
+def get_config(local: str | None = None):
+  """Returns the settings of this run.
+
+  Args:
+    local: JSONL file to read in place of the hub's copy.
+  """
+  c = config.default_config()
+  c.run_dir = "runs/smollm2_svamp"
+  c.steps = 20
+  c.model.weights = "smollm2"
+  c.adapter.rank = 16
+  c.tokenizer.prompt = (
+    "{question}\nThink briefly, then end with: The answer is NUMBER."
+  )
+  for source in (c.data.questions, c.data.evaluation):
+    if local is None:
+      source.hub = "ChilleD/SVAMP"
+      source.split = "train+test"
+      source.fields.question = "question_concat"
+      source.fields.answer = "Answer"
+      source.fields.solution = "Equation"
+    else:
+      source.path = local
+  c.data.questions.count = 700
+  c.data.evaluation.first = 700
+  c.data.evaluation.count = 100
+  c.data.prompts_per_step = 8
+  c.data.demonstrations_per_step = 8
+  c.data.max_prompt_tokens = 160
+  c.data.max_demonstration_tokens = 256
+  c.reward.parts = {"number": 1.0}
+  c.rollout.samples_per_prompt = 4
+  c.rollout.max_new_tokens = 64
+  c.training.micro_batch_sequences = 8
+  c.optimizer.base.learning_rate = 1e-5
+  c.optimizer.adapter.learning_rate = 1e-4
+  c.checkpoints.every = 5
+  c.checkpoints.keep_last = 1
+  c.checkpoints.keep_best = 0
+  c.logging.show_every = 5
+  return c
