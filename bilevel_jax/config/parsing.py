@@ -70,6 +70,12 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       f"rollout.samples_per_prompt {rollout.samples_per_prompt}), got "
       f"{rl.updates_per_rollout}"
     )
+  updates = rl.updates_per_rollout * rl.passes_per_rollout
+  if data.demonstrations_per_step % updates:
+    yield (
+      f"data.demonstrations_per_step must be a multiple of the {updates} "
+      f"updates of a step, got {data.demonstrations_per_step}"
+    )
   if "regex" in config.reward.parts and config.reward.pattern is None:
     yield "reward.pattern must be set when reward.parts has regex, got None"
   if not config.reward.parts:

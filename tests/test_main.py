@@ -1,0 +1,170 @@
+"""Bad input: one sentence, exit code 2, before anything is computed."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from bilevel_jax import config, train
+from tests import tiny_run
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> pathlib.Path:
+  directory = tmp_path_factory.mktemp("bad")
+  tiny_run.weights(directory)
+  return directory
+
+
+def _refused(settings) -> str:
+  """The message of the ConfigError that the settings raise."""
+  with pytest.raises(config.ConfigError) as caught:
+    train.run(config.parse(settings))
+  message = str(caught.value)
+  assert "\n" not in message
+  return message
+
+
+@pytest.mark.parametrize(
+  ("change", "sentence"),
+  [
+    ({"steps": 0}, "steps must be at least 1, got 0"),
+    (
+      {"rollout.samples_per_prompt": 0},
+      "rollout.samples_per_prompt must be at least 1, got 0",
+    ),
+    (
+      {"rl.updates_per_rollout": 5},
+      "rl.updates_per_rollout must divide the 12 samples of a step "
+      "(data.prompts_per_step 3 x rollout.samples_per_prompt 4), got 5",
+    ),
+    (
+      {"rl.updates_per_rollout": 3},
+      "data.demonstrations_per_step must be a multiple of the 3 updates of a "
+      "step, got 4",
+    ),
+    ({"method.name": "bridg"}, "method.name must be one of bridge, grpo, sft"),
+    ({"mesh.data": 3}, "the number of devices"),
+    ({"adapter.targets": ("q", "query")}, "query"),
+    ({"data.max_prompt_tokens": 1}, "the shortest of 10 prompts has 3 tokens"),
+    (
+      {"data.max_demonstration_tokens": 5000},
+      "the model has 128 positions",
+    ),
+    ({"reward.parts": {"no.such.module.f": 1.0}}, "no.such.module"),
+    ({"reward.parts": {"regex": 1.0}}, "reward.pattern must be set"),
+    ({"data.questions.task": "arithmetics"}, "arithmetics"),
+    ({"resume": True}, "resume"),
+  ],
+  ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_broken_rules_are_named_with_their_values(directory, change, sentence):
+  settings = tiny_run.settings(directory, "unused")
+  for name, value in change.items():
+    group, _, field = name.rpartition(".")
+    target = settings
+    for part in filter(None, group.split(".")):
+      target = target[part]
+    if isinstance(value, dict):
+      with target.unlocked():
+        target[field] = value
+    else:
+      target[field] = value
+  assert sentence in _refused(settings)
+  assert not (directory / "unused" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+  ("lines", "sentence"),
+  [
+    (None, "does not exist"),
+    ([], "no examples"),
+    (['{"question": "1+1", "answer": "2"}', "{oops"], "line 2 is not JSON"),
+    (['{"question": "1+1"}'], "lacks the field 'answer'"),
+  ],
+  ids=["missing", "empty", "not_json", "lacks_a_field"],
+)
+def test_bad_data_files_are_named_with_the_line(directory, lines, sentence):
+  path = directory / "data.jsonl"
+  path.unlink(missing_ok=True)
+  if lines is not None:
+    path.write_text("\n".join(lines))
+  settings = tiny_run.settings(directory, "unused")
+  settings.data.questions.task = None
+  settings.data.questions.count = None
+  settings.data.questions.path = str(path)
+  message = _refused(settings)
+  assert sentence in message
+  assert str(path) in message
+
+
+def test_weights_that_do_not_fit_are_refused(directory, tmp_path):
+  tiny_run.weights(tmp_path)
+  policy = tmp_path / "policy"
+  settings = tiny_run.settings(tmp_path, "unused")
+  fields = json.loads((policy / "config.json").read_text())
+  (policy / "config.json").write_text(json.dumps(fields | {"vocab_size": 63}))
+  assert "must have shape" in _refused(settings)
+  (policy / "config.json").write_text(json.dumps(fields | {"vocab_size": 9}))
+  assert "the tokenizer" in _refused(settings)
+  (policy / "config.json").write_text(
+    json.dumps(fields | {"model_type": "mamba"})
+  )
+  assert "mamba" in _refused(settings)
+  (policy / "config.json").write_text(json.dumps(fields))
+  (policy / "model.safetensors").unlink()
+  assert "safetensors" in _refused(settings)
+  settings.model.weights = str(tmp_path / "nowhere")
+  assert "nowhere" in _refused(settings)
+
+
+def test_a_run_dir_that_cannot_be_written_or_is_used_is_refused(directory):
+  (directory / "file").write_text("")
+  settings = tiny_run.settings(directory, "file/run")
+  assert "file/run" in _refused(settings)
+  used = directory / "used"
+  used.mkdir()
+  (used / "metrics.jsonl").write_text('{"step": 0}\n')
+  assert "unused" in _refused(tiny_run.settings(directory, "used"))
+
+
+def _command(*arguments: str) -> tuple[int, str]:
+  done = subprocess.run(
+    [sys.executable, "-m", "bilevel_jax.main", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.stdout == ""
+  return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
+    ([], "--config must name a config file"),
+    (["--config", "configs/no_such_file.py"], "no_such_file.py"),
+    (
+      ["--config", "configs/quickstart.py", "--config.rollout.sample=3"],
+      "rollout.sample",
+    ),
+    (
+      ["--config", "configs/quickstart.py", "--config.steps=many"],
+      "many",
+    ),
+    (["--config", "configs/quickstart.py", "surplus"], "surplus"),
+  ],
+  ids=["none", "missing", "misspelt", "wrong_type", "surplus"],
+)
+def test_the_command_line_answers_with_one_sentence(arguments, sentence):
+  code, said = _command(*arguments)
+  assert code == 2, said
+  assert said.startswith("error: ")
+  assert len(said.strip().splitlines()) == 1, said
+  assert sentence in said

@@ -1,0 +1,203 @@
+"""Whole runs of a tiny policy: what they leave, and that resuming is exact."""
+
+import json
+import pathlib
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from bilevel_jax import config, train
+from bilevel_jax.training import checkpoint, parts
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> pathlib.Path:
+  directory = tmp_path_factory.mktemp("runs")
+  tiny_run.weights(directory)
+  return directory
+
+
+def _settings(directory, run_dir, **changes):
+  c = tiny_run.settings(directory, run_dir)
+  for name, value in changes.items():
+    c.update_from_flattened_dict({name.replace("__", "."): value})
+  return config.parse(c)
+
+
+def _last_state(settings):
+  """The state in the last checkpoint of a run, and where its streams stood."""
+  model = parts.build_model(settings)
+  mesh = parts.make_mesh(settings.mesh)
+  learner = parts.build_learner(settings, model.policy, mesh)
+  abstract = parts.abstract_state(learner.method, model.policy)
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract
+  )
+  checkpoints = checkpoint.Checkpoints(
+    pathlib.Path(settings.run_dir) / "checkpoints", keep_last=2, keep_best=1
+  )
+  with checkpoints:
+    restored = checkpoints.restore(abstract)
+  assert restored is not None
+  return restored
+
+
+def _logged(settings, name="metrics.jsonl"):
+  lines = (pathlib.Path(settings.run_dir) / name).read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+    for line in lines
+  ]
+
+
+def _assert_same_run(left, right):
+  chex.assert_trees_all_equal(_last_state(left), _last_state(right))
+  assert _logged(left) == _logged(right)
+  assert _logged(left, "completions.jsonl") == _logged(
+    right, "completions.jsonl"
+  )
+
+
+def test_a_run_leaves_its_files_and_learns(directory):
+  settings = _settings(directory, "whole", steps=12)
+  summary = train.run(settings)
+  assert summary.steps == 12
+  left = {path.name for path in pathlib.Path(settings.run_dir).iterdir()}
+  assert left == {
+    "config.json",
+    "metrics.jsonl",
+    "completions.jsonl",
+    "checkpoints",
+    "export",
+    "report.html",
+  }
+  logged = _logged(settings)
+  assert [line["step"] for line in logged] == list(range(13))
+  for name in (
+    "rl/reward",
+    "rl/pass_at_group",
+    "rl/entropy",
+    "rl/clip_fraction",
+    "rl/kl_to_reference",
+    "rl/gradient_norm",
+    "rollout/length",
+    "rollout/truncated_share",
+    "sft/loss",
+    "sft/gradient_norm",
+    "bilevel/cooperative_gain",
+    "bilevel/cooperative_gain_se",
+    "bilevel/kl_to_rl_only",
+    "bilevel/rl_only_clip_fraction",
+    "bilevel/gradient_cosine",
+    "bilevel/adapter_delta_norm",
+  ):
+    assert np.isfinite([line[name] for line in logged[1:]]).all(), name
+  assert logged[1]["rl/kl_to_reference"] == 0.0
+  assert logged[1]["bilevel/cooperative_gain"] == 0.0
+  assert logged[-1]["bilevel/kl_to_rl_only"] > 0.0
+  losses = [line["sft/loss"] for line in logged[1:]]
+  assert losses[-1] < losses[0]
+  before, after = (logged[i]["rl/reward"] for i in (1, -1))
+  assert after > before
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {
+      "rl__updates_per_rollout": 2,
+      "optimizer__base__name": "sgd",
+      "optimizer__base__momentum": 0.9,
+      "method__rl_only_base": "resync",
+      "method__resync_every": 3,
+    },
+  ],
+  ids=["adamw", "two_updates_sgd_resync"],
+)
+def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
+  """Two steps and two more are four, mid-epoch and mid-schedule."""
+  name = request.node.callspec.id
+  whole = _settings(directory, f"{name}-whole", **changes)
+  train.run(whole)
+  parted = _settings(directory, f"{name}-parted", **changes)
+  stop = _Stop(after=2)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.termination, "Requested", lambda: stop)
+    with pytest.raises(train.TrainingStopped, match="after step 2 of 4"):
+      train.run(parted)
+  parted = _settings(directory, f"{name}-parted", resume=True, **changes)
+  assert train.run(parted).steps == 2
+  _assert_same_run(whole, parted)
+
+
+class _Stop:
+  """Stands for a SIGTERM that arrives in the given step."""
+
+  def __init__(self, after: int):
+    self._left = 2 * after
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def __bool__(self) -> bool:
+    # Asked twice a step: before the checkpoint, and after it.
+    self._left -= 1
+    return self._left <= 1
+
+
+def test_resuming_a_finished_run_says_so_and_fails(directory):
+  settings = _settings(directory, "finished", steps=1)
+  train.run(settings)
+  with pytest.raises(train.TrainingStopped, match="has done 1 steps"):
+    train.run(_settings(directory, "finished", steps=1, resume=True))
+
+
+def test_resuming_with_other_weights_is_refused(directory, tmp_path):
+  settings = tiny_run.settings(directory, "other")
+  settings.steps = 1
+  settings.model.weights = str(tiny_run.weights(tmp_path))
+  train.run(config.parse(settings))
+  tiny_run.weights(tmp_path, seed=1)
+  settings.steps, settings.resume = 2, True
+  with pytest.raises(config.ConfigError, match="has other weights than"):
+    train.run(config.parse(settings))
+
+
+def test_updates_that_stay_non_finite_end_the_run(directory):
+  settings = _settings(
+    directory,
+    "nan",
+    optimizer__base__learning_rate=1e30,
+    optimizer__base__clip_norm=None,
+    training__max_skipped_in_a_row=2,
+    steps=20,
+  )
+  with pytest.raises(train.TrainingStopped, match="2 updates in a row"):
+    train.run(settings)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_every_method_runs_by_its_name(directory, method):
+  settings = _settings(directory, method, method__name=method, steps=2)
+  summary = train.run(settings)
+  assert summary.steps == 2
+  assert summary.after is not None
+
+
+def test_sft_without_demonstrations_is_refused(directory):
+  settings = _settings(
+    directory,
+    "none",
+    method__name="sft",
+    data__demonstrations_per_step=0,
+  )
+  with pytest.raises(config.ConfigError, match="demonstrations_per_step must"):
+    train.run(settings)

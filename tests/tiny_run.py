@@ -1,0 +1,86 @@
+"""A whole run that is small enough for a test: weights, tokenizer, settings."""
+
+import pathlib
+
+import jax
+
+from bilevel_jax import config
+from bilevel_jax.data import tokenizer
+from bilevel_jax.models import huggingface_export, policy, presets
+
+ARCHITECTURE = presets.Architecture(
+  family="llama",
+  vocab_size=64,
+  width=16,
+  layers=2,
+  heads=2,
+  kv_heads=1,
+  head_dim=8,
+  mlp_width=32,
+  max_positions=128,
+)
+
+
+def make_policy(architecture=ARCHITECTURE, compute_dtype="float32"):
+  """Returns the Policy of the tiny model."""
+  return policy.make(
+    architecture,
+    adapter_rank=2,
+    adapter_alpha=2.0,
+    adapter_targets=("q", "v", "down"),
+    compute_dtype=compute_dtype,
+    attention="xla",
+    remat="none",
+  )
+
+
+def weights(directory: pathlib.Path, seed: int = 0) -> pathlib.Path:
+  """Writes random weights with a character tokenizer; returns directory."""
+  tokenizer.character_tokenizer(directory / "tokenizer")
+  base = make_policy().init(jax.random.key(seed))
+  return huggingface_export.export(
+    directory / "policy",
+    ARCHITECTURE,
+    base,
+    source_directory=directory / "tokenizer",
+  )
+
+
+def settings(directory: pathlib.Path, run_dir: str = "run"):
+  """Returns a ConfigDict for a run of four steps on short arithmetic."""
+  c = config.default_config()
+  c.run_dir = str(directory / run_dir)
+  c.steps = 4
+  c.model.weights = str(directory / "policy")
+  c.model.remat = "none"
+  c.model.attention = "xla"
+  c.adapter.rank = 2
+  c.adapter.targets = ("q", "v", "down")
+  c.tokenizer.prompt = "{question}"
+  c.data.questions.task = "arithmetic"
+  c.data.questions.count = 10  # three questions a step: epochs end mid-step
+  c.data.questions.task_options = {"steps": 1, "max_operand": 9}
+  c.data.evaluation.task = "arithmetic"
+  c.data.evaluation.split = "test"
+  c.data.evaluation.count = 5
+  c.data.evaluation.task_options = {"steps": 2, "max_operand": 9}
+  c.data.prompts_per_step = 3
+  c.data.demonstrations_per_step = 4
+  c.data.max_prompt_tokens = 16
+  c.data.max_demonstration_tokens = 48
+  c.reward.parts = {"tests.tiny_run.digits": 1.0}
+  c.reward.workers = 1
+  c.reward.deadline_s = 60.0
+  c.rollout.samples_per_prompt = 4
+  c.rollout.max_new_tokens = 8
+  c.optimizer.base.learning_rate = 1e-2
+  c.optimizer.adapter.learning_rate = 1e-2
+  c.checkpoints.every = 1
+  c.mesh.fsdp = 1
+  return c
+
+
+def digits(completion, question) -> float:
+  """A reward that random text earns sometimes: its share of digits."""
+  del question
+  return sum(c.isdigit() for c in completion) / max(len(completion), 1)
