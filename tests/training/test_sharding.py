@@ -1,5 +1,6 @@
 """Every leaf has a rule, every rule a leaf, and sizes must divide."""
 
+import functools
 import math
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from bilevel_jax import config, types
+from bilevel_jax.models import policy, presets
 from bilevel_jax.training import sharding
 
 V, D, LAYERS, HEADS, KV, HEAD_DIM, MLP, RANK = 16, 8, 2, 4, 2, 2, 12, 2
@@ -100,6 +102,35 @@ def test_every_leaf_of_a_train_state_has_a_place(mesh):
 
 def test_no_rule_is_idle():
   assert sharding.unused_rules(make_state()) == []
+
+
+@functools.cache
+def preset_tree(name):
+  model = policy.make(
+    presets.get(name),
+    adapter_rank=16,
+    adapter_alpha=16.0,
+    adapter_targets=tuple(projections()),
+    compute_dtype="float32",
+    attention="xla",
+    remat="none",
+  )
+  key = jax.random.key(0)
+  return {
+    "base": jax.eval_shape(model.init, key),
+    "adapter": jax.eval_shape(model.init_adapter, key),
+  }
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_can_be_split_over_four_devices(name):
+  for shape in ((1, 4, 1), (1, 2, 2), (1, 1, 4)):
+    sharding.shardings(preset_tree(name), sharding.make_mesh(*shape))
+
+
+def test_no_rule_is_idle_over_the_presets():
+  trees = {name: preset_tree(name) for name in presets.PRESETS}
+  assert sharding.unused_rules(trees) == []
 
 
 def test_an_idle_rule_is_named():
