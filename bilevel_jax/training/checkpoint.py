@@ -1,5 +1,6 @@
 """Checkpoints: a TrainState and where the host's streams stood, on disk."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -70,9 +71,9 @@ class Checkpoints:
     *,
     accuracy: float | None = None,
   ) -> None:
-    """Copies the state to the host, then writes it in the background.
+    """Copies the state, then writes it in the background.
 
-    The arrays may be donated as soon as this returns. A step that is there
+    The arrays may be donated, and `host` changed, as soon as this returns. A step that is there
     already is left as it is. An error of an earlier write is raised here.
 
     Args:
@@ -83,6 +84,9 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
+    # It is written later, by another thread: the caller's may move on, and
+    # what is not JSON is refused here.
+    host = json.loads(json.dumps(host))
     self._manager.save(
       step,
       args=ocp.args.Composite(

@@ -134,6 +134,24 @@ def test_arrays_may_be_donated_at_once(opened):
     np.testing.assert_array_equal(restored.base["big"], 4 * step + 1)
 
 
+def test_where_the_streams_stood_may_move_on_at_once(opened):
+  checkpoints, host = opened(), {"stream": {"next": 0}}
+  state = make_state(0)
+  for step in range(2):
+    host["stream"]["next"] = step
+    checkpoints.save(step, state, host)
+    host["stream"]["next"] = 100
+  _, _, found = checkpoints.restore(abstract(state, one_device()))
+  assert found == {"stream": {"next": 1}}
+
+
+def test_what_is_not_json_is_refused_when_it_is_given(opened):
+  checkpoints = opened()
+  with pytest.raises(TypeError, match="not JSON serializable"):
+    checkpoints.save(1, make_state(0), {"next": np.int64(3)})
+  assert checkpoints.steps() == []
+
+
 @pytest.mark.parametrize("back", [False, True])
 def test_restores_onto_another_mesh(opened, back):
   state = make_state(5)
