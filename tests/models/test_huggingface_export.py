@@ -144,6 +144,7 @@ def test_two_processes_export_what_they_loaded(exported, tmp_path):
   finally:
     for process in processes:
       process.kill()
+      process.communicate()
   name = "model.safetensors"
   assert (out / name).read_bytes() == (exported / name).read_bytes()
 
