@@ -73,8 +73,9 @@ class Checkpoints:
   ) -> None:
     """Copies the state, then writes it in the background.
 
-    The arrays may be donated, and `host` changed, as soon as this returns. A step that is there
-    already is left as it is. An error of an earlier write is raised here.
+    The arrays may be donated, and `host` changed, as soon as this returns. A
+    step that is there already is left as it is. An error of an earlier write
+    is raised here.
 
     Args:
       step: steps done; the checkpoint's name.
