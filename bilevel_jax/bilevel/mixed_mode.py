@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend import core
 
 from bilevel_jax.bilevel.problem import GradientFunction
 from bilevel_jax.types import Tree
@@ -84,28 +85,57 @@ def base_gradient(
     mixed_product: how the derivative's products are taken.
   """
 
-  @jax.custom_vjp
   def evaluate(base, adapter, batch):
-    at = gradient(base, adapter, batch)
+    of, constants = _explicit(gradient, base, adapter, batch)
+    primitive = _differentiable(of, mixed_product)
+    return primitive(constants, base, adapter, batch)
+
+  return evaluate
+
+
+def _differentiable(
+  of: Callable[[list[jax.Array]], GradientFunction],
+  mixed_product: MixedProduct,
+) -> Callable[..., tuple[Tree, Tree]]:
+  @jax.custom_vjp
+  def evaluate(constants, base, adapter, batch):
+    at = of(constants)(base, adapter, batch)
     return at.base, (at.loss, at.aux)
 
-  def forward(base, adapter, batch):
-    return evaluate(base, adapter, batch), (base, adapter, batch)
+  def forward(*args):
+    return evaluate(*args), args
 
-  def backward(at, cotangents):
-    base, adapter, batch = at
+  def backward(args, cotangents):
+    constants, base, adapter, batch = args
     second = product(
-      gradient,
+      of(constants),
       base,
       adapter,
       batch,
       cotangents[0],
       mixed_product=mixed_product,
     )
-    return second.base, second.adapter, None
+    return None, second.base, second.adapter, None
 
   evaluate.defvjp(forward, backward)
   return evaluate
+
+
+def _explicit(
+  gradient: GradientFunction, *args: Tree
+) -> tuple[Callable[[list[jax.Array]], GradientFunction], list[jax.Array]]:
+  # A custom derivative may not close over values that are being traced, and
+  # an objective may (a penalty, a batch): they become arguments.
+  closed, shape = jax.make_jaxpr(gradient, return_shape=True)(*args)
+  structure = jax.tree.structure(shape)
+
+  def of(constants: list[jax.Array]) -> GradientFunction:
+    function = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, constants))
+    return lambda *args: jax.tree.unflatten(
+      structure, function(*jax.tree.leaves(args))
+    )
+
+  return of, closed.consts
 
 
 def add_scaled(x: Tree, scale: jax.typing.ArrayLike, y: Tree) -> Tree:

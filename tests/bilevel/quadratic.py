@@ -34,6 +34,7 @@ def quadratic() -> Quadratic:
   positive = lambda R: R @ R.T / N + jnp.eye(N)
   A, C = positive(normal(N, N)), positive(normal(N, N))
   B, c, d, e, w = normal(N, M), normal(N), normal(N), normal(M), normal(M)
+  G = normal(N, M)
 
   def lower(b, w, batch):
     # A batch shifts c: enough to tell the steps of an unroll apart.
@@ -42,14 +43,17 @@ def quadratic() -> Quadratic:
 
   def upper(b, w, batch):
     del batch
-    return (b - d) @ C @ (b - d) / 2 + e @ w + w @ w / 20, {}
+    return (b - d) @ C @ (b - d) / 2 + b @ G @ w + e @ w + w @ w / 20, {}
 
   optimum = jnp.linalg.solve(A, B @ w + c)
   return Quadratic(
     problem=Problem(upper, lower),
     optimum=optimum,
     adapter=w,
-    hypergradient=e + w / 10 + B.T @ jnp.linalg.solve(A, C @ (optimum - d)),
+    hypergradient=G.T @ optimum
+    + e
+    + w / 10
+    + B.T @ jnp.linalg.solve(A, C @ (optimum - d) + G @ w),
     step=float(1 / jnp.linalg.eigvalsh(A)[-1]),
     A=A,
     C=C,

@@ -130,6 +130,36 @@ def test_mixed_mode_is_reverse_over_reverse(name):
   assert relative(got.gradient, jax.grad(naive)(q.adapter)) < 1e-14
 
 
+def test_objectives_may_close_over_values_that_are_traced():
+  optimizer = optax.sgd(0.1)
+
+  @jax.jit
+  def run(base, adapter, tokens, weight):
+    lower = lambda b, w, _: (weight * jnp.sum((b * w)[tokens] ** 2), {})
+    estimate = unrolled.unrolled(optimizer, steps=2)
+    return estimate(
+      gradient(lower),
+      gradient(lower),
+      base,
+      adapter,
+      None,
+      None,
+      optimizer.init(base),
+    ).gradient
+
+  x, tokens = jnp.array([1.0, 2.0]), jnp.array([0, 1, 1])
+
+  def outcome(adapter):
+    base = x
+    lower = lambda b: 0.5 * jnp.sum((b * adapter)[tokens] ** 2)
+    for _ in range(2):
+      base = base - 0.1 * jax.grad(lower)(base)
+    return lower(base)
+
+  got = run(x, x, tokens, 0.5)
+  assert relative(got, jax.grad(outcome)(x)) < 1e-13
+
+
 def test_unroll_tends_to_the_closed_form():
   q = quadratic()
   errors = [
