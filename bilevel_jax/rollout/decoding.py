@@ -2,6 +2,7 @@
 
 import collections
 import functools
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ STOP, LENGTH, ERROR = range(len(types.FINISH_REASONS))
 RUNNING = -1
 _traced: collections.Counter[str] = collections.Counter()
 
+row_keys = jax.jit(sampling.row_keys)
+
 
 @types.pytree
 class Rows:
@@ -22,8 +25,7 @@ class Rows:
 
   token: types.Array  # [B] int32, the next input
   first: types.Array  # [B] int32, column of the prompt's first token
-  prompt_id: types.Array  # [B] uint32
-  sample: types.Array  # [B] uint32
+  key_data: types.Array  # [B, words] uint32, of `sampling.row_keys`
   rules: sampling.Rules
 
 
@@ -105,7 +107,7 @@ def prefill(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("policy", "needs", "length", "layout"),
+  static_argnames=("policy", "key_impl", "needs", "length", "layout"),
   donate_argnames=("cache",),
 )
 def decode(
@@ -115,9 +117,9 @@ def decode(
   rows: Rows,
   running: jax.Array,
   span: Span,
-  key: jax.Array,
   eos_ids: jax.Array,
   *,
+  key_impl: Hashable,
   needs: sampling.Needs,
   length: int,
   layout: layouts.Layout,
@@ -131,14 +133,14 @@ def decode(
     rows: of the batch.
     running: [B] bool; the others are there to fill the batch.
     span: columns of this segment and of its wave.
-    key: of the whole rollout.
     eos_ids: [E] int32.
+    key_impl: of the rows' keys.
     needs: of `rows.rules`.
     length: at least span.stop - span.start.
     layout: of the rows.
   """
   _traced["decode"] += 1
-  keys = sampling.row_keys(key, rows.prompt_id, rows.sample)
+  keys = jax.random.wrap_key_data(jnp.asarray(rows.key_data), impl=key_impl)
   put = jax.lax.dynamic_update_slice_in_dim
 
   def step(loop):

@@ -180,16 +180,19 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   of = ids // requests.samples_per_prompt
   begin = _prompt_columns(max(len(prompts[p]) for p in of))
   end = begin + requests.max_new_tokens
+  keys = decoding.row_keys(
+    requests.key,
+    np.asarray(requests.prompt_ids)[of].astype(np.uint32),
+    (ids % requests.samples_per_prompt).astype(np.uint32),
+  )
   rows = decoding.Rows(
     token=np.array([prompts[p][-1] for p in of]),
     first=np.array([begin + 1 - len(prompts[p]) for p in of], np.int32),
-    prompt_id=np.asarray(requests.prompt_ids)[of].astype(np.uint32),
-    sample=(ids % requests.samples_per_prompt).astype(np.uint32),
+    key_data=np.asarray(jax.random.key_data(keys)),
     rules=_take(rules, of),
   )
   needs = sampling.needs(rows.rules)
-  eos_ids = np.array(sorted(requests.eos_ids) or [-1], np.int32)
-  key, eos_ids = layout.put_everywhere((requests.key, eos_ids))
+  eos_ids = np.array(sorted(set(requests.eos_ids)) or [-1], np.int32)
 
   cache, slots = _prefilled(policy, weights, [prompts[p] for p in of], settings)
   size, columns, column = 0, 0, begin
@@ -215,8 +218,8 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
       cache,
       *layout.put_rows((_take(rows, request), running)),
       decoding.Span(*map(np.int32, (begin, column, stop, end))),
-      key,
       eos_ids,
+      key_impl=jax.random.key_impl(requests.key),
       needs=needs,
       length=settings.segment,
       layout=layout,

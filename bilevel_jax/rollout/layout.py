@@ -31,13 +31,6 @@ class Layout(NamedTuple):
     spec = PartitionSpec(*(None,) * axis, self.rows.spec[0])
     return jax.device_put(tree, NamedSharding(self.rows.mesh, spec))
 
-  def put_everywhere(self, tree: types.Tree) -> types.Tree:
-    """Returns the arrays on the devices, a copy on each."""
-    if self.rows is None:
-      return tree
-    everywhere = NamedSharding(self.rows.mesh, PartitionSpec())
-    return jax.device_put(tree, everywhere)
-
   def split_rows(self, tree: types.Tree) -> types.Tree:
     """Returns traced arrays, axis 0 split; the compiler lays out the rest."""
     if self.rows is None:

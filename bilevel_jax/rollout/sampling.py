@@ -121,7 +121,7 @@ def draw(
     if needs.select or needs.floor:
       keep = _keep(scaled, top, mass.reshape(len(logits), -1), rules, needs)
       kept = jnp.where(_blocks(keep), mass, 0)
-    token = _invert(keys, index, kept)
+    token = _invert(_uniforms(keys, index), kept)
     if needs.argmax:
       token = jnp.where(rules.temperature == 0, logits.argmax(-1), token)
   else:
@@ -135,11 +135,17 @@ def _blocks(x):
   return jnp.pad(x, ((0, 0), (0, short))).reshape(len(x), -1, _BLOCK)
 
 
-def _invert(keys, index, mass):
+def _uniforms(keys, index):
+  """Two numbers in [0, 1) per row, [B, 2]."""
+  # A folded key is words of noise already; drawing from it would hash again.
+  fold = lambda key: jax.random.key_data(jax.random.fold_in(key, index))
+  words = jax.vmap(fold)(keys)[:, :2]
+  return (words >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def _invert(uniform, mass):
   # A uniform for each level: the remainder of a single one would keep few of
-  # its 23 bits, and tokens in the tail would get a share of 0 or of 2^-23.
-  one = lambda key: jax.random.uniform(jax.random.fold_in(key, index), (2,))
-  uniform = jax.vmap(one)(keys)
+  # its 24 bits, and tokens in the tail would get a share of 0 or of 2^-24.
   block = _first_above(mass.sum(-1), uniform[:, 0])
   inside = jnp.take_along_axis(mass, block[:, None, None], 1)[:, 0]
   return block * _BLOCK + _first_above(inside, uniform[:, 1])

@@ -1,0 +1,47 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevel_jax.rollout import cache, layout
+from tests import tabular
+
+
+@pytest.mark.parametrize("step", [1, 16, 64])
+@pytest.mark.parametrize("per_octave", [1, 2, 4])
+def test_a_bucket_holds_what_it_must_and_wastes_little(step, per_octave):
+  for n in range(1, 3000):
+    size = cache.bucket(n, step=step, per_octave=per_octave)
+    assert size >= n
+    assert size % step == 0
+    assert size < max(n * (1 + 1 / per_octave), n + step)
+    assert cache.bucket(size, step=step, per_octave=per_octave) == size
+
+
+def test_buckets_are_few():
+  sizes = {cache.bucket(n) for n in range(1, 1025)}
+  assert len(sizes) == 20  # 1, 2, then two for each doubling
+  sizes = {cache.bucket(n, step=64, per_octave=4) for n in range(1, 4097)}
+  assert len(sizes) == 20
+
+
+def test_a_moved_cache_has_the_rows_asked_for_and_zeros_after_them():
+  old = np.arange(24.0).reshape(3, 4, 2)
+  tree = {"k": jnp.array(old), "v": jnp.array(-old[..., 0])}
+  rows = np.array([2, 0, 0, 2, 1])
+  new = cache.move(tree, rows, 7, layout=layout.Layout(None))
+  np.testing.assert_array_equal(new["k"][:, :4], old[rows])
+  np.testing.assert_array_equal(new["v"][:, :4], -old[rows][..., 0])
+  assert new["k"].shape == (5, 7, 2)
+  assert not new["k"][:, 4:].any()
+  assert not new["v"][:, 4:].any()
+
+
+def test_a_moved_cache_is_freed():
+  tree = {"k": jnp.ones((2, 3))}
+  cache.move(tree, np.array([1]), 3, layout=layout.Layout(None))
+  assert tree["k"].is_deleted()
+
+
+def test_bytes_of_a_row_are_those_of_its_arrays():
+  policy = tabular.policy(5)
+  assert cache.bytes_per_row(policy, 96) == 4 * 96
