@@ -83,8 +83,6 @@ class Checkpoints:
       host: JSON: positions of streams, fingerprints.
       accuracy: of this state, where it was measured, for `keep_best`.
     """
-    if step in self._manager.all_steps():
-      return
     # It is written later, by another thread: the caller's may move on, and
     # what is not JSON is refused here.
     host = json.loads(json.dumps(host))
