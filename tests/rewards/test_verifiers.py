@@ -81,6 +81,7 @@ def test_number_compares_the_last_number(completion, answer, value):
     (r"\boxed{5}", "5", 1),
     (r"\boxed{5.0}", "5", 1),
     (r"\boxed{1,000}", "1000", 1),
+    (r"\boxed{0,111}", "0.111", 1),
     (r"\boxed{6}", "5", 0),
     (r"\boxed{\dfrac{1}{2}}", "0.5", 1),
     (r"\boxed{0.333333}", r"\frac{1}{3}", 1),
@@ -124,8 +125,6 @@ def test_math_needs_neither_the_main_thread_nor_its_alarm():
     ("53", 0),
     ("(20+84)-51+51-51", 0),
     ("20+20+13", 0),
-    ("84**1-51+20", 0),
-    ("84//1-51+20", 0),
     ("__import__('os')", 0),
     ("20/0", 0),
     ("20/(51-51)", 0),
@@ -133,12 +132,20 @@ def test_math_needs_neither_the_main_thread_nor_its_alarm():
     ("\0", 0),
     ("(" * 100_000, 0),
     ("-" * 110 + "1", 0),
+    ("-" * 100_000 + "1", 0),
     ("", 0),
   ],
 )
 def test_expression_must_reach_the_target_with_the_numbers(completion, value):
   question = _question("", nums=[20, 51, 84], target=53)
   assert verifiers.expression(completion, question) == value
+
+
+@pytest.mark.parametrize("text", ["2**3", "8//1", "9%3**2", "8 if 2 else 3"])
+def test_expression_knows_four_operations_only(text):
+  question = _question("", nums=[1, 2, 3, 8, 9], target=8)
+  assert verifiers.expression("8", question) == 1
+  assert verifiers.expression(text, question) == 0
 
 
 def test_expression_reads_latex_signs():
