@@ -161,9 +161,8 @@ def pass_at_k(n: int, correct: np.ndarray | int, k: int) -> np.ndarray:
     raise ValueError(f"1 <= k <= n and 0 <= correct <= n: k {k}, n {n}")
   i = np.arange(1, n + 1)
   factors = np.where(i > n - correct[..., None], 1 - k / i, 1.0)
-  # A factor is negative only after one that is zero (i = k): no right answer
-  # can be missed by then.
-  return 1.0 - np.prod(np.maximum(factors, 0.0), axis=-1)
+  # Where fewer than k answers are wrong, the factor of i = k is there: zero.
+  return 1.0 - np.prod(factors, axis=-1)
 
 
 def majority(answers: list[str], reference: str) -> float:
