@@ -27,6 +27,7 @@ def does(completion, question):
   if completion == "raise": raise KeyError
   if completion == "exit": sys.exit(3)
   if completion == "die": os.kill(os.getpid(), signal.SIGKILL)
+  if completion == "stop": os.kill(os.getpid(), signal.SIGSTOP)
   if completion == "process": return os.getpid()
   if completion == "jax": return "jax" in sys.modules
   if completion == "fields": return question.answer == question.meta["key"]
@@ -102,6 +103,13 @@ def test_a_hanging_completion_costs_its_deadline_once_and_nobody_else(hang):
     assert not scores.correct[7]
     assert 1.0 <= took < 30  # not a deadline for each of its neighbours
     assert _score(scorer, *["1"] * 10).scored.all()
+    assert scorer.replaced == 1
+
+
+def test_a_process_that_cannot_even_end_itself_is_killed():
+  with _scorer(deadline_s=0.5, workers=1) as scorer:
+    scores = _score(scorer, *["1"] * 25, "stop", *["1"] * 14)
+    assert np.flatnonzero(~scores.scored).tolist() == [25]
     assert scorer.replaced == 1
 
 
