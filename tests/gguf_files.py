@@ -140,7 +140,7 @@ def add_tokenizer(writer, pre="qwen2", *, model="gpt2", edit=None):
   """Adds a tokenizer to the writer's metadata; returns its tokens."""
   merged = [merge.replace(" ", "") for merge in MERGES]
   groups = [
-    (ALPHABET + merged, NORMAL),
+    (ALPHABET + merged + ["xyz"], NORMAL),  # no merge leads to xyz
     (CONTROL, CONTROLLED),
     (["<think>"], USER),
     (["[PAD1]", "[PAD2]"], UNUSED),

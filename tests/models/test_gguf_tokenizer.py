@@ -94,6 +94,14 @@ def test_digits_are_never_merged_where_the_model_cuts_them(tmp_path):
   assert loaded.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
 
 
+@pytest.mark.parametrize(
+  ("pre", "expected"), [("llama-bpe", ["xyz"]), ("qwen2", ["x", "y", "z"])]
+)
+def test_only_llama3_takes_a_known_word_unmerged(tmp_path, pre, expected):
+  loaded, _ = built(tmp_path, pre=pre)
+  assert loaded.tokenize("xyz") == expected
+
+
 @settings(max_examples=50, deadline=None)
 @given(text=TEXTS)
 def test_text_survives(tmp_path_factory, text):
