@@ -83,7 +83,9 @@ class Source:
   path: str | None = setting(None, "JSONL or JSONL.gz file")
   hub: str | None = setting(None, "Hugging Face dataset id or directory")
   name: str | None = setting(None, "configuration name of the hub dataset")
-  split: str = setting("train", "split of the hub dataset")
+  split: str = setting(
+    "train", "split of the hub dataset, or of the task: train or test"
+  )
   task: str | None = setting(
     None, "procedural task: arithmetic, countdown, or reasoning_gym/NAME"
   )
@@ -123,8 +125,9 @@ class Data:
 class Reward:
   parts: dict[str, float] = setting(
     {"math": 1.0},
-    "verifier -> weight: math, exact, number, expression, regex, or a dotted "
-    "path to a function(completion, question) -> float",
+    "verifier -> weight: math, exact, number, expression, regex, "
+    "reasoning_gym, or a dotted path to a function(completion, question) -> "
+    "float",
   )
   pattern: str | None = setting(None, "regular expression of `regex`")
   deadline_s: float = setting(5.0, "seconds one scoring may take", above=0)
