@@ -272,6 +272,26 @@ def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused(tmp_path):
     loaded.check_fits(259)
 
 
+def test_tokenizer_json_wins_over_the_class_that_the_config_names(tmp_path):
+  """SmolLM2's: its class would put GPT-2's cuts in place of single digits."""
+  directory = write(tmp_path / "t")
+  path = directory / "tokenizer.json"
+  backend = tokenizers.Tokenizer.from_file(str(path))
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+  )
+  two = {**backend.get_vocab(with_added_tokens=False), "ĠĠ": 300}
+  backend.model = models.BPE(two, [("Ġ", "Ġ")])
+  backend.save(str(path))
+  (directory / "tokenizer_config.json").write_text(
+    json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|end|>"})
+  )
+  loaded = tokenizer.load(directory, prompt="{question}")
+  ids = loaded.solution_tokens(QUESTION._replace(solution="a  12"))
+  assert list(ids) == backend_ids(directory, "a  12<|end|>")
+  assert 300 in ids
+
+
 def test_hub_id_is_fetched_without_the_weights(tmp_path, monkeypatch):
   directory = write(tmp_path / "t", template=CHATML)
   seen = {}
