@@ -1,4 +1,4 @@
-"""python -m bilevel_jax.main --config configs/x.py [--config.field=value ...]"""
+"""python -m bilevel_jax.main --config configs/x.py [--config.steps=9 ...]"""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,13 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
   """Returns what is left of the arguments; a bad flag is one sentence."""
   try:
     return flags.FLAGS(list(arguments))
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise config.ConfigError(_one_sentence(error)) from None
   except OSError as error:
     raise config.ConfigError(f"--config: {_one_sentence(error)}") from None
@@ -25,7 +31,9 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
 
 def _one_sentence(error: BaseException) -> str:
   """Returns the first line, without what follows of a whole ConfigDict."""
-  return str(error).strip("\"'").split("\n")[0].split(" Other fields present")[0]
+  return (
+    str(error).strip("\"'").split("\n")[0].split(" Other fields present")[0]
+  )
 
 
 def main(arguments: Sequence[str]) -> None:

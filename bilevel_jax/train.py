@@ -65,11 +65,13 @@ def run(settings: config.Config) -> Summary:
       non-finite.
   """
   directory = run_directory.prepare(settings.run_dir, settings, settings.resume)
+  reward = settings.reward
+  ones = (1.0,) * len(reward.verifiers)
   with pool.Scorer(
-    settings.reward.parts,
-    pattern=settings.reward.pattern,
-    deadline_s=settings.reward.deadline_s,
-    workers=settings.reward.workers,
+    dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
+    pattern=reward.pattern,
+    deadline_s=reward.deadline_s,
+    workers=reward.workers,
   ) as scorer:
     story = _gather(settings, scorer)
     checkpoints = checkpoint.Checkpoints(

@@ -36,7 +36,7 @@ def get_config():
   c.data.max_prompt_tokens = 32
   c.data.max_demonstration_tokens = 128
   c.rollout.max_new_tokens = 64
-  c.reward.parts = {"exact": 1.0}
+  c.reward.verifiers = ("exact",)
   c.optimizer.base.learning_rate = 2e-3
   c.optimizer.base.schedule = "cosine"
   c.optimizer.base.warmup_steps = 20

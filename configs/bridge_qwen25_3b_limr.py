@@ -36,7 +36,7 @@ def get_config():
   c.data.demonstrations_per_step = 64
   c.data.max_prompt_tokens = 1024
   c.data.max_demonstration_tokens = 4096
-  c.reward.parts = {"math": 1.0}
+  c.reward.verifiers = ("math",)
   c.reward.workers = 8
   c.rollout.samples_per_prompt = 5
   c.rollout.max_new_tokens = 3000

@@ -39,7 +39,7 @@ def get_config():
   c.data.demonstrations_per_step = 32
   c.data.max_prompt_tokens = 32
   c.data.max_demonstration_tokens = 128
-  c.reward.parts = {"exact": 1.0}
+  c.reward.verifiers = ("exact",)
   c.rollout.samples_per_prompt = 8
   c.rollout.max_new_tokens = 64
   c.optimizer.base.learning_rate = 3e-4

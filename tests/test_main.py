@@ -55,8 +55,8 @@ def _refused(settings) -> str:
       {"data.max_demonstration_tokens": 5000},
       "the model has 128 positions",
     ),
-    ({"reward.parts": {"no.such.module.f": 1.0}}, "no.such.module"),
-    ({"reward.parts": {"regex": 1.0}}, "reward.pattern must be set"),
+    ({"reward.verifiers": ("no.such.module.f",)}, "no.such.module"),
+    ({"reward.verifiers": ("regex",)}, "reward.pattern must be set"),
     ({"data.questions.task": "arithmetics"}, "arithmetics"),
     ({"resume": True}, "resume"),
   ],
@@ -69,11 +69,7 @@ def test_broken_rules_are_named_with_their_values(directory, change, sentence):
     target = settings
     for part in filter(None, group.split(".")):
       target = target[part]
-    if isinstance(value, dict):
-      with target.unlocked():
-        target[field] = value
-    else:
-      target[field] = value
+    target[field] = value
   assert sentence in _refused(settings)
   assert not (directory / "unused" / "metrics.jsonl").exists()
 

@@ -1,18 +1,78 @@
-"""Makes the weak policy that configs/quickstart.py starts from."""
+"""Makes the weak policy that configs/quickstart.py starts from.
+
+Writes a character tokenizer, trains by configs/arithmetic_pretraining.py, and
+keeps what the run exports, in bfloat16: config.json, model.safetensors and
+the tokenizer's files. The command that made the one in the package:
+
+    python tools/make_arithmetic_policy.py \
+      --out bilevel_jax/assets/arithmetic_policy
+"""
 
 import argparse
+import json
 import pathlib
 import shutil
+import sys
+import tempfile
+
+import jax
+import rich.console
+import rich.table
 
 from bilevel_jax import config, train
 from bilevel_jax.data import tokenizer
+from bilevel_jax.models import (
+  huggingface,
+  huggingface_config,
+  huggingface_export,
+)
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from configs import arithmetic_pretraining
 
 
 def main() -> None:
-  """Pre-trains by configs/arithmetic_pretraining.py and keeps the export."""
-  parser = argparse.ArgumentParser(description=__doc__)
+  """Trains, exports, and prints what came of it."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--steps", type=int, help="default: the config's")
-  parser.add_argument("--run-dir", type=pathlib.Path, default=None)
+  parser.add_argument("--json", type=pathlib.Path, help="write the figures")
   arguments = parser.parse_args()
+  with tempfile.TemporaryDirectory() as scratch:
+    characters = pathlib.Path(scratch) / "tokenizer"
+    tokenizer.character_tokenizer(characters)
+    settings = arithmetic_pretraining.get_config()
+    settings.tokenizer.path = str(characters)
+    settings.run_dir = str(pathlib.Path(scratch) / "run")
+    if arguments.steps is not None:
+      settings.steps = arguments.steps
+    summary = train.run(config.parse(settings))
+    exported = pathlib.Path(settings.run_dir) / "export"
+    architecture = huggingface_config.read_architecture(exported)
+    base = huggingface.load_base(exported, architecture)
+    shutil.rmtree(arguments.out, ignore_errors=True)
+    huggingface_export.export(
+      arguments.out,
+      architecture,
+      base,
+      source_directory=exported,
+      dtype="bfloat16",
+    )
+  size = (arguments.out / "model.safetensors").stat().st_size
+  figures = {
+    "parameters": sum(x.size for x in jax.tree.leaves(base)),
+    "bytes": size,
+    "accuracy": summary.after.accuracy if summary.after else None,
+  }
+  table = rich.table.Table("figure", "value")
+  for name, value in figures.items():
+    table.add_row(name, str(value))
+  rich.console.Console().print(table)
+  if arguments.json:
+    arguments.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+  main()

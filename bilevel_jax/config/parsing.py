@@ -76,10 +76,12 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       f"data.demonstrations_per_step must be a multiple of the {updates} "
       f"updates of a step, got {data.demonstrations_per_step}"
     )
-  if "regex" in config.reward.parts and config.reward.pattern is None:
-    yield "reward.pattern must be set when reward.parts has regex, got None"
-  if not config.reward.parts:
-    yield "reward.parts must name at least one verifier, got none"
+  reward = config.reward
+  if reward.weights and len(reward.weights) != len(reward.verifiers):
+    yield (
+      f"reward.weights must have one for each of the {len(reward.verifiers)} "
+      f"reward.verifiers, got {len(reward.weights)}"
+    )
 
 
 def _render(value: Any) -> ml_collections.ConfigDict:

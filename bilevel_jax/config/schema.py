@@ -123,11 +123,13 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-  parts: dict[str, float] = setting(
-    {"math": 1.0},
-    "verifier -> weight: math, exact, number, expression, regex, "
-    "reasoning_gym, or a dotted path to a function(completion, question) -> "
-    "float",
+  verifiers: tuple[str, ...] = setting(
+    ("math",),
+    "any of math, exact, number, expression, reasoning_gym, regex, or dotted "
+    "paths to functions (completion, question) -> float",
+  )
+  weights: tuple[float, ...] | None = setting(
+    None, "of the verifiers in their sum; default: 1 each"
   )
   pattern: str | None = setting(None, "regular expression of `regex`")
   deadline_s: float = setting(5.0, "seconds one scoring may take", above=0)

@@ -50,7 +50,7 @@ def rl_only_metrics(
 
 
 def gradient_metrics(sft: Tree, rl: Tree) -> dict:
-  """Returns the norms of the SFT and RL gradients of the base, and their cosine."""
+  """Returns the norms and the cosine of the base's SFT and RL gradients."""
   sft_norm, rl_norm = optax.tree.norm(sft), optax.tree.norm(rl)
   products = jax.tree.map(lambda a, b: jnp.sum(a * b), sft, rl)
   inner = sum(jax.tree.leaves(products), jnp.zeros(()))

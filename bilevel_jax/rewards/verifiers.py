@@ -46,7 +46,7 @@ def build(parts: Mapping[str, float], pattern: str | None = None) -> list[Part]:
       missing or broken pattern.
   """
   if not parts:
-    raise config.ConfigError("reward.parts must name at least one verifier")
+    raise config.ConfigError("reward.verifiers must name at least one verifier")
   return [
     Part(name, float(weight), _find(name, pattern))
     for name, weight in parts.items()
@@ -315,19 +315,19 @@ def _find(name: str, pattern: str | None) -> Verifier:
   )
   if not module or not function:
     raise config.ConfigError(
-      f"reward.parts takes {', '.join(NAMES)}, or a dotted path to a function, "
-      f"got {name!r}"
+      f"reward.verifiers takes {', '.join(NAMES)}, or a dotted path to a "
+      f"function, got {name!r}"
     )
   if module == "__main__":
     raise config.ConfigError(
-      f"reward.parts: {name!r} must be in a module that a scoring process can "
-      "import, got __main__"
+      f"reward.verifiers: {name!r} must be in a module that a scoring "
+      "process can import, got __main__"
     )
   found = getattr(_import(module, name), function, None)
   if not callable(found):
     what = "has no" if found is None else "cannot call"
     raise config.ConfigError(
-      f"reward.parts: {name!r}: module {module} {what} {function}"
+      f"reward.verifiers: {name!r}: module {module} {what} {function}"
     )
   return cast(Verifier, found)
 
@@ -337,7 +337,7 @@ def _import(module: str, name: str, hint: str = "") -> Any:
     return importlib.import_module(module)
   except Exception as error:  # a user's module may raise anything
     raise config.ConfigError(
-      f"reward.parts: {name!r} cannot be imported: "
+      f"reward.verifiers: {name!r} cannot be imported: "
       f"{type(error).__name__}: {error}{hint}"
     ) from error
 
@@ -345,7 +345,7 @@ def _import(module: str, name: str, hint: str = "") -> Any:
 def _regex(pattern: str | None) -> Verifier:
   if pattern is None:
     raise config.ConfigError(
-      "reward.pattern must be set when reward.parts has regex, got None"
+      "reward.pattern must be set when reward.verifiers has regex, got None"
     )
   try:
     compiled = re.compile(pattern)

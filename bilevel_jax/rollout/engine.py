@@ -200,7 +200,7 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
     stop = min(column + settings.segment, end)
     smaller = min(_rows(len(ids), layout), settings.max_rows)
     longer = _columns(stop, settings.cache_step)
-    if not size or longer > columns or 2 * smaller <= size:
+    if longer > columns or 2 * smaller <= size:
       size, columns = smaller, max(columns, longer)
       source = np.zeros(size, np.int32)
       source[: len(ids)] = slots
@@ -227,9 +227,8 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
     outcome = jax.device_get(outcome)
     if settings.watch is not None:
       held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
-      settings.watch(
-        Segment(size, columns, int(outcome.steps), outcome.kept.sum(), held)
-      )
+      kept = int(outcome.kept.sum())
+      settings.watch(Segment(size, columns, int(outcome.steps), kept, held))
     _, tokens, logprobs, kept, finish = outcome
     written, steps = slice(column - begin, stop - begin), stop - column
     rollout.tokens[ids, written] = tokens[slots, :steps]

@@ -216,41 +216,41 @@ def test_a_verifier_that_fails_makes_the_completion_unscorable(name):
 @pytest.mark.parametrize(
   ("parts", "pattern", "sentence"),
   [
-    ({}, None, "reward.parts must name at least one verifier"),
+    ({}, None, "reward.verifiers must name at least one verifier"),
     (
       {"maths": 1.0},
       None,
-      "reward.parts takes math, exact, number, expression, reasoning_gym, "
+      "reward.verifiers takes math, exact, number, expression, reasoning_gym, "
       "regex, or a dotted path to a function, got 'maths'",
     ),
     (
       {"nowhere.f": 1.0},
       None,
-      "reward.parts: 'nowhere.f' cannot be imported: ModuleNotFoundError: No "
-      "module named 'nowhere'",
+      "reward.verifiers: 'nowhere.f' cannot be imported: ModuleNotFoundError: "
+      "No module named 'nowhere'",
     ),
     (
       {"broken.f": 1.0},
       None,
-      "reward.parts: 'broken.f' cannot be imported: ModuleNotFoundError: No "
-      "module named 'nowhere_to_be_found'",
+      "reward.verifiers: 'broken.f' cannot be imported: ModuleNotFoundError: "
+      "No module named 'nowhere_to_be_found'",
     ),
-    ({"own.f": 1.0}, None, "reward.parts: 'own.f': module own has no f"),
+    ({"own.f": 1.0}, None, "reward.verifiers: 'own.f': module own has no f"),
     (
       {"own.constant": 1.0},
       None,
-      "reward.parts: 'own.constant': module own cannot call constant",
+      "reward.verifiers: 'own.constant': module own cannot call constant",
     ),
     (
       {"__main__.f": 1.0},
       None,
-      "reward.parts: '__main__.f' must be in a module that a scoring process "
-      "can import, got __main__",
+      "reward.verifiers: '__main__.f' must be in a module that a scoring "
+      "process can import, got __main__",
     ),
     (
       {"regex": 1.0},
       None,
-      "reward.pattern must be set when reward.parts has regex, got None",
+      "reward.pattern must be set when reward.verifiers has regex, got None",
     ),
     (
       {"regex": 1.0},

@@ -144,7 +144,7 @@ def test_what_moves_a_number_may_not_change_and_is_named(tmp_path):
     seed=1,
     steps=5,
     optimizer={"base": {"learning_rate": 0.5}},
-    reward={"parts": {"exact": 2.0}},
+    reward={"verifiers": ("exact",), "weights": (2.0,)},
     evaluation={"temperature": 1.0},
   )
   with pytest.raises(config.ConfigError) as error:
@@ -152,8 +152,7 @@ def test_what_moves_a_number_may_not_change_and_is_named(tmp_path):
   sentence = str(error.value)
   assert "seed must stay 0, got 1" in sentence
   assert "optimizer.base.learning_rate must stay 1e-06, got 0.5" in sentence
-  assert "reward.parts.exact must stay None, got 2.0" in sentence
-  assert "reward.parts.math must stay 1.0, got None" in sentence
+  assert 'reward.verifiers must stay ["math"], got ["exact"]' in sentence
   assert "evaluation.temperature must stay 0.0, got 1.0" in sentence
   assert "steps" not in sentence
   assert "\n" not in sentence

@@ -1,0 +1,44 @@
+"""The worked example of docs/hypergradients.md, and the table's tool."""
+
+import json
+import pathlib
+import re
+
+import jax
+import pytest
+
+from tools import benchmark_hypergradients
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "hypergradients.md"
+
+
+@pytest.fixture
+def restored_precision():
+  yield
+  jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.usefixtures("restored_precision")
+def test_worked_example_prints_what_the_page_says(capsys):
+  page = PAGE.read_text()
+  code = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
+  claimed = re.search(r"```text\n(.*?)```", page, re.DOTALL).group(1)
+  names = {}
+  exec(compile(code, str(PAGE), "exec"), names)
+  assert names["errors"]["implicit, CG"] < 1e-12
+  assert names["errors"]["unrolled 20, sgd"] < 1e-4
+  # Rounding errors are a machine's own; everything else must match.
+  without = lambda text: [x for x in text.splitlines() if "CG" not in x]
+  assert without(capsys.readouterr().out) == without(claimed)
+
+
+def test_benchmark_writes_a_row_for_every_estimator(tmp_path, capsys):
+  path = tmp_path / "figures.json"
+  small = ["--layers", "2", "--width", "8", "--rows", "8", "--repeats", "0"]
+  assert benchmark_hypergradients.main([*small, "--json", str(path)]) == 0
+  rows = {row["estimator"]: row for row in json.loads(path.read_text())}
+  assert rows["implicit, CG 16"]["error"] < 1e-10
+  assert rows["penalty 0.99"]["error"] < 0.2 * rows["penalty 0.9"]["error"]
+  assert rows["unrolled 16, sgd"]["error"] < rows["unrolled 4, sgd"]["error"]
+  assert rows["plain gradient"]["memory_ratio"] == 1
+  assert "implicit, CG 16" in capsys.readouterr().out
