@@ -15,6 +15,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
   """Returns what is left of the arguments; a bad flag is one sentence."""
+  _check_names(arguments)
   try:
     return flags.FLAGS(list(arguments))
   except (
@@ -30,10 +31,16 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def _one_sentence(error: BaseException) -> str:
-  """Returns the first line, without what follows of a whole ConfigDict."""
-  return (
-    str(error).strip("\"'").split("\n")[0].split(" Other fields present")[0]
-  )
+  """Returns the message on one line, without the ConfigDict that may follow."""
+  message = " ".join(str(error).strip("\"'").split())
+  return message.split(" Other fields present")[0]
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+  """Raises ConfigError where a --config.x.y names no field."""
+  for argument in arguments:
+    if argument.startswith(("--config.", "-config.")):
+      config.check_name(argument.lstrip("-").split("=")[0].split(".")[1:])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,7 +49,12 @@ def main(arguments: Sequence[str]) -> None:
     raise config.ConfigError(f"unexpected argument {arguments[1]!r}")
   if _CONFIG.value is None:
     raise config.ConfigError("--config must name a config file, got none")
-  train.run(config.parse(_CONFIG.value))
+  try:
+    # What stands for a file that cannot be read fails on its first use.
+    given = dict(_CONFIG.value.items())
+  except OSError as error:
+    raise config.ConfigError(_one_sentence(error)) from None
+  train.run(config.parse(given))
 
 
 def run() -> None:

@@ -17,7 +17,7 @@ def get_config():
   c = config.default_config()
   c.run_dir = "runs/arithmetic_pretraining"
   c.method.name = "sft"
-  c.steps = 800
+  c.steps = 1000
   c.model.preset = "small-arithmetic"
   c.model.remat = "none"
   c.tokenizer.prompt = "{question}"
@@ -37,9 +37,9 @@ def get_config():
   c.data.max_demonstration_tokens = 128
   c.rollout.max_new_tokens = 64
   c.reward.verifiers = ("exact",)
-  c.optimizer.base.learning_rate = 2e-3
+  c.optimizer.base.learning_rate = 3e-3
   c.optimizer.base.schedule = "cosine"
-  c.optimizer.base.warmup_steps = 20
+  c.optimizer.base.warmup_steps = 50
   c.checkpoints.every = None
   c.checkpoints.keep_best = 0
   return c

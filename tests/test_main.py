@@ -38,7 +38,7 @@ def _refused(settings) -> str:
       "rollout.samples_per_prompt must be at least 1, got 0",
     ),
     (
-      {"rl.updates_per_rollout": 5},
+      {"rl.updates_per_rollout": 5, "data.demonstrations_per_step": 5},
       "rl.updates_per_rollout must divide the 12 samples of a step "
       "(data.prompts_per_step 3 x rollout.samples_per_prompt 4), got 5",
     ),
@@ -50,7 +50,10 @@ def _refused(settings) -> str:
     ({"method.name": "bridg"}, "method.name must be one of bridge, grpo, sft"),
     ({"mesh.data": 3}, "the number of devices"),
     ({"adapter.targets": ("q", "query")}, "query"),
-    ({"data.max_prompt_tokens": 1}, "the shortest of 10 prompts has 3 tokens"),
+    (
+      {"data.max_prompt_tokens": 1},
+      "data.max_prompt_tokens is 1, but the shortest",
+    ),
     (
       {"data.max_demonstration_tokens": 5000},
       "the model has 128 positions",
@@ -148,7 +151,7 @@ def _command(*arguments: str) -> tuple[int, str]:
     (["--config", "configs/no_such_file.py"], "no_such_file.py"),
     (
       ["--config", "configs/quickstart.py", "--config.rollout.sample=3"],
-      "rollout.sample",
+      "rollout.sample is not a field",
     ),
     (
       ["--config", "configs/quickstart.py", "--config.steps=many"],

@@ -76,7 +76,6 @@ def settings(directory: pathlib.Path, run_dir: str = "run"):
   c.optimizer.base.learning_rate = 1e-2
   c.optimizer.adapter.learning_rate = 1e-2
   c.checkpoints.every = 1
-  c.mesh.fsdp = 1
   return c
 
 

@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--layers", type=int, default=8, help="of the network")
   parser.add_argument("--width", type=int, default=64, help="of the network")
-  parser.add_argument("--rows", type=int, default=2048, help="of its batch")
+  parser.add_argument("--rows", type=int, default=512, help="of its batch")
   parser.add_argument(
-    "--repeats", type=int, default=7, help="timed runs of each; 0: none"
+    "--repeats", type=int, default=5, help="timed runs of each; 0: none"
   )
   parser.add_argument(
     "--json", type=pathlib.Path, metavar="FILE", help="write the figures here"

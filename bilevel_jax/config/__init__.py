@@ -6,6 +6,7 @@ every broken rule at once.
 """
 
 from bilevel_jax.config.parsing import ConfigError as ConfigError
+from bilevel_jax.config.parsing import check_name as check_name
 from bilevel_jax.config.parsing import default_config as default_config
 from bilevel_jax.config.parsing import parse as parse
 from bilevel_jax.config.parsing import to_dict as to_dict

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_collections
@@ -39,6 +39,28 @@ def parse(
   if errors:
     raise ConfigError("\n".join(errors))
   return parsed
+
+
+def check_name(path: Sequence[str]) -> None:
+  """Returns nothing if a setting has that name.
+
+  Args:
+    path: names of groups, and of the field.
+
+  Raises:
+    ConfigError: naming the first part that is not in the schema.
+  """
+  cls: Any = schema.Config
+  for depth, name in enumerate(path):
+    hints = typing.get_type_hints(cls)
+    if name not in hints:
+      raise ConfigError(
+        f"{'.'.join(path[: depth + 1])} is not a field"
+        f"{_suggestion(name, hints)}"
+      )
+    cls = hints[name]
+    if not dataclasses.is_dataclass(cls):
+      return  # below it are keys of the user's own
 
 
 def to_dict(config: schema.Config) -> dict[str, Any]:
@@ -92,8 +114,9 @@ def _render(value: Any) -> ml_collections.ConfigDict:
     if dataclasses.is_dataclass(item):
       out[field.name] = _render(item)
     elif item is None:
+      hint = _without_none(hints[field.name])[0]
       out[field.name] = ml_collections.config_dict.placeholder(
-        _without_none(hints[field.name])[0]
+        typing.get_origin(hint) or hint
       )
     elif isinstance(item, dict):
       # New keys are part of such a field's meaning, so it stays unlocked.

@@ -205,12 +205,12 @@ PRESETS = {
   "small-arithmetic": Architecture(
     family="llama",
     vocab_size=64,
-    width=128,
-    layers=4,
+    width=96,
+    layers=3,
     heads=4,
     kv_heads=2,
-    head_dim=32,
-    mlp_width=384,
+    head_dim=24,
+    mlp_width=256,
     max_positions=256,
   ),
 }

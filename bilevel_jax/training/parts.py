@@ -13,9 +13,8 @@ from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.models import (
   gguf,
+  gguf_tokenizer,
   huggingface,
-  huggingface_config,
-  huggingface_export,
   presets,
 )
 from bilevel_jax.models import policy as policy_lib
@@ -59,19 +58,23 @@ def build_model(settings: config.Config) -> Model:
     ConfigError: an unknown architecture, or a tokenizer that does not fit.
   """
   source = settings.model
-  directory = None
+  directory = tokenizer_source = None
   if source.weights is None:
     architecture = presets.get(str(source.preset))
   elif source.weights.endswith(".gguf"):
-    architecture = gguf.read_architecture(pathlib.Path(source.weights))
+    file = pathlib.Path(source.weights)
+    architecture = gguf.read_architecture(file)
+    if settings.tokenizer.path is None:
+      tokenizer_source = pathlib.Path(settings.run_dir) / "tokenizer"
+      gguf_tokenizer.write(file, tokenizer_source)
   else:
     directory = huggingface.resolve(source.weights, source.revision)
-    architecture = huggingface_config.read_architecture(directory)
-  tokenizer_source = settings.tokenizer.path or directory
+    architecture = huggingface.read_architecture(directory)
+    tokenizer_source = directory
+  tokenizer_source = settings.tokenizer.path or tokenizer_source
   if tokenizer_source is None:
     raise config.ConfigError(
-      "tokenizer.path must be set when model.weights is not a Hugging Face "
-      f"directory, got None with model.weights {source.weights}"
+      "tokenizer.path must be set when model.weights is not, got None"
     )
   tokenizer = tokenizer_lib.load(
     tokenizer_source,
@@ -226,11 +229,11 @@ def build_learner(
 
 def abstract_state(method: contract.Method, policy: Policy) -> TrainState:
   """Returns the shapes and dtypes of a method's state; computes nothing."""
-  key = jax.random.key(0)
 
   def make() -> TrainState:
-    adapter = policy.init_adapter(key) if method.trains_adapter else None
-    return method.init(policy.init(key), adapter)
+    keys = jax.random.split(jax.random.key(0))
+    adapter = policy.init_adapter(keys[1]) if method.trains_adapter else None
+    return method.init(policy.init(keys[0]), adapter)
 
   return jax.eval_shape(make)
 
@@ -298,7 +301,7 @@ def export(
 ) -> None:
   """Writes the merged policy, and the adapter alone, as Hugging Face files."""
   scale = settings.adapter.alpha / settings.adapter.rank
-  huggingface_export.export(
+  huggingface.export(
     directory,
     model.architecture,
     state.base,
