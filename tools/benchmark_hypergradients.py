@@ -47,15 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "--repeats", type=int, default=5, help="timed runs of each; 0: none"
   )
   parser.add_argument(
+    "--only", default="", metavar="TEXT", help="estimators named like this"
+  )
+  parser.add_argument(
     "--json", type=pathlib.Path, metavar="FILE", help="write the figures here"
   )
   chosen = parser.parse_args(arguments)
   console = rich.console.Console()
   try:
     with console.status("errors against the closed form"):
-      errors = accuracy()
+      errors = accuracy(chosen.only)
     with console.status("memory and time"):
-      costs = cost(chosen.layers, chosen.width, chosen.rows, chosen.repeats)
+      costs = cost(
+        chosen.layers,
+        chosen.width,
+        chosen.rows,
+        repeats=chosen.repeats,
+        only=chosen.only,
+      )
   except KeyboardInterrupt:
     return 130
   rows = [
@@ -139,8 +148,8 @@ def estimators(step: float) -> dict[str, tuple[Estimator, Any]]:
   return rows
 
 
-def accuracy() -> dict[str, float]:
-  """Returns name -> relative error of the hypergradient."""
+def accuracy(only: str = "") -> dict[str, float]:
+  """Returns name -> relative error of the estimators named like `only`."""
   with jax.enable_x64(True):
     q = quadratic()
     relative = lambda x: float(
@@ -148,12 +157,16 @@ def accuracy() -> dict[str, float]:
     )
     base, result = q.optimum(1.0), {}
     for weight in (0.9, 0.99):
+      if only not in f"penalty {weight}":
+        continue
       terms = penalty.terms(
         q.problem, q.optimum(weight), base, q.adapter, None, None
       )
       updates = penalty.combine(terms, weight)
       result[f"penalty {weight}"] = relative(updates.adapter / (1 - weight))
     for name, (estimate, optimizer) in estimators(q.step).items():
+      if only not in name:
+        continue
       state = None if optimizer is None else _live_state(optimizer, q)
       run = _runner(estimate, q.problem)
       result[name] = relative(jax.jit(run)(base, q.adapter, None, state))
@@ -200,7 +213,7 @@ def network(layers: int, width: int, rows: int) -> tuple[Problem, Any]:
 
 
 def cost(
-  layers: int, width: int, rows: int, repeats: int
+  layers: int, width: int, rows: int, *, repeats: int, only: str = ""
 ) -> dict[str, dict[str, float | None]]:
   """Returns name -> temporary MiB and time, beside a plain gradient's."""
   problem, (base, adapter, batch) = network(layers, width, rows)
@@ -245,6 +258,7 @@ def cost(
   for name, (estimate, optimizer) in estimators(step).items():
     runs[name] = (_runner(estimate, problem), optimizer)
   runs["naive unroll 4, adam"] = (naive, adam)
+  runs = {n: r for n, r in runs.items() if only in n or r[0] is plain}
 
   compiled, arguments = {}, {}
   for name, (run, optimizer) in runs.items():

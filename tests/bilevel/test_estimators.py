@@ -28,12 +28,10 @@ OPTIMIZERS = {
   "adam": optax.adam(1e-2, eps_root=1e-16),
   "adamw": optax.adamw(1e-2, weight_decay=0.1, eps_root=1e-16),
   "clip_and_adam": optax.chain(
-    optimizers.clip_by_global_norm(1.0), optax.adam(1e-2, eps_root=1e-16)
+    optimizers.clip_by_global_norm(1.0),
+    optax.adam(optax.cosine_decay_schedule(1e-2, 40), eps_root=1e-16),
   ),
   "rmsprop": optax.rmsprop(1e-2),
-  "adam_schedule": optax.adam(
-    optax.cosine_decay_schedule(1e-2, 10), eps_root=1e-16
-  ),
   "partitioned": optax.partition(
     {"moves": optax.sgd(0.05), "stays": optax.set_to_zero()},
     {"first": "moves", "rest": "stays"},
@@ -112,9 +110,8 @@ def test_unroll_agrees_with_central_differences(name):
   assert got.lower_aux["base_sum"].shape == got.lower_loss.shape == (5,)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "clip_and_adam"])
-def test_mixed_mode_is_reverse_over_reverse(name):
-  q, optimizer = quadratic(), OPTIMIZERS[name]
+def test_mixed_mode_is_reverse_over_reverse():
+  q, optimizer = quadratic(), OPTIMIZERS["clip_and_adam"]
   start, state = _warm(optimizer, q.problem, jnp.ones(N), q.adapter)
   got = _estimate(
     unrolled.unrolled(optimizer, steps=4), q.problem, start, q.adapter, state
@@ -337,7 +334,7 @@ def test_error_of_the_penalty_falls_tenfold_with_its_complement():
   np.testing.assert_allclose(ratios, 10, rtol=0.2)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["momentum", "clip_and_adam", "rmsprop"])
 def test_no_nan_where_the_inner_gradient_is_exactly_zero(name):
   optimizer = OPTIMIZERS[name]
   base = {"first": jnp.ones(3), "rest": jnp.ones(2)}

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bilevel_jax.bilevel import cooperative, implicit, unrolled
+from bilevel_jax.bilevel import implicit, unrolled
 from bilevel_jax.bilevel.problem import gradient
 from tests.bilevel.quadratic import relative
 
@@ -119,12 +119,10 @@ ESTIMATORS = {
 
 @pytest.mark.parametrize(
   ("name", "tolerance"),
-  # Quotients of sums multiply rounding errors, and the difference of two
-  # float32 gradients loses the digits that they share.
+  # Conjugate gradients divide sums by sums, which multiplies rounding errors.
   [
     ("unrolled", 1e-6),
     ("conjugate_gradient", 1e-5),
-    ("finite_difference", 1e-4),
   ],
 )
 def test_four_devices_agree_with_one(name, tolerance):
@@ -145,8 +143,8 @@ def test_four_devices_agree_with_one(name, tolerance):
   assert relative(four.gradient, one.gradient) < tolerance
 
 
-@pytest.mark.parametrize("name", ["unrolled", "conjugate_gradient"])
-def test_bfloat16_compute_keeps_parameters_and_results_in_float32(name):
+def test_bfloat16_compute_keeps_parameters_and_results_in_float32():
+  name = "unrolled"
   base, adapter, batch = _inputs()
   state = optax.sgd(0.02).init(base)
   exact = jax.jit(_hypergradient(ESTIMATORS[name], _network()))
@@ -167,28 +165,3 @@ def test_estimators_keep_the_dtypes_they_are_given(name):
     shapes = jax.eval_shape(run, base, adapter, batch, state)
   leaves = jax.tree.leaves((shapes.gradient, shapes.implicit, shapes.base))
   assert {x.dtype for x in leaves} == {jnp.dtype("float64")}
-
-
-def test_cooperative_first_order_fits_the_same_devices():
-  objective = _network()
-  base, adapter, batch = _inputs()
-
-  def run(base, adapter, batch):
-    return cooperative.first_order(
-      gradient(objective),
-      gradient(lambda b, w, x: objective(b, w, (x[0], -x[1]))),
-      base,
-      adapter,
-      batch,
-      batch,
-      weight=0.5,
-      step=0.02,
-    ).gradient
-
-  one = jax.jit(run)(base, adapter, batch)
-  mesh = jax.make_mesh(
-    (4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  sharding = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
-  four = jax.jit(run)(jax.device_put(base, sharding), adapter, batch)
-  assert relative(four, one) < 1e-6
