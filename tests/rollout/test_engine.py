@@ -459,7 +459,7 @@ def test_options_that_cannot_be_met_are_refused(options, message):
     engine.generate(TABLE, _table(), _requests(), **options)
 
 
-@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 @hypothesis.given(data=strategies.data())
 def test_any_workload_gives_the_tokens_of_one_plain_pass(data):
   draw = data.draw

@@ -108,13 +108,18 @@ def test_an_entry_without_mass_is_never_chosen_at_rounding_edges(uniform):
   assert mass[0, chosen[0]] > 0
 
 
-def test_a_cumulative_sum_that_shrinks_yields_an_entry_with_mass():
+def test_a_sum_that_stalls_or_shrinks_yields_an_entry_with_mass(monkeypatch):
   # 1 + 2^-25 rounds to 1: entries after the first do not raise the sum.
   mass = np.full((1, 4), 2.0**-25, np.float32)
   mass[0, 0], mass[0, 2] = 1, 0
   for uniform in (0.0, 0.3, 1 - 2**-24, 1.0):
     chosen = sampling._first_above(jnp.array(mass), jnp.array([uniform]))
     assert mass[0, chosen[0]] > 0
+  # Prefix sums made in parallel need not increase.
+  sums = lambda mass, axis: jnp.array([[0.5, 0.7, 0.6, 1.0]])
+  monkeypatch.setattr(sampling.jnp, "cumsum", sums)
+  mass = jnp.array([[0.5, 0.0, 0.1, 0.4]])
+  assert sampling._first_above(mass, jnp.array([0.65]))[0] == 3
 
 
 @pytest.mark.parametrize(
