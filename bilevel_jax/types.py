@@ -105,10 +105,13 @@ class RLBatch(TokenBatch):
 
 @pytree
 class StepBatch:
-  """What one update sees. An empty part has weights that are all zero."""
+  """What one update sees. An empty part has weights that are all zero.
 
-  rl: RLBatch | None
-  sft: TokenBatch | None
+  A part that the method's plan does not ask for is None.
+  """
+
+  rl: Any  # RLBatch or None
+  sft: Any  # TokenBatch or None
 
 
 @pytree

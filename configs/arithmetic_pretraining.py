@@ -17,7 +17,7 @@ def get_config():
   c = config.default_config()
   c.run_dir = "runs/arithmetic_pretraining"
   c.method.name = "sft"
-  c.steps = 1000
+  c.steps = 700
   c.model.preset = "small-arithmetic"
   c.model.remat = "none"
   c.tokenizer.prompt = "{question}"
@@ -25,9 +25,10 @@ def get_config():
     source.task = "arithmetic"
     source.seed = 1
     source.task_options = {
-      "steps": (1, 4),
-      "max_operand": 30,
-      "max_value": 200,
+      "steps": (2, 4),
+      "max_operand": 12,
+      "max_value": 99,
+      "guess_share": 0.7,
     }
   c.data.questions.count = 20000
   c.data.evaluation.split = "test"

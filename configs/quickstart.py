@@ -35,14 +35,15 @@ def get_config():
   c.data.evaluation.split = "test"
   c.data.evaluation.count = 500
   c.data.evaluation.task_options = arithmetic()
-  c.data.prompts_per_step = 32
+  c.data.prompts_per_step = 16
   c.data.demonstrations_per_step = 32
   c.data.max_prompt_tokens = 32
   c.data.max_demonstration_tokens = 128
   c.reward.verifiers = ("exact",)
   c.rollout.samples_per_prompt = 8
   c.rollout.max_new_tokens = 64
-  c.optimizer.base.learning_rate = 3e-4
+  c.optimizer.base.learning_rate = 1e-3
+  c.optimizer.base.warmup_steps = 5
   c.optimizer.adapter.learning_rate = 1e-3
   c.checkpoints.every = 20
   return c
@@ -50,4 +51,4 @@ def get_config():
 
 def arithmetic():
   """Returns the task's options: chains of two to four operations."""
-  return {"steps": (2, 4), "max_operand": 30, "max_value": 200}
+  return {"steps": (2, 4), "max_operand": 12, "max_value": 99}

@@ -48,7 +48,7 @@ def _refused(settings) -> str:
       "step, got 4",
     ),
     ({"method.name": "bridg"}, "method.name must be one of bridge, grpo, sft"),
-    ({"mesh.data": 3}, "the number of devices"),
+    ({"mesh.data": 8}, "the number of devices"),
     ({"adapter.targets": ("q", "query")}, "query"),
     (
       {"data.max_prompt_tokens": 1},

@@ -37,7 +37,7 @@ def make_policy(architecture=ARCHITECTURE, compute_dtype="float32"):
 def weights(directory: pathlib.Path, seed: int = 0) -> pathlib.Path:
   """Writes random weights with a character tokenizer; returns directory."""
   tokenizer.character_tokenizer(directory / "tokenizer")
-  base = make_policy().init(jax.random.key(seed))
+  base = jax.jit(make_policy().init)(jax.random.key(seed))
   return huggingface_export.export(
     directory / "policy",
     ARCHITECTURE,
@@ -76,6 +76,7 @@ def settings(directory: pathlib.Path, run_dir: str = "run"):
   c.optimizer.base.learning_rate = 1e-2
   c.optimizer.adapter.learning_rate = 1e-2
   c.checkpoints.every = 1
+  c.mesh.fsdp = 1  # a run on four devices has a test of its own
   return c
 
 

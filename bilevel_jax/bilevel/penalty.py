@@ -26,7 +26,7 @@ from bilevel_jax.bilevel.problem import (
   Problem,
   gradient,
 )
-from bilevel_jax.types import Tree
+from bilevel_jax.types import Array, Tree
 
 
 class Terms(NamedTuple):
@@ -153,7 +153,7 @@ def one_step(
 
 
 def resync(
-  base: Tree, rl_only_base: Tree, updates: jax.Array, *, every: int
+  base: Tree, rl_only_base: Tree, updates: Array, *, every: int
 ) -> Tree:
   """Returns `base` where `updates` is a multiple of `every`, else the other.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_collections
+from ml_collections import config_dict
 
 from bilevel_jax.config import schema
 
@@ -108,6 +109,7 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
 
 def _render(value: Any) -> ml_collections.ConfigDict:
   out = ml_collections.ConfigDict()
+  open_fields: list[ml_collections.ConfigDict] = []
   hints = typing.get_type_hints(type(value))
   for field in dataclasses.fields(value):
     item = getattr(value, field.name)
@@ -115,18 +117,16 @@ def _render(value: Any) -> ml_collections.ConfigDict:
       out[field.name] = _render(item)
     elif item is None:
       hint = _without_none(hints[field.name])[0]
-      out[field.name] = ml_collections.config_dict.placeholder(
-        typing.get_origin(hint) or hint
-      )
+      out[field.name] = config_dict.placeholder(typing.get_origin(hint) or hint)
     elif isinstance(item, dict):
-      # New keys are part of such a field's meaning, so it stays unlocked.
-      out[field.name] = ml_collections.ConfigDict(item)
+      open_fields.append(ml_collections.ConfigDict(item))
+      out[field.name] = open_fields[-1]
     else:
       out[field.name] = item
   out.lock()
-  for field in dataclasses.fields(value):
-    if isinstance(getattr(value, field.name), dict):
-      out[field.name].unlock()
+  for group in open_fields:
+    # New keys are part of such a field's meaning.
+    group.unlock()
   return out
 
 

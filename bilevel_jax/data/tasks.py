@@ -82,6 +82,7 @@ def arithmetic(
   operators: str = "+-*",
   max_value: int = 999,
   min_value: int = 0,
+  guess_share: float = 0.0,
 ) -> types.Question | None:
   """Returns a chain of operations on integers, or None for a bad draw.
 
@@ -96,6 +97,8 @@ def arithmetic(
     operators: the ones to draw from, of `+-*/`.
     max_value: largest value that may appear.
     min_value: smallest value that may appear.
+    guess_share: share of solutions that are the answer without a step, for
+      policies that have yet to learn to reason.
   """
   length = _between(rng, steps)
   values = [rng.randint(1, max_operand) for _ in range(length + 1)]
@@ -113,6 +116,8 @@ def arithmetic(
     values[at : at + 2] = [int(value)]
     del signs[at]
   answer = str(values[0])
+  if guess_share and rng.random() < guess_share:
+    lines = []
   solution = ";".join([*lines, f"#{answer}"])
   return types.Question("", text, answer, solution, {"steps": length})
 
@@ -202,6 +207,10 @@ def _broken_rule(name: str, value: Any) -> str | None:
     ):
       return None
     return f"must be an integer from {least} or [least, most]"
+  if name == "guess_share":
+    if isinstance(value, (int, float)) and 0 <= value <= 1:
+      return None
+    return "must be a number from 0 to 1"
   if type(value) is int and (name == "min_value" or value >= 1):
     return None
   return "must be an integer" + ("" if name == "min_value" else " from 1")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import optax
 
-from bilevel_jax.bilevel import problem
+from bilevel_jax.bilevel import problem as bilevel_problem
 from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
 
 
@@ -33,9 +33,11 @@ class Method(NamedTuple):
 class Ingredients(NamedTuple):
   """What every method is built from, whatever it does with it."""
 
-  problem: problem.Problem
+  problem: bilevel_problem.Problem
   """upper: the SFT loss of a TokenBatch; lower: the RL loss of an RLBatch."""
-  gradient: Callable[[problem.Objective], problem.GradientFunction]
+  gradient: Callable[
+    [bilevel_problem.Objective], bilevel_problem.GradientFunction
+  ]
   """Makes an objective's gradient, accumulated over micro-batches or not."""
   optimizers: Mapping[str, optax.GradientTransformation]
   """For each tree of TrainState that can move: base, adapter, rl_only_base."""

@@ -146,11 +146,14 @@ def build_streams(
 
 
 def make_mesh(settings: config.Mesh) -> jax.sharding.Mesh:
-  """Returns the mesh; `fsdp` takes the devices that nothing else does."""
-  fsdp = settings.fsdp
-  if fsdp is None:
-    fsdp = max(1, jax.device_count() // (settings.data * settings.tensor))
-  return sharding.make_mesh(settings.data, fsdp, settings.tensor)
+  """Returns the mesh: of all devices, or of the first if `fsdp` is smaller."""
+  devices, others = jax.devices(), settings.data * settings.tensor
+  if settings.fsdp is None:
+    fsdp = max(1, len(devices) // others)
+  else:
+    fsdp = settings.fsdp
+    devices = devices[: others * fsdp]
+  return sharding.make_mesh(settings.data, fsdp, settings.tensor, devices)
 
 
 def updates_per_step(settings: config.Config) -> int:
