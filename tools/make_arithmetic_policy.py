@@ -1,8 +1,9 @@
 """Makes the weak policy that configs/quickstart.py starts from.
 
-Writes a character tokenizer, trains by configs/arithmetic_pretraining.py, and
-keeps what the run exports, in bfloat16: config.json, model.safetensors and
-the tokenizer's files. The command that made the one in the package:
+Writes a character tokenizer, trains by configs/arithmetic_pretraining.py and
+then by configs/arithmetic_guessing.py, and keeps what the second run exports,
+in bfloat16: config.json, model.safetensors and the tokenizer's files. The
+command that made the one in the package:
 
     python tools/make_arithmetic_policy.py \
       --out bilevel_jax/assets/arithmetic_policy
@@ -23,12 +24,10 @@ from bilevel_jax import config, train
 from bilevel_jax.data import tokenizer
 from bilevel_jax.models import (
   huggingface,
-  huggingface_config,
-  huggingface_export,
 )
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from configs import arithmetic_pretraining
+from configs import arithmetic_guessing, arithmetic_pretraining
 
 
 def main() -> None:
@@ -37,23 +36,29 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--out", type=pathlib.Path, required=True)
-  parser.add_argument("--steps", type=int, help="default: the config's")
+  parser.add_argument(
+    "--steps", type=int, help="of the first run; default: the config's"
+  )
   parser.add_argument("--json", type=pathlib.Path, help="write the figures")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as scratch:
     characters = pathlib.Path(scratch) / "tokenizer"
     tokenizer.character_tokenizer(characters)
-    settings = arithmetic_pretraining.get_config()
-    settings.tokenizer.path = str(characters)
-    settings.run_dir = str(pathlib.Path(scratch) / "run")
+    reasoner = arithmetic_pretraining.get_config()
+    reasoner.tokenizer.path = str(characters)
+    reasoner.run_dir = str(pathlib.Path(scratch) / "reasoner")
     if arguments.steps is not None:
-      settings.steps = arguments.steps
-    summary = train.run(config.parse(settings))
-    exported = pathlib.Path(settings.run_dir) / "export"
-    architecture = huggingface_config.read_architecture(exported)
+      reasoner.steps = arguments.steps
+    train.run(config.parse(reasoner))
+    guesser = arithmetic_guessing.get_config()
+    guesser.model.weights = str(pathlib.Path(reasoner.run_dir) / "export")
+    guesser.run_dir = str(pathlib.Path(scratch) / "guesser")
+    summary = train.run(config.parse(guesser))
+    exported = pathlib.Path(guesser.run_dir) / "export"
+    architecture = huggingface.read_architecture(exported)
     base = huggingface.load_base(exported, architecture)
     shutil.rmtree(arguments.out, ignore_errors=True)
-    huggingface_export.export(
+    huggingface.export(
       arguments.out,
       architecture,
       base,
