@@ -3,8 +3,8 @@
     python tools/fetch_smollm2.py --out smollm2
     python -m bilevel_jax.main --config configs/smollm2_gsm8k.py
 
-GSM8K comes from the hub; local copies are read instead with
-`--config configs/smollm2_gsm8k.py:TRAIN.jsonl.gz,TEST.jsonl`.
+GSM8K comes from the hub; local copies are read in its place with
+`--config.data.questions.path=TRAIN --config.data.evaluation.path=TEST`.
 
 Hardware: one GPU of 24 GB (about 10 s a step), or a CPU with patience (about
 6 minutes a step on two cores). Expected: 135M parameters solve a few percent
@@ -14,25 +14,17 @@ of GSM8K; this config shows the mechanics, not a good score.
 from bilevel_jax import config
 
 
-def get_config(local: str | None = None):
-  """Returns the settings of this run.
-
-  Args:
-    local: training and test file, with a comma between them, to read in place
-      of the hub's copy.
-  """
+def get_config():
+  """Returns the settings of this run."""
   c = config.default_config()
   c.run_dir = "runs/smollm2_gsm8k"
   c.steps = 200
   c.model.weights = "smollm2"
-  if local is None:
-    for source in (c.data.questions, c.data.evaluation):
-      source.hub = "openai/gsm8k"
-      source.name = "main"
-      source.fields.solution = "answer"
-    c.data.evaluation.split = "test"
-  else:
-    c.data.questions.path, c.data.evaluation.path = local.split(",")
+  for source in (c.data.questions, c.data.evaluation):
+    source.hub = "openai/gsm8k"
+    source.name = "main"
+    source.fields.solution = "answer"
+  c.data.evaluation.split = "test"
   c.data.evaluation.count = 200
   c.data.prompts_per_step = 16
   c.data.demonstrations_per_step = 16

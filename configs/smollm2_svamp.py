@@ -3,10 +3,10 @@
     python tools/fetch_smollm2.py --out smollm2
     python -m bilevel_jax.main --config configs/smollm2_svamp.py
 
-SVAMP comes from the hub; a local copy is read instead with
-`--config configs/smollm2_svamp.py:FILE`, a JSONL file with the fields
-question, answer and solution. 700 questions are trained on, 300 held out.
-The worked solutions are one equation each; the reward is the number.
+SVAMP comes from the hub. A local copy, JSONL with the fields question, answer
+and solution, is read in its place with
+`--config.data.questions.path=FILE --config.data.evaluation.path=FILE`. 700
+questions are trained on, 100 of the other 300 held out. The worked solutions are one equation each; the reward is the number.
 
 Hardware: 2 CPU cores and 8 GB, or any GPU. Cost: about a minute a step on the
 two cores. Expected: the base answers few of these questions; see README for
@@ -16,12 +16,8 @@ what was measured.
 from bilevel_jax import config
 
 
-def get_config(local: str | None = None):
-  """Returns the settings of this run.
-
-  Args:
-    local: JSONL file to read in place of the hub's copy.
-  """
+def get_config():
+  """Returns the settings of this run."""
   c = config.default_config()
   c.run_dir = "runs/smollm2_svamp"
   c.steps = 20
@@ -31,14 +27,11 @@ def get_config(local: str | None = None):
     "{question}\nThink briefly, then end with: The answer is NUMBER."
   )
   for source in (c.data.questions, c.data.evaluation):
-    if local is None:
-      source.hub = "ChilleD/SVAMP"
-      source.split = "train+test"
-      source.fields.question = "question_concat"
-      source.fields.answer = "Answer"
-      source.fields.solution = "Equation"
-    else:
-      source.path = local
+    source.hub = "ChilleD/SVAMP"
+    source.split = "train+test"
+    source.fields.question = "question_concat"
+    source.fields.answer = "Answer"
+    source.fields.solution = "Equation"
   c.data.questions.count = 700
   c.data.evaluation.first = 700
   c.data.evaluation.count = 100

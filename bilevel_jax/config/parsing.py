@@ -81,8 +81,8 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
   for name in ("questions", "demonstrations", "evaluation"):
     source = getattr(data, name)
     given = [k for k in ("path", "hub", "task") if getattr(source, k)]
-    if len(given) > 1:
-      yield f"data.{name} takes one of path, hub, task, got {', '.join(given)}"
+    if source.task and len(given) > 1:
+      yield f"data.{name} takes a task or data, got {', '.join(given)}"
     if not given and name == "questions":
       yield "data.questions needs one of path, hub, task, got none"
   rows = data.prompts_per_step * rollout.samples_per_prompt

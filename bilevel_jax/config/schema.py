@@ -78,9 +78,11 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Where examples come from: exactly one of path, hub, task."""
+  """Where examples come from: a task, a file, or the hub."""
 
-  path: str | None = setting(None, "JSONL or JSONL.gz file")
+  path: str | None = setting(
+    None, "JSONL or JSONL.gz file; beside `hub`, a copy with our names"
+  )
   hub: str | None = setting(None, "Hugging Face dataset id or directory")
   name: str | None = setting(None, "configuration name of the hub dataset")
   split: str = setting(

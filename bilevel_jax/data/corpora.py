@@ -28,9 +28,9 @@ def load(source: config.Source) -> list[types.Question]:
   a field `meta` that is a mapping is merged into it.
 
   Args:
-    source: exactly one of a JSONL or JSONL.gz file, a Hugging Face data set,
-      and a procedural task; `fields` maps our names to theirs, `first` and
-      `count` choose a slice.
+    source: a procedural task, a JSONL or JSONL.gz file, or a Hugging Face
+      data set; a file is read in place of the data set beside it. `fields`
+      maps our names to theirs, `first` and `count` choose a slice.
 
   Raises:
     ConfigError: nothing there, not JSON, a field that is missing or is not
@@ -57,7 +57,9 @@ def load(source: config.Source) -> list[types.Question]:
     name, rows = source.hub, _hub_rows(source)
   else:
     raise config.ConfigError("a source needs one of path, hub, task, got none")
-  return [_question(row, source.fields) for row in _slice(rows, name, source)]
+  # A file beside a hub id is a copy of it with our own names.
+  fields = {} if source.path and source.hub else source.fields
+  return [_question(row, fields) for row in _slice(rows, name, source)]
 
 
 def _slice(

@@ -266,3 +266,13 @@ def test_shared_corpora_load_as_they_are(name, count, solved):
   assert len(questions) == count
   assert sum(question.solution is not None for question in questions) == solved
   assert len({question.id for question in questions}) == count
+
+
+def test_a_file_beside_a_hub_id_is_its_copy_with_our_names(tmp_path):
+  path = tmp_path / "copy.jsonl"
+  path.write_text('{"question": "1+1", "answer": "2", "Answer": "3"}\n')
+  source = config.Source(
+    path=str(path), hub="some/data", fields={"answer": "Answer"}
+  )
+  (question,) = corpora.load(source)
+  assert question.answer == "2"
