@@ -6,7 +6,8 @@
 SVAMP comes from the hub. A local copy, JSONL with the fields question, answer
 and solution, is read in its place with
 `--config.data.questions.path=FILE --config.data.evaluation.path=FILE`. 700
-questions are trained on, 100 of the other 300 held out. The worked solutions are one equation each; the reward is the number.
+questions are trained on, 100 of the other 300 held out. The worked solutions
+are one equation each; the reward is the number.
 
 Hardware: 2 CPU cores and 8 GB, or any GPU. Cost: about a minute a step on the
 two cores. Expected: the base answers few of these questions; see README for
