@@ -313,9 +313,7 @@ def _resume(story: Run, checkpoints: checkpoint.Checkpoints) -> int:
   """Takes the latest complete checkpoint up; returns the steps it had done."""
   restored = checkpoints.restore(story.state)
   if restored is None:
-    raise config.ConfigError(
-      f"nothing to resume: {checkpoints.directory} has no complete checkpoint"
-    )
+    return 0  # the run was killed before its first checkpoint
   done, state, host = restored
   if host["model"] != story.host["model"]:
     raise config.ConfigError(

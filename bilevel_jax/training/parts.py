@@ -302,13 +302,27 @@ def export(
   model: Model,
   state: TrainState,
 ) -> None:
-  """Writes the merged policy, and the adapter alone, as Hugging Face files."""
-  scale = settings.adapter.alpha / settings.adapter.rank
+  """Writes the merged policy for transformers, and the adapter for PEFT.
+
+  The adapter belongs on the base that was trained with it, which is the
+  merged policy less the adapter, not on the weights that the run began with.
+  """
+  adapter = settings.adapter
   huggingface.export(
     directory,
     model.architecture,
     state.base,
     state.adapter,
-    scale,
+    adapter.alpha / adapter.rank,
     source_directory=model.tokenizer.files,
   )
+  if state.adapter is not None:
+    huggingface.export_adapter(
+      directory / "adapter",
+      model.architecture,
+      state.adapter,
+      rank=adapter.rank,
+      alpha=adapter.alpha,
+      targets=adapter.targets,
+      base_model_name=str(settings.model.weights or settings.model.preset),
+    )
