@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def run() -> None:
   """Parses the command line, trains, and exits: 2 bad input, 1 stopped."""
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)  # orbax warns where all is well
   try:
     app.run(main, flags_parser=_parse_flags)
   except config.ConfigError as error:
