@@ -9,7 +9,7 @@ and solution, is read in its place with
 questions are trained on, 100 of the other 300 held out. The worked solutions
 are one equation each; the reward is the number.
 
-Hardware: 2 CPU cores and 8 GB, or any GPU. Cost: about a minute a step on the
+Hardware: 2 CPU cores and 8 GB, or any GPU. Cost: minutes a step on the
 two cores. Expected: the base answers few of these questions; see README for
 what was measured.
 """

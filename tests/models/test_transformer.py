@@ -267,7 +267,7 @@ def test_presets_have_the_published_number_of_parameters(name, published):
 def test_tiny_presets_are_tiny():
   for name in tiny.NAMES:
     assert _count(name) < 1e5
-  assert 5e5 < _count("small-arithmetic") < 1e6
+  assert 1e5 < _count("small-arithmetic") < 1e6
 
 
 def test_presets_are_static():
