@@ -10,8 +10,8 @@ questions are trained on, 100 of the other 300 held out. The worked solutions
 are one equation each; the reward is the number.
 
 Hardware: 2 CPU cores and 8 GB, or any GPU. Cost: minutes a step on the
-two cores. Expected: the base answers few of these questions; see README for
-what was measured.
+two cores. Expected: two steps were tried; reward and
+accuracy (0 of 20 held-out questions) stayed at zero.
 """
 
 from bilevel_jax import config
