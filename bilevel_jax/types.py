@@ -173,6 +173,10 @@ class Rollout:
   logprobs: np.ndarray  # [N, M] float32, the sampler's, zero after `lengths`
   finish_reasons: np.ndarray  # [N] int8, index into FINISH_REASONS
 
+  def share_ended_by(self, reason: str) -> float:
+    """Share of completions with that one of FINISH_REASONS."""
+    return float(np.mean(self.finish_reasons == FINISH_REASONS.index(reason)))
+
   @property
   def prompt_index(self) -> np.ndarray:
     """[N] int32, the prompt of each row."""

@@ -3,12 +3,11 @@
 import dataclasses
 
 import jax
-import numpy as np
 
 from bilevel_jax.data import batches
 from bilevel_jax.evaluation import scoring
 from bilevel_jax.rollout import answers
-from bilevel_jax.types import FINISH_REASONS, Policy, Requests, Sampling, Tree
+from bilevel_jax.types import Policy, Requests, Sampling, Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,8 +109,6 @@ def evaluate(
     correct=int((scores.correct & scores.scored).sum()),
     questions=len(questions),
     length=float(rollout.lengths.mean()),
-    truncated_share=float(
-      np.mean(rollout.finish_reasons == FINISH_REASONS.index("length"))
-    ),
+    truncated_share=rollout.share_ended_by("length"),
     unscorable=int((~scores.scored).sum()),
   )

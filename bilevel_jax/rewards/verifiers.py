@@ -289,7 +289,7 @@ def reasoning_gym(completion: str, question: types.Question) -> float:
 def _reasoning_gym_scorer(name: str) -> Callable[[str, Any], float]:
   import reasoning_gym
 
-  return reasoning_gym.get_score_answer_fn(name)  # pyright: ignore[reportReturnType]
+  return reasoning_gym.get_score_answer_fn(name)  # pyright: ignore[reportReturnType] -- untyped package
 
 
 _NAMED: dict[str, Verifier] = {

@@ -111,9 +111,7 @@ def measure(answers: Answers) -> dict[str, float]:
     "rl/groups_without_advantage": float(np.mean(flat)),
     "rl/unscorable": float((~scores.scored).sum()),
     "rollout/length": float(rollout.lengths.mean()),
-    "rollout/truncated_share": float(
-      np.mean(rollout.finish_reasons == FINISH_REASONS.index("length"))
-    ),
+    "rollout/truncated_share": rollout.share_ended_by("length"),
     "rollout/errors": float(
       np.sum(rollout.finish_reasons == FINISH_REASONS.index("error"))
     ),

@@ -231,7 +231,7 @@ def test_rl_only_branch_gets_its_own_batches():
     )
     for row in batches:
       u = u - 0.1 * jax.grad(joint)(u, w, row, row)
-      v = v - 0.1 * jax.grad(lambda b: lower(b, w, row + 1)[0])(v)  # noqa: B023
+      v = v - 0.1 * jax.grad(lambda b: lower(b, w, row + 1)[0])(v)  # noqa: B023 -- called at once
     ones = jnp.ones(3)
     return joint(u, w, ones, ones) - 0.5 * lower(v, w, ones + 1)[0]
 
