@@ -182,9 +182,8 @@ def _step(
     logged[name] = float(np.mean([measured[name] for measured in updates]))
   logged["training/skipped_updates"] *= len(updates)
   if story.state.adapter is not None:
-    scale = settings.adapter.alpha / settings.adapter.rank
     delta, weight = lora.delta_norm(
-      story.state.base, story.state.adapter, scale
+      story.state.base, story.state.adapter, settings.adapter.scale
     )
     logged["bilevel/adapter_delta_norm"] = float(delta / weight)
   logged["rollout/tokens_so_far"] = story.host["tokens"]

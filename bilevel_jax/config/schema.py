@@ -58,6 +58,11 @@ class Adapter:
     ("q", "k", "v", "o", "gate", "up", "down"), "projections with an adapter"
   )
 
+  @property
+  def scale(self) -> float:
+    """What A @ B is multiplied by."""
+    return self.alpha / self.rank
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:

@@ -313,7 +313,7 @@ def export(
     model.architecture,
     state.base,
     state.adapter,
-    adapter.alpha / adapter.rank,
+    adapter.scale,
     source_directory=model.tokenizer.files,
   )
   if state.adapter is not None:
