@@ -32,6 +32,7 @@ class Segment(NamedTuple):
   steps: int  # taken before no row ran, or the segment was over
   tokens: int  # that came of rows * steps
   cache_bytes: int
+  so_far: types.Rollout  # still written into; -1 is a reason not known yet
 
 
 class _Settings(NamedTuple):
@@ -225,16 +226,16 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
       layout=layout,
     )
     outcome = jax.device_get(outcome)
-    if settings.watch is not None:
-      held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
-      kept = int(outcome.kept.sum())
-      settings.watch(Segment(size, columns, int(outcome.steps), kept, held))
     _, tokens, logprobs, kept, finish = outcome
     written, steps = slice(column - begin, stop - begin), stop - column
     rollout.tokens[ids, written] = tokens[slots, :steps]
     rollout.logprobs[ids, written] = logprobs[slots, :steps]
     rollout.lengths[ids] += kept[slots]
     rollout.finish_reasons[ids] = finish[slots]
+    if settings.watch is not None:
+      held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+      taken, got = int(outcome.steps), int(kept.sum())
+      settings.watch(Segment(size, columns, taken, got, held, rollout))
     rows = dataclasses.replace(rows, token=tokens[slots, steps - 1])
     left = np.flatnonzero(finish[slots] == decoding.RUNNING)
     ids, slots, rows, column = ids[left], slots[left], _take(rows, left), stop
