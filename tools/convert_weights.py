@@ -26,14 +26,8 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bilevel_jax import config, types
-from bilevel_jax.models import (
-  gguf,
-  gguf_tokenizer,
-  huggingface,
-  presets,
-  safetensors_files,
-)
+from bilevel_jax import config
+from bilevel_jax.models import huggingface, safetensors_files, sources
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +115,9 @@ def convert(
       f"--out must be empty or absent (or give --force), got {out}"
     )
   with tempfile.TemporaryDirectory() as scratch:
-    architecture, base, files = _load(source, revision, pathlib.Path(scratch))
+    architecture, base, files = sources.load(
+      source, pathlib.Path(scratch), revision=revision
+    )
     if files.resolve() == out.resolve():
       raise config.ConfigError(f"--out must not be the source, got {out}")
     screen = rich.console.Console(stderr=True)
@@ -150,19 +146,6 @@ def convert(
     "files": len(list(out.glob("*.safetensors"))),
     "tensors": tensors,
   }
-
-
-def _load(
-  source: str, revision: str | None, scratch: pathlib.Path
-) -> tuple[presets.Architecture, types.Tree, pathlib.Path]:
-  if source.endswith(".gguf"):
-    architecture, base = gguf.load(source)
-    gguf_tokenizer.write(source, scratch)
-    return architecture, base, scratch
-  export = pathlib.Path(source, "export")
-  files = export if export.is_dir() else huggingface.resolve(source, revision)
-  architecture = huggingface.read_architecture(files)
-  return architecture, huggingface.load_base(files, architecture), files
 
 
 def _tensors(out: pathlib.Path) -> list[dict[str, Any]]:
