@@ -21,6 +21,7 @@ RANKS = {
   "evaluation": 4,
   "train": 5,
   "main": 6,
+  "generate": 6,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

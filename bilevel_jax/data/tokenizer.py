@@ -93,7 +93,15 @@ class Tokenizer:
       return self._array(self._encode(self._render(text, None)))
     if self._system_prompt is not None:
       text = f"{self._system_prompt}\n{text}"
-    ids = self._encode(text + "\n", add_special_tokens=True)
+    return self.text_tokens(text + "\n")
+
+  def text_tokens(self, text: str) -> np.ndarray:
+    """Returns int32 ids [n] of a text to be continued, as it stands.
+
+    Raises:
+      ConfigError: it cannot be encoded.
+    """
+    ids = self._encode(text, add_special_tokens=True)
     while ids and ids[-1] in self.eos_ids:  # some tokenizers end every text
       ids.pop()
     return self._array(ids)
