@@ -12,7 +12,6 @@ import numpy as np
 from bilevel_jax import config
 from bilevel_jax.data import batches
 from bilevel_jax.evaluation import benchmarks
-from bilevel_jax.models import lora
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers, assemble
 from bilevel_jax.training import (
@@ -182,10 +181,9 @@ def _step(
     logged[name] = float(np.mean([measured[name] for measured in updates]))
   logged["training/skipped_updates"] *= len(updates)
   if story.state.adapter is not None:
-    delta, weight = lora.delta_norm(
-      story.state.base, story.state.adapter, settings.adapter.scale
+    logged["bilevel/adapter_delta_norm"] = float(
+      learner.programs.delta_norm(story.state.base, story.state.adapter)
     )
-    logged["bilevel/adapter_delta_norm"] = float(delta / weight)
   logged["rollout/tokens_so_far"] = story.host["tokens"]
   logged["time/step_s"] = time.perf_counter() - started
   return logged
@@ -243,7 +241,8 @@ def _batches(
       seed=(settings.seed, step),
       row_multiple=multiple,
     )
-    rl_batches = [_with_logprobs(story, batch) for batch in rl_batches]
+    old = count > 1 or learner.method.plan(step).old_logprobs
+    rl_batches = [_with_logprobs(story, batch, old) for batch in rl_batches]
   for rl in rl_batches:
     sft = None
     if learner.method.plan(step).demonstrations:
@@ -251,7 +250,7 @@ def _batches(
     yield StepBatch(rl=rl, sft=sft)
 
 
-def _with_logprobs(story: Run, batch: Any) -> Any:
+def _with_logprobs(story: Run, batch: Any, old_logprobs: bool) -> Any:
   """Returns an RL batch on the devices, with the log-probs that it needs.
 
   Called for every batch of a step before its first update, so that the old
@@ -259,7 +258,7 @@ def _with_logprobs(story: Run, batch: Any) -> Any:
   """
   logprobs = story.learner.programs.logprobs
   batch = jax.device_put(batch, story.rows)
-  if parts.updates_per_step(story.settings) > 1:
+  if old_logprobs:
     old = logprobs(story.state.base, story.state.adapter, batch)
     batch = dataclasses.replace(batch, old_logprobs=old)
   if story.reference is not None:

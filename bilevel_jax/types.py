@@ -98,7 +98,7 @@ class RLBatch(TokenBatch):
   rewards: Array  # [B] float32, 0 where `scored` is 0
   baselines: Array  # [B] float32, mean reward of the group's other samples
   scored: Array  # [B] float32, 1 where the row counts, 0 where it is left out
-  sampler_logprobs: Array  # [B, T] float32, as the sampler reported them
+  sampler_logprobs: Array | None  # [B, T] float32, the sampler's; None: unread
   old_logprobs: Array | None  # [B, T] float32; None: on policy, ratio is 1
   ref_logprobs: Array | None  # [B, T] float32; None: no KL term
 

@@ -231,8 +231,17 @@ def cost(
     return penalty.combine(terms, 0.5)
 
   def first_order(base, adapter, batch, _):
+    sgd = optax.sgd(step)
     return cooperative.first_order(
-      upper, lower, base, adapter, batch, batch, weight=0.5, step=step
+      upper,
+      lower,
+      base,
+      adapter,
+      batch,
+      batch,
+      weight=0.5,
+      optimizer=sgd,
+      optimizer_state=sgd.init(base),
     ).gradient
 
   def naive(base, adapter, batch, state):

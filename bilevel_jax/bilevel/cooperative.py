@@ -17,20 +17,33 @@ import optax
 
 from bilevel_jax.bilevel import mixed_mode, penalty
 from bilevel_jax.bilevel.problem import (
+  Agreement,
   Estimator,
   Gradient,
   GradientFunction,
   Hypergradient,
-  hypergradient,
+  agreement,
 )
 from bilevel_jax.types import Tree
+
+
+class JointAux(NamedTuple):
+  """What the joint objective reports of the two that it is made of."""
+
+  upper: Tree  # its aux
+  lower: Tree
+  upper_loss: jax.Array
+  lower_loss: jax.Array
+  agreement: Agreement  # of their gradients by base
 
 
 class Cooperative(NamedTuple):
   """The derivative of F, and the two branches that it is made of."""
 
   gradient: Tree  # joint.gradient - penalty * rl_only.gradient
-  joint: Hypergradient  # of J through U; aux are pairs (upper's, lower's)
+  direct: Tree  # the same of their direct parts: at fixed bases
+  implicit: Tree  # the same of their implicit parts: through the moves
+  joint: Hypergradient  # of J through U; aux are JointAux
   rl_only: Hypergradient  # of lower through V
 
 
@@ -41,7 +54,7 @@ def joint(
 ) -> GradientFunction:
   """Returns the gradient of (1 - weight) upper + weight lower.
 
-  Its batch is the pair (upper_batch, lower_batch), and so is its aux.
+  Its batch is the pair (upper_batch, lower_batch), its aux a JointAux.
 
   Args:
     upper: gradient of the upper objective.
@@ -57,7 +70,7 @@ def joint(
       base=penalty.mix(weight, u.base, v.base),
       adapter=penalty.mix(weight, u.adapter, v.adapter),
       loss=penalty.mix(weight, u.loss, v.loss),
-      aux=(u.aux, v.aux),
+      aux=JointAux(u.aux, v.aux, u.loss, v.loss, agreement(u.base, v.base)),
     )
 
   return evaluate
@@ -109,15 +122,28 @@ def cooperative(
     lower,
     rl_only_base,
     adapter,
-    rl_only_batch(lower_batch, moved.lower_aux[1]),
-    rl_only_batch(inner[1], moved.lower_aux[1]),
+    rl_only_batch(lower_batch, moved.lower_aux.lower),
+    rl_only_batch(inner[1], moved.lower_aux.lower),
     rl_only_state,
   )
   return Cooperative(
-    gradient=penalty.excess(moved.gradient, weight, alone.gradient),
+    **{
+      part: penalty.excess(getattr(moved, part), weight, getattr(alone, part))
+      for part in ("gradient", "direct", "implicit")
+    },
     joint=moved,
     rl_only=alone,
   )
+
+
+class FirstOrder(NamedTuple):
+  """The derivative of F to first order in the step, and what it took."""
+
+  gradient: Tree  # direct + implicit
+  direct: Tree
+  implicit: Tree
+  upper: Gradient  # at base
+  lower: Gradient  # at base
 
 
 def first_order(
@@ -129,24 +155,26 @@ def first_order(
   lower_batch: Any,
   *,
   weight: jax.typing.ArrayLike,
-  step: Tree,
+  optimizer: optax.GradientTransformation,
+  optimizer_state: Tree,
   mixed_product: mixed_mode.MixedProduct = "exact",
-) -> Hypergradient:
+) -> FirstOrder:
   """Returns the derivative of F, with one step from `base`, to first order.
 
-  With u, l the two gradients at `base`, s the step and U = base - s J_base,
-  V = base - s l, F is expanded to first order in s, then differentiated:
+  With u, l the two gradients at `base`, j = (1 - penalty) u + penalty l, and
+  U = base + step(j), V = base + step(l), F is expanded to first order in the
+  step, then differentiated:
 
       direct    (1 - penalty) du
-      implicit  -2 [ (1 - penalty) d2u s (u + penalty (l - u))
-                     + penalty d2l s (1 - penalty) (u - l) ]
+      implicit  (1 - penalty) d2u r(j) + penalty d2l [r(j) - r(l)]
+      r(g)      step(g) + step'(g)^T g
 
   d2u and d2l are the mixed second derivatives, du the adapter's gradient. Both
   branches begin at `base`, so lower's own terms cancel and each objective
-  needs one gradient and one product. What is left out is of second order in
-  the step, against the unroll of one step of plain gradient descent. The 2 is
-  there because a step changes F at both its ends: in where it arrives, and in
-  the gradient that it follows.
+  needs one gradient and one product. r has two terms because a step changes F
+  at both its ends: in where it arrives, and in the gradient that it follows.
+  What is left out is of second order in the step, against `unrolled` with one
+  step. For plain gradient descent r(g) is -2 lr g.
 
   Args:
     upper: gradient of the upper objective.
@@ -156,21 +184,21 @@ def first_order(
     upper_batch: data of the upper objective.
     lower_batch: data of the lower objective.
     weight: the penalty, in [0, 1].
-    step: learning rate of base, or a tree of them like base (a
-      preconditioner), a constant.
+    optimizer: that moves base, in both branches.
+    optimizer_state: its live state, a constant.
     mixed_product: how products with second derivatives are taken.
   """
   at_upper = upper(base, adapter, upper_batch)
   at_lower = lower(base, adapter, lower_batch)
-  zeros = optax.tree.zeros_like(base)
-  move = mixed_mode.scale(
-    step, penalty.mix(weight, at_upper.base, at_lower.base)
-  )
-  # J's move minus the RL-only one: (1 - penalty) (u - l), as weighed terms.
-  apart = mixed_mode.scale(
-    step,
-    penalty.mix(weight, optax.tree.sub(at_upper.base, at_lower.base), zeros),
-  )
+
+  def reach(gradient: Tree) -> Tree:
+    step, pull_back = jax.vjp(
+      lambda g: optimizer.update(g, optimizer_state, base)[0], gradient
+    )
+    return optax.tree.add(step, pull_back(gradient)[0])
+
+  move = reach(penalty.mix(weight, at_upper.base, at_lower.base))
+  apart = optax.tree.sub(move, reach(at_lower.base))
   products = [
     mixed_mode.product(
       gradient, base, adapter, batch, vector, mixed_product=mixed_product
@@ -180,12 +208,12 @@ def first_order(
       (lower, lower_batch, apart),
     )
   ]
-  return hypergradient(
-    penalty.mix(weight, at_upper.adapter, optax.tree.zeros_like(adapter)),
-    optax.tree.scale(-2, penalty.mix(weight, *products)),
-    base=base,
-    optimizer_state=None,
+  direct = penalty.mix(weight, at_upper.adapter, optax.tree.zeros_like(adapter))
+  implicit = penalty.mix(weight, *products)
+  return FirstOrder(
+    gradient=optax.tree.add(direct, implicit),
+    direct=direct,
+    implicit=implicit,
     upper=at_upper,
-    lower_loss=at_lower.loss,
-    lower_aux=at_lower.aux,
+    lower=at_lower,
   )

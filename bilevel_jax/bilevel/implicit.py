@@ -70,7 +70,9 @@ def implicit(
     optimizer_state: Tree = None,
   ) -> Hypergradient:
     at_upper = upper(base, adapter, upper_batch)
-    at_lower = lower(base, adapter, lower_batch)
+    # BRIDGE's branches have one objective for both levels.
+    same = lower is upper and lower_batch is upper_batch
+    at_lower = at_upper if same else lower(base, adapter, lower_batch)
 
     def second(vector):
       return mixed_mode.product(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from bilevel_jax.types import Tree
@@ -58,6 +59,28 @@ def gradient(objective: Objective) -> GradientFunction:
     return Gradient(base_grad, adapter_grad, loss, aux)
 
   return evaluate
+
+
+class Agreement(NamedTuple):
+  """How far two gradients of one tree pull together."""
+
+  upper_norm: jax.Array
+  lower_norm: jax.Array
+  cosine: jax.Array  # 0 where one of the norms is
+
+
+def agreement(upper: Tree, lower: Tree) -> Agreement:
+  """Returns the norms of two gradients and the cosine between them.
+
+  Args:
+    upper: tree.
+    lower: tree like it.
+  """
+  norms = optax.tree.norm(upper), optax.tree.norm(lower)
+  product = norms[0] * norms[1]
+  inner = jnp.asarray(optax.tree.vdot(upper, lower))
+  cosine = jnp.where(product > 0, inner / jnp.where(product > 0, product, 1), 0)
+  return Agreement(*norms, cosine)
 
 
 class Hypergradient(NamedTuple):

@@ -99,11 +99,47 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       f"data.demonstrations_per_step must be a multiple of the {updates} "
       f"updates of a step, got {data.demonstrations_per_step}"
     )
+  yield from _broken_method_rules(config.method)
   reward = config.reward
   if reward.weights and len(reward.weights) != len(reward.verifiers):
     yield (
       f"reward.weights must have one for each of the {len(reward.verifiers)} "
       f"reward.verifiers, got {len(reward.weights)}"
+    )
+
+
+def _broken_method_rules(method: schema.Method) -> Iterator[str]:
+  forms = typing.get_args(typing.get_type_hints(type(method))["hypergradient"])
+  for name in method.compare_with:
+    if name not in forms or name == method.hypergradient:
+      yield (
+        "method.compare_with must name hypergradients other than "
+        f"{method.hypergradient}, of {', '.join(forms)}, got {name!r}"
+      )
+  wanted, copy = (
+    (method.hypergradient, *method.compare_with),
+    method.rl_only_base,
+  )
+  if "one_step" in wanted and copy != "one_step":
+    yield (
+      "the hypergradient one_step starts both branches at the base: "
+      f"method.rl_only_base must be one_step, got {copy}"
+    )
+  if "implicit" in wanted and copy == "one_step":
+    yield (
+      "the hypergradient implicit needs an RL-only base of its own: "
+      "method.rl_only_base must be persistent or resync, got one_step"
+    )
+  adaptive = method.penalty_schedule == "adaptive"
+  if adaptive and method.hypergradient == "one_step":
+    yield (
+      "method.penalty_schedule=adaptive follows the cooperative gain, which "
+      "the hypergradient one_step does not measure"
+    )
+  if adaptive and not 0.01 <= method.penalty <= 0.99:
+    yield (
+      "method.penalty must be from 0.01 to 0.99 where it is adaptive, got "
+      f"{method.penalty}"
     )
 
 

@@ -167,6 +167,9 @@ class RL:
   weighting: Literal["token_mean", "sequence_mean", "constant"] = setting(
     "token_mean", "how tokens are weighted (objectives.weighting)"
   )
+  importance_cap: float | None = setting(
+    2.0, "most that learner / sampler weighs a token; None: no weight", above=0
+  )
   updates_per_rollout: int = setting(
     1, "mini-batches that a step's rollouts are split into", at_least=1
   )
@@ -191,8 +194,40 @@ class Method:
   penalty_end: float | None = setting(
     None, "lambda at the last step; default: constant", at_least=0, at_most=1
   )
-  hypergradient: Literal["penalty"] = setting(
-    "penalty", "how the adapter's gradient is estimated"
+  penalty_schedule: Literal["linear", "cosine", "adaptive"] = setting(
+    "linear", "way from penalty to penalty_end; adaptive: to hold a gap"
+  )
+  penalty_target: float = setting(
+    0.02, "adaptive: reward that joint training may trail by", above=0
+  )
+  penalty_rate: float = setting(
+    0.1, "adaptive: largest change of lambda's logit in an update", above=0
+  )
+  hypergradient: Literal["penalty", "unrolled", "implicit", "one_step"] = (
+    setting("penalty", "how the adapter's gradient is estimated")
+  )
+  compare_with: tuple[str, ...] = setting(
+    (), "other hypergradients whose cosine with ours is logged, at their cost"
+  )
+  surrogate: Literal["dice", "fixed_sample"] = setting(
+    "dice", "RL loss of the second-order hypergradients"
+  )
+  mixed_product: Literal["exact", "finite_difference"] = setting(
+    "exact", "second derivatives: a jvp, or a difference of two gradients"
+  )
+  inner_steps: int = setting(1, "K of `unrolled`", at_least=1)
+  solver: Literal["conjugate_gradient", "neumann"] = setting(
+    "conjugate_gradient", "of `implicit`"
+  )
+  solver_iterations: int = setting(
+    8, "most products of the solver with the Hessian", at_least=1
+  )
+  solver_tolerance: float = setting(
+    1e-3, "relative residual that ends conjugate_gradient", at_least=0
+  )
+  neumann_step: float = setting(1e-2, "learning rate of neumann", above=0)
+  damping: float = setting(
+    1.0, "added to the Hessian of `implicit`", at_least=0
   )
   rl_only_base: Literal["persistent", "one_step", "resync"] = setting(
     "persistent", "life of the RL-only base: never reset, rebuilt, or reset"

@@ -1,6 +1,7 @@
 """BRIDGE: joint SFT and RL as a bilevel problem (arXiv 2509.06948).
 
-One update, every gradient at the old parameters, as losses to minimise:
+One update in the penalty form, every gradient at the old parameters, as
+losses to minimise:
 
     base          <- base - lr [ (1 - penalty) dL_SFT + penalty dL_RL ]
     rl_only_base  <- rl_only_base - lr dL_RL(rl_only_base, adapter)
@@ -9,7 +10,8 @@ One update, every gradient at the old parameters, as losses to minimise:
 
 The rollouts were sampled from (base, adapter) and are shared: the RL-only
 branch is scored on the same tokens. What the paper leaves open is a setting
-(`config.Method`), the default first.
+(`config.Method`), the default first; the forms of the hypergradient are in
+`methods.hypergradients`, the arithmetic in `bilevel`.
 """
 
 import dataclasses
@@ -21,86 +23,103 @@ import optax
 
 from bilevel_jax import config
 from bilevel_jax.bilevel import penalty as penalty_form
-from bilevel_jax.bilevel.problem import Gradient
-from bilevel_jax.methods import contract, diagnostics
-from bilevel_jax.types import RLBatch, StepBatch, TrainState, Tree
+from bilevel_jax.bilevel import problem, schedules, unrolled
+from bilevel_jax.methods import contract, hypergradients
+from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
 def build(
   settings: config.Method, ingredients: contract.Ingredients
 ) -> contract.Method:
-  """Returns BRIDGE in its penalty form."""
+  """Returns BRIDGE.
+
+  Raises:
+    ConfigError: an optimiser that the hypergradient cannot differentiate, or
+      bounds of the adaptive penalty that contradict each other.
+  """
   optimizers = ingredients.optimizers
-  persistent = settings.rl_only_base != "one_step"
-  penalty_of = optax.linear_schedule(
-    settings.penalty,
-    settings.penalty if settings.penalty_end is None else settings.penalty_end,
-    ingredients.total_updates,
-  )
+  wanted = (settings.hypergradient, *settings.compare_with)
+  _check_optimizers(wanted, ingredients)
+  rule = _penalty_rule(settings, ingredients.total_updates)
+  propose, *others = [
+    hypergradients.FORMS[name](settings, ingredients) for name in wanted
+  ]
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    if not persistent:
-      return contract.new_state(optimizers, base=base, adapter=adapter)
-    # A copy of its own: the two are donated to the update separately.
-    copy = jax.tree.map(jnp.copy, base)
-    return contract.new_state(
-      optimizers, base=base, adapter=adapter, rl_only_base=copy
+    trees = {"base": base, "adapter": adapter}
+    if settings.rl_only_base != "one_step":
+      # A copy of its own: the two are donated to the update separately.
+      trees["rl_only_base"] = jax.tree.map(jnp.copy, base)
+    unknown = jnp.full((), jnp.nan, jnp.float32)  # no update has measured it
+    return dataclasses.replace(
+      contract.new_state(optimizers, **trees),
+      extra={"penalty_rule": rule.init(), "gap": unknown},
     )
-
-  def rl_only_batch(batch: RLBatch, aux: dict[str, jax.Array]) -> RLBatch:
-    """The shared rollouts, as the RL-only branch's ratio needs them."""
-    if settings.rl_only_ratio == "on_policy":
-      return dataclasses.replace(batch, old_logprobs=None)
-    if batch.old_logprobs is None:
-      return dataclasses.replace(batch, old_logprobs=aux["logprobs"])
-    return batch
 
   def update(state: TrainState, batch: StepBatch):
     if settings.rl_only_base == "resync":
       state = _resynchronise(state, settings.resync_every)
-
-    def rebuild(lower: Gradient) -> Tree:
-      return penalty_form.one_step(
-        optimizers["base"],
-        state.optimizer_states["base"],
-        state.base,
-        lower.base,
-      )[0]
-
-    penalty = penalty_of(state.updates)
-    terms = penalty_form.terms(
-      ingredients.problem,
-      state.base,
-      state.rl_only_base,
-      state.adapter,
-      batch.sft,
-      batch.rl,
-      gradient=ingredients.gradient,
-      rl_only_batch=rl_only_batch,
-      rebuild=None if persistent else rebuild,
+    penalty, rule_state = rule.update(
+      state.extra["penalty_rule"], state.extra["gap"]
     )
-    gradients = penalty_form.combine(terms, penalty)._asdict()
-    if not persistent:
-      del gradients["rl_only_base"]
-    state, norms = contract.advance(state, optimizers, gradients)
-    return state, {
-      "sft/loss": terms.upper.loss,
-      "rl/loss": terms.lower.loss,
+    proposal = propose(state, batch, penalty)
+    cosines = {
+      f"bilevel/cosine_with_{name}": problem.agreement(
+        proposal.gradients["adapter"],
+        other(state, batch, penalty).gradients["adapter"],
+      ).cosine
+      for name, other in zip(settings.compare_with, others, strict=True)
+    }
+    # How far the joint policy is from the RL-only one, in reward.
+    gap = -proposal.metrics.get("bilevel/cooperative_gain", jnp.nan)
+    state, norms = contract.advance(
+      proposal.state, optimizers, proposal.gradients
+    )
+    extra = {"penalty_rule": rule_state, "gap": jnp.float32(gap)}
+    return dataclasses.replace(state, extra=extra), {
       "bilevel/penalty": penalty,
-      **diagnostics.rollout_metrics(batch.rl, terms.lower.aux),
-      **diagnostics.rl_only_metrics(
-        batch.rl, terms.lower.aux, terms.rl_only.aux
-      ),
-      **diagnostics.gradient_metrics(terms.upper.base, terms.lower.base),
+      **proposal.metrics,
+      **cosines,
       **norms,
     }
 
-  return contract.Method(
-    trains_adapter=True,
-    init=init,
-    plan=lambda step: contract.Plan(rollouts=True, demonstrations=True),
-    update=update,
+  plan = contract.Plan(
+    rollouts=True,
+    demonstrations=True,
+    old_logprobs=hypergradients.leaves_the_old_base(settings, wanted),
   )
+  return contract.Method(
+    trains_adapter=True, init=init, plan=lambda step: plan, update=update
+  )
+
+
+def _penalty_rule(
+  settings: config.Method, total_updates: int
+) -> schedules.Penalty:
+  start, end = settings.penalty, settings.penalty_end
+  if settings.penalty_schedule == "adaptive":
+    return schedules.adaptive(
+      start=start, target=settings.penalty_target, rate=settings.penalty_rate
+    )
+  end = start if end is None else end
+  along = {
+    "linear": optax.linear_schedule(0.0, 1.0, total_updates),
+    "cosine": lambda count: (
+      1 - optax.cosine_decay_schedule(1.0, total_updates)(count)
+    ),
+  }[settings.penalty_schedule]
+  return schedules.scheduled(lambda count: start + (end - start) * along(count))
+
+
+def _check_optimizers(
+  wanted: tuple[str, ...], ingredients: contract.Ingredients
+) -> None:
+  if hypergradients.DIFFERENTIATES_OPTIMIZER.isdisjoint(wanted):
+    return
+  for name in ("base", "rl_only_base"):
+    unrolled.check_differentiable(
+      ingredients.optimizers[name], f"the optimiser of {name}"
+    )
 
 
 def _resynchronise(state: TrainState, every: int) -> TrainState:

@@ -15,6 +15,8 @@ class Plan(NamedTuple):
 
   rollouts: bool
   demonstrations: bool
+  old_logprobs: bool = False
+  """Whether even a step's only update needs the log-probs of before it."""
 
 
 class Method(NamedTuple):

@@ -4,12 +4,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel_jax.bilevel.problem import Agreement
 from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.types import RLBatch, Tree
 
 
 def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
-  """Returns token means of entropy, clipping and KL to the reference."""
+  """Returns token means of entropy, clipping and KL to the reference.
+
+  And how far the sampler's log-probs are from the learner's, where the batch
+  has them: the two run in different programs, in bfloat16 with different
+  rounding.
+  """
   mean = _token_mean(batch)
   metrics = {
     "rl/entropy": mean(aux["entropies"]),
@@ -19,6 +25,22 @@ def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
     metrics["rl/kl_to_reference"] = mean(
       policy_gradient.kl_k3(aux["logprobs"], batch.ref_logprobs)
     )
+  if batch.sampler_logprobs is not None:
+    learner = (
+      aux["logprobs"] if batch.old_logprobs is None else batch.old_logprobs
+    )
+    ratio = jnp.exp(learner - batch.sampler_logprobs)
+    metrics |= {
+      "rollout/importance_mean": mean(ratio),
+      "rollout/importance_max": jnp.max(
+        jnp.where(batch.weights > 0, ratio, 0.0)
+      ),
+      "rollout/kl_to_learner": mean(
+        policy_gradient.kl_k3(batch.sampler_logprobs, learner)
+      ),
+    }
+    if "truncated" in aux:
+      metrics["rollout/importance_clipped"] = mean(aux["truncated"])
   return metrics
 
 
@@ -49,16 +71,23 @@ def rl_only_metrics(
   }
 
 
-def gradient_metrics(sft: Tree, rl: Tree) -> dict:
+def gradient_metrics(agreement: Agreement) -> dict:
   """Returns the norms and the cosine of the base's SFT and RL gradients."""
-  sft_norm, rl_norm = optax.tree.norm(sft), optax.tree.norm(rl)
-  products = jax.tree.map(lambda a, b: jnp.sum(a * b), sft, rl)
-  inner = sum(jax.tree.leaves(products), jnp.zeros(()))
-  tiny = jnp.finfo(jnp.float32).tiny
   return {
-    "sft/gradient_norm": sft_norm,
-    "rl/gradient_norm": rl_norm,
-    "bilevel/gradient_cosine": inner / jnp.maximum(sft_norm * rl_norm, tiny),
+    "sft/gradient_norm": agreement.upper_norm,
+    "rl/gradient_norm": agreement.lower_norm,
+    "bilevel/gradient_cosine": agreement.cosine,
+  }
+
+
+def parts_metrics(direct: Tree, implicit: Tree) -> dict:
+  """Returns the norms of the two parts of the adapter's gradient.
+
+  In the penalty form the gain's gradient stands for the implicit part.
+  """
+  return {
+    "bilevel/direct_norm": optax.tree.norm(direct),
+    "bilevel/implicit_norm": optax.tree.norm(implicit),
   }
 
 

@@ -5,12 +5,14 @@ arrays with a row per row of the batch, so micro-batches can be put together
 again.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from bilevel_jax.bilevel.problem import Objective
 from bilevel_jax.objectives import logprobs as logprobs_lib
-from bilevel_jax.objectives import policy_gradient, sft
+from bilevel_jax.objectives import policy_gradient, sft, surrogates
 from bilevel_jax.types import Policy, RLBatch, TokenBatch, Tree
 
 
@@ -62,12 +64,20 @@ def rl_objective(
   clip_high: float,
   kl_coef: float,
   chunk: int,
+  importance_cap: float | None = None,
+  surrogate: Literal["fixed_sample", "dice"] = "fixed_sample",
 ) -> Objective:
-  """Returns minus J_RL: GRPO's loss, clipped surrogate plus KL to the start.
+  """Returns minus J_RL: a policy-gradient loss plus KL to the start.
 
-  Aux: logprobs, entropies and clipped, each [B, T]. A batch without
-  `old_logprobs` is on policy: its ratio is 1, taken against its own stopped
-  log-probs. One without `ref_logprobs` has no KL term.
+  Aux: logprobs, entropies, clipped and truncated, each [B, T]. A batch
+  without `old_logprobs` is on policy: its ratio is 1, taken against its own
+  stopped log-probs. One without `ref_logprobs` has no KL term.
+
+  `fixed_sample` is GRPO's: the clipped token ratio. Its gradient is right and
+  its second derivatives are not, for they take the samples to be fixed.
+  `dice` has the same gradient on policy and every derivative of J_RL and of
+  the KL, without a clip, with a variance that grows with the length
+  (`objectives.surrogates`).
 
   Args:
     policy: the model.
@@ -76,6 +86,9 @@ def rl_objective(
     clip_high: how far above 1 the ratio counts.
     kl_coef: weight of the k3 estimate of KL(pi || ref).
     chunk: positions whose logits are in memory at once.
+    importance_cap: each token's loss is multiplied by min(old / sampler, cap),
+      a constant, where the batch has `sampler_logprobs`; None: by 1.
+    surrogate: what is differentiated.
   """
 
   def objective(base: Tree, adapter: Tree, batch: RLBatch):
@@ -91,19 +104,38 @@ def rl_objective(
     old_logprobs = batch.old_logprobs
     if old_logprobs is None:
       old_logprobs = jax.lax.stop_gradient(logprobs)
-    losses, clipped = policy_gradient.clipped_surrogate(
-      logprobs,
-      old_logprobs,
-      batch.advantages,
-      clip_low=clip_low,
-      clip_high=clip_high,
-    )
+    if surrogate == "dice":
+      counted = batch.weights > 0
+      clipped = jnp.zeros(logprobs.shape, bool)
+      losses = -surrogates.dice(
+        logprobs, batch.advantages, counted, old_logprobs
+      )
+      cost = lambda costs: surrogates.dice_cost(
+        logprobs, costs, counted, old_logprobs
+      )
+    else:
+      losses, clipped = policy_gradient.clipped_surrogate(
+        logprobs,
+        old_logprobs,
+        batch.advantages,
+        clip_low=clip_low,
+        clip_high=clip_high,
+      )
+      cost = lambda costs: costs
+    truncated = jnp.zeros(logprobs.shape, bool)
+    if importance_cap is not None and batch.sampler_logprobs is not None:
+      correction, truncated = policy_gradient.truncated_importance(
+        old_logprobs, batch.sampler_logprobs, cap=importance_cap
+      )
+      losses *= correction
     if batch.ref_logprobs is not None:
-      losses += kl_coef * policy_gradient.kl_k3(logprobs, batch.ref_logprobs)
+      kl = policy_gradient.kl_k3(logprobs, batch.ref_logprobs)
+      losses += kl_coef * cost(kl)
     aux = {
       "logprobs": jax.lax.stop_gradient(logprobs),
       "entropies": entropies,
       "clipped": clipped,
+      "truncated": truncated,
     }
     return jnp.sum(batch.weights * losses), aux
 

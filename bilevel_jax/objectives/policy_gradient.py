@@ -40,6 +40,25 @@ def clipped_surrogate(
   return -jnp.minimum(unclipped, clipped), clipped < unclipped
 
 
+def truncated_importance(
+  logprobs: Array, sampler_logprobs: Array, *, cap: float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns min(pi / pi_sampler, cap) of each token, and where it is capped.
+
+  Sampler and learner are two programs, and in low precision two
+  distributions; this weight makes up for it, at a bounded variance. A
+  constant: no gradient flows through it. Source: truncated importance
+  sampling, Ionides 2008; for rollouts of language models, Yao et al. 2025.
+
+  Args:
+    logprobs: [B, T] of the learner's policy at the weights that sampled.
+    sampler_logprobs: [B, T] as the sampler reported them.
+    cap: largest weight.
+  """
+  ratio = jnp.exp(jax.lax.stop_gradient(logprobs) - sampler_logprobs)
+  return jnp.minimum(ratio, cap), ratio > cap
+
+
 def kl_k3(logprobs: Array, ref_logprobs: Array) -> jax.Array:
   """Returns k3 = exp(d) - d - 1, d = log ref - log pi, for each token.
 

@@ -10,8 +10,14 @@ from bilevel_jax import config, methods
 from bilevel_jax.bilevel.problem import Problem
 from bilevel_jax.data import batches, corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
-from bilevel_jax.methods import accumulation, contract, terms
+from bilevel_jax.methods import (
+  accumulation,
+  contract,
+  hypergradients,
+  terms,
+)
 from bilevel_jax.models import (
+  attention,
   gguf,
   gguf_tokenizer,
   huggingface,
@@ -94,6 +100,17 @@ def build_model(settings: config.Config) -> Model:
       "rollout.max_new_tokens, or data.max_demonstration_tokens), but the "
       f"model has {architecture.max_positions} positions"
     )
+  kernel = source.attention
+  if (
+    kernel not in ("auto", *attention.SECOND_ORDER)
+    and second_order(settings.method)
+    and settings.method.mixed_product == "exact"
+  ):
+    raise config.ConfigError(
+      f"the hypergradient {settings.method.hypergradient} needs second "
+      f"derivatives, and model.attention={kernel} has first ones only: take "
+      "chunked, or method.mixed_product=finite_difference"
+    )
   policy = policy_lib.make(
     architecture,
     adapter_rank=settings.adapter.rank,
@@ -161,6 +178,14 @@ def updates_per_step(settings: config.Config) -> int:
   return settings.rl.updates_per_rollout * settings.rl.passes_per_rollout
 
 
+def second_order(settings: config.Method) -> bool:
+  """Returns whether a method differentiates its losses twice."""
+  wanted = (settings.hypergradient, *settings.compare_with)
+  return settings.name == "bridge" and not (
+    hypergradients.SECOND_ORDER.isdisjoint(wanted)
+  )
+
+
 def build_learner(
   settings: config.Config, policy: Policy, mesh: jax.sharding.Mesh
 ) -> Learner:
@@ -188,6 +213,7 @@ def build_learner(
       total_updates,
     )
   chunk = settings.model.logprob_chunk
+  twice = second_order(settings.method)
   method = methods.METHODS[settings.method.name](
     settings.method,
     contract.Ingredients(
@@ -200,6 +226,8 @@ def build_learner(
           clip_high=rl.clip_high,
           kl_coef=rl.kl_coef,
           chunk=chunk,
+          importance_cap=rl.importance_cap,
+          surrogate=settings.method.surrogate if twice else "fixed_sample",
         ),
       ),
       gradient=accumulation.gradient_over(
@@ -217,6 +245,7 @@ def build_learner(
     method,
     policy,
     temperature=rollout.temperature,
+    adapter_scale=settings.adapter.scale,
     chunk=chunk,
     state_shardings=sharding.shardings(abstract_state(method, policy), mesh),
   )

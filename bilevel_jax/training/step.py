@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax.methods import contract, terms
+from bilevel_jax.models import lora
 from bilevel_jax.types import (
   Metrics,
   Policy,
@@ -26,6 +27,8 @@ class Programs(NamedTuple):
   """Donates the state it is given."""
   logprobs: Callable[[Tree, Tree | None, TokenBatch], jax.Array]
   merge: Callable[[Tree, Tree | None], Tree]
+  delta_norm: Callable[[Tree, Tree], jax.Array]
+  """(base, adapter) -> ||scale * A @ B|| / ||W|| of the adapted matrices."""
 
 
 def compile_programs(
@@ -34,6 +37,7 @@ def compile_programs(
   *,
   temperature: float,
   chunk: int,
+  adapter_scale: float,
   state_shardings: Any = None,
 ) -> Programs:
   """Returns the jitted programs of a method on a policy.
@@ -43,6 +47,7 @@ def compile_programs(
     policy: the model.
     temperature: of the rollouts; log-probs are of the tempered policy.
     chunk: positions whose logits are in memory at once.
+    adapter_scale: what A @ B is multiplied by.
     state_shardings: TrainState of shardings, or None on a single device.
   """
 
@@ -50,6 +55,10 @@ def compile_programs(
     return terms.token_logprobs(
       policy, base, adapter, batch, temperature=temperature, chunk=chunk
     )[0]
+
+  def delta_norm(base: Tree, adapter: Tree):
+    delta, weight = lora.delta_norm(base, adapter, adapter_scale)
+    return delta / weight
 
   return Programs(
     init=jax.jit(method.init, out_shardings=state_shardings),
@@ -62,6 +71,7 @@ def compile_programs(
     ),
     logprobs=jax.jit(logprobs),
     merge=jax.jit(policy.merge),
+    delta_norm=jax.jit(delta_norm),
   )
 
 

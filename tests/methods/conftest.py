@@ -42,15 +42,22 @@ class World:
     )
 
   def method(
-    self, name: str, *, rows: int | None = None, kl_coef=0.0, **settings
+    self,
+    name: str,
+    *,
+    rows: int | None = None,
+    kl_coef=0.0,
+    optimizer=None,
+    **settings,
   ) -> contract.Method:
     sgd = optax.sgd(0.1)
+    inner = optimizer or sgd
     return methods.METHODS[name](
       config.Method(name=name, **settings),
       contract.Ingredients(
         problem=self.problem(kl_coef=kl_coef),
         gradient=accumulation.gradient_over(rows),
-        optimizers={"base": sgd, "adapter": sgd, "rl_only_base": sgd},
+        optimizers={"base": inner, "adapter": sgd, "rl_only_base": inner},
         total_updates=10,
       ),
     )
@@ -87,6 +94,14 @@ def rl_batch(rng, count) -> types.RLBatch:
   )
 
 
+def batches(rng, *, sft: int, rl: int) -> types.StepBatch:
+  """Returns so many rows of random tokens, of unequal lengths."""
+  return types.StepBatch(
+    sft=assemble.token_batch(pairs(rng, sft), weighting.token_mean),
+    rl=rl_batch(rng, rl),
+  )
+
+
 @pytest.fixture
 def world() -> World:
   rng = np.random.default_rng(0)
@@ -95,10 +110,11 @@ def world() -> World:
   adapter["B"] = 0.3 * jax.random.normal(
     jax.random.key(2), adapter["B"].shape, jnp.float32
   )
+  drawn = batches(rng, sft=6, rl=8)
   return World(
     policy=policy,
     base=policy.init(jax.random.key(0)),
     adapter=adapter,
-    sft=assemble.token_batch(pairs(rng, 6), weighting.token_mean),
-    rl=rl_batch(rng, 8),
+    sft=drawn.sft,
+    rl=drawn.rl,
   )
