@@ -6,10 +6,12 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Nearly all of the suite's time is compilation: a quarter of it with these.
-_flags = ["--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone in 0.12
-  _flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(_flags))
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0"
+  + " --xla_cpu_use_fusion_emitters=false"  # gone in jaxlib 0.12
+  * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 
 import jax
 

@@ -48,6 +48,27 @@ def _refused(settings) -> str:
       "step, got 4",
     ),
     ({"method.name": "bridg"}, "method.name must be one of bridge, grpo, sft"),
+    (
+      {"method.hypergradient": "one_step"},
+      "method.rl_only_base must be one_step, got persistent",
+    ),
+    (
+      {"method.hypergradient": "implicit", "method.rl_only_base": "one_step"},
+      "method.rl_only_base must be persistent or resync, got one_step",
+    ),
+    ({"method.compare_with": ("penalty",)}, "got 'penalty'"),
+    (
+      {"method.penalty_schedule": "adaptive", "method.penalty": 1.0},
+      "method.penalty must be from 0.01 to 0.99 where it is adaptive, got 1.0",
+    ),
+    (
+      {"method.hypergradient": "unrolled", "model.attention": "cudnn"},
+      "model.attention=cudnn has first ones only",
+    ),
+    (
+      {"method.hypergradient": "unrolled", "optimizer.base.eps_root": 0.0},
+      "the optimiser of base has no finite derivative at a zero gradient",
+    ),
     ({"mesh.data": 8}, "the number of devices"),
     ({"adapter.targets": ("q", "query")}, "query"),
     (

@@ -115,6 +115,7 @@ def test_a_run_leaves_its_files_and_learns(directory):
       "optimizer__base__momentum": 0.9,
       "method__rl_only_base": "resync",
       "method__resync_every": 3,
+      "method__penalty_schedule": "adaptive",
     },
   ],
   ids=["adamw", "two_updates_sgd_resync"],
@@ -190,6 +191,24 @@ def test_every_method_runs_by_its_name(directory, method):
   summary = train.run(settings)
   assert summary.steps == 2
   assert summary.after is not None
+
+
+@pytest.mark.parametrize("form", ["unrolled", "one_step"])
+def test_every_hypergradient_trains_the_adapter(directory, form):
+  settings = _settings(
+    directory,
+    form,
+    steps=2,
+    method__hypergradient=form,
+    method__rl_only_base="one_step",
+  )
+  train.run(settings)
+  lines = (directory / form / "metrics.jsonl").read_text().splitlines()
+  last = json.loads(lines[-1])
+  assert last["bilevel/implicit_norm"] > 0
+  assert last["bilevel/adapter_delta_norm"] > 0
+  assert np.isfinite(list(last.values())).all()
+  assert ("bilevel/cooperative_gain" in last) == (form == "unrolled")
 
 
 def test_sft_without_demonstrations_is_refused(directory):
