@@ -13,7 +13,7 @@ from bilevel_jax import config
 from bilevel_jax.data import batches
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.rewards import pool
-from bilevel_jax.rollout import answers, assemble
+from bilevel_jax.rollout import answers, assemble, cache
 from bilevel_jax.training import (
   checkpoint,
   display,
@@ -41,6 +41,7 @@ class Run:
   learner: parts.Learner
   scorer: pool.Scorer
   rows: jax.sharding.NamedSharding  # of arrays with a row per sequence
+  cache_bytes: int  # that the sampler's KV cache may take on a device
   reference: Tree | None  # base of the KL's reference policy
   state: TrainState
   host: dict[str, Any]  # JSON: where the streams stand
@@ -136,6 +137,7 @@ def _gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   if plan.rollouts and settings.rl.kl_coef > 0:
     dtype = settings.model.compute_dtype
     reference = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
+  state = parts.initial_state(settings, learner, model.policy, base)
   return Run(
     settings=settings,
     model=model,
@@ -144,7 +146,9 @@ def _gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     scorer=scorer,
     rows=sharding.batch_sharding(mesh),
     reference=reference,
-    state=parts.initial_state(settings, learner, model.policy, base),
+    cache_bytes=settings.rollout.kv_cache_bytes
+    or cache.default_bytes(list(mesh.devices.flat)),
+    state=state,
     host={
       "questions": 0,
       "demonstrations": 0,
@@ -202,6 +206,8 @@ def _sample(story: Run, step: int) -> answers.Answers:
     samples_per_prompt=rollout.samples_per_prompt,
     max_new_tokens=rollout.max_new_tokens,
     eos_ids=story.model.tokenizer.eos_ids,
+    stop=rollout.stop,
+    total_tokens=rollout.total_tokens,
     sampling=Sampling(
       temperature=rollout.temperature,
       top_p=rollout.top_p,
@@ -218,6 +224,7 @@ def _sample(story: Run, step: int) -> answers.Answers:
     story.model.tokenizer,
     story.scorer,
     max_rows=rollout.max_rows,
+    cache_bytes=story.cache_bytes,
     sharding=story.rows,
   )
 
@@ -300,6 +307,8 @@ def _evaluate(
     or settings.rollout.max_new_tokens,
     temperature=settings.evaluation.temperature,
     max_rows=settings.rollout.max_rows,
+    stop=settings.rollout.stop,
+    cache_bytes=story.cache_bytes,
     key=parts.key(settings, "evaluation", step),
     sharding=story.rows,
   )

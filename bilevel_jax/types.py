@@ -78,6 +78,8 @@ class Policy(NamedTuple):
   rows left-padded) and decoding (n = 1) alike."""
   logits: Callable[[Tree, jax.Array], jax.Array]
   """(weights, hidden [..., D]) -> float32 logits [..., V]."""
+  max_positions: int | None = None
+  """Tokens that a sequence may have; None: any number."""
 
 
 @pytree
@@ -154,10 +156,17 @@ class Requests:
   prompts: list[np.ndarray]  # P arrays of int32 token ids
   prompt_ids: np.ndarray  # [P] uint32, names each prompt's random stream
   samples_per_prompt: int  # G
-  max_new_tokens: int  # completion budget, EOS included
+  max_new_tokens: int | np.ndarray  # budget, EOS included; or [P] of them
   eos_ids: tuple[int, ...]  # any of them ends a completion
+  stop: tuple[str, ...] = ()  # any text of them ends one, and is kept
+  total_tokens: int | None = None  # of all completions; see `engine.generate`
   sampling: Sampling
   key: jax.Array  # typed PRNG key, already folded with the step
+
+  @property
+  def budgets(self) -> np.ndarray:
+    """[P] int, the most tokens that a completion of each prompt may have."""
+    return np.broadcast_to(self.max_new_tokens, (len(self.prompts),))
 
 
 FINISH_REASONS = ("stop", "length", "error")
@@ -176,6 +185,12 @@ class Rollout:
   def share_ended_by(self, reason: str) -> float:
     """Share of completions with that one of FINISH_REASONS."""
     return float(np.mean(self.finish_reasons == FINISH_REASONS.index(reason)))
+
+  @property
+  def cut_by_total(self) -> np.ndarray:
+    """[N] bool, "length" by the total budget and not by the row's own."""
+    ended = self.finish_reasons == FINISH_REASONS.index("length")
+    return ended & (self.lengths < self.requests.budgets[self.prompt_index])
 
   @property
   def prompt_index(self) -> np.ndarray:

@@ -47,6 +47,17 @@ def _refused(settings) -> str:
       "data.demonstrations_per_step must be a multiple of the 3 updates of a "
       "step, got 4",
     ),
+    (
+      {"rollout.total_tokens": 11},
+      "rollout.total_tokens must be at least 1 for each of the 12 samples of a "
+      "step, got 11",
+    ),
+    ({"rollout.stop": ("a", "")}, "rollout.stop must hold strings, none empty"),
+    (
+      {"rollout.kv_cache_bytes": 1000},
+      "may take 1000 bytes, but must hold one row of 64 columns, which takes",
+    ),
+    ({"evaluation.max_new_tokens": 113}, "the model has 128 positions"),
     ({"method.name": "bridg"}, "method.name must be one of bridge, grpo, sft"),
     (
       {"method.hypergradient": "one_step"},

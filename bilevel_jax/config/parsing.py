@@ -85,7 +85,14 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       yield f"data.{name} takes a task or data, got {', '.join(given)}"
     if not given and name == "questions":
       yield "data.questions needs one of path, hub, task, got none"
+  if not all(isinstance(text, str) and text for text in rollout.stop):
+    yield f"rollout.stop must hold strings, none empty, got {rollout.stop}"
   rows = data.prompts_per_step * rollout.samples_per_prompt
+  if rollout.total_tokens is not None and rollout.total_tokens < rows:
+    yield (
+      f"rollout.total_tokens must be at least 1 for each of the {rows} samples "
+      f"of a step, got {rollout.total_tokens}"
+    )
   if rows % rl.updates_per_rollout:
     yield (
       f"rl.updates_per_rollout must divide the {rows} samples of a step "

@@ -153,7 +153,22 @@ class RolloutSettings:
   min_p: float = setting(
     0.0, "least share of the top probability", at_least=0, below=1
   )
+  stop: tuple[str, ...] = setting(
+    (), "strings that end a completion, besides its EOS; they are kept"
+  )
+  total_tokens: int | None = setting(
+    None,
+    "most tokens sampled in a step; beyond it all completions are cut at one "
+    "length; default: no bound",
+    at_least=1,
+  )
   max_rows: int = setting(1024, "rows decoded at once", at_least=1)
+  kv_cache_bytes: int | None = setting(
+    None,
+    "KV cache of a device, kept by decoding fewer rows at once; default: 0.6 "
+    "of what is free, or on CPUs 0.25 of the host's memory",
+    at_least=1,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,8 @@ def evaluate(
   temperature: float,
   max_rows: int,
   key: jax.Array,
+  stop: tuple[str, ...] = (),
+  cache_bytes: int | None = None,
   sharding: jax.sharding.NamedSharding | None = None,
 ) -> Result:
   """Returns pass@1 on every question of a stream, one completion each.
@@ -83,6 +85,8 @@ def evaluate(
     temperature: 0 is greedy.
     max_rows: rows decoded at once.
     key: of the samples, where the temperature is not 0.
+    stop: strings that end a completion.
+    cache_bytes: bound on the KV cache of a device; None: none.
     sharding: of an array of rows; None: one device.
   """
   questions, tokens, ids = prompts.take(0, len(prompts))
@@ -96,12 +100,14 @@ def evaluate(
       samples_per_prompt=1,
       max_new_tokens=max_new_tokens,
       eos_ids=eos_ids,
+      stop=stop,
       sampling=Sampling(temperature=temperature),
       key=key,
     ),
     tokenizer,
     scorer,
     max_rows=max_rows,
+    cache_bytes=cache_bytes,
     sharding=sharding,
   )
   scores, rollout = answered.scores, answered.rollout

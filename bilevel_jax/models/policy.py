@@ -59,4 +59,5 @@ def make(
     init_cache=of(transformer.init_cache, dtype=dtype),
     extend=of(transformer.extend),
     logits=of(transformer.logits),
+    max_positions=architecture.max_positions,
   )

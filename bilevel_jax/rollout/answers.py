@@ -55,6 +55,7 @@ def answer(
   scorer: Scorer,
   *,
   max_rows: int,
+  cache_bytes: int | None = None,
   sharding: jax.sharding.NamedSharding | None = None,
 ) -> Answers:
   """Returns the policy's answers to P questions, G of each.
@@ -67,11 +68,18 @@ def answer(
     decoder: the tokenizer.
     scorer: the reward.
     max_rows: rows decoded at once.
+    cache_bytes: bound on the KV cache of a device; None: none.
     sharding: of an array of rows; None: one device.
   """
   started = time.perf_counter()
   rollout = engine.generate(
-    policy, weights, requests, max_rows=max_rows, sharding=sharding
+    policy,
+    weights,
+    requests,
+    decode=decoder.decode,
+    max_rows=max_rows,
+    cache_bytes=cache_bytes,
+    sharding=sharding,
   )
   generated = time.perf_counter()
   completions = [
@@ -115,6 +123,7 @@ def measure(answers: Answers) -> dict[str, float]:
     "rollout/errors": float(
       np.sum(rollout.finish_reasons == FINISH_REASONS.index("error"))
     ),
+    "rollout/cut_by_total": float(rollout.cut_by_total.sum()),
     "rollout/tokens": float(tokens),
     "time/rollout_s": answers.rollout_s,
     "time/reward_s": answers.reward_s,

@@ -1,12 +1,23 @@
 """The sizes that caches come in, and how one is moved to another size."""
 
 import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from bilevel_jax import types
 from bilevel_jax.rollout import layout as layouts
+
+# The rest is for merged weights, logits, and a leaf of the cache that moves.
+_SHARE_OF_FREE = 0.6
+_SHARE_OF_HOST = 0.25
+_CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
 def bucket(n: int, *, step: int = 1, per_octave: int = 2) -> int:
@@ -29,6 +40,38 @@ def bytes_per_row(policy: types.Policy, columns: int) -> int:
   """Returns the bytes that one row of so many columns takes in the cache."""
   cache = jax.eval_shape(lambda: policy.init_cache(1, columns))
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+
+
+def default_bytes(devices: Sequence[Any]) -> int:
+  """Returns the bytes that a cache may take on each of the devices.
+
+  0.6 of what is free on the fullest one now. Devices that do not tell, as
+  CPUs, share 0.25 of the memory of their host, or of its container. The same
+  in every process, since all must make batches of the same shapes.
+
+  Args:
+    devices: those that rows are spread over.
+  """
+  mine = [d for d in devices if d.process_index == jax.process_index()]
+  stats = [device.memory_stats() or {} for device in mine]
+  if stats and all("bytes_limit" in s and "bytes_in_use" in s for s in stats):
+    free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+    mebibytes = _SHARE_OF_FREE * free / 2**20
+  else:
+    mebibytes = _SHARE_OF_HOST * _host_bytes() / max(len(mine), 1) / 2**20
+  if jax.process_count() > 1:
+    everyone = multihost_utils.process_allgather(np.int32(mebibytes))
+    mebibytes = int(everyone.min())
+  return int(mebibytes) * 2**20
+
+
+def _host_bytes():
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  if _CONTAINER_LIMIT.exists():
+    limit = _CONTAINER_LIMIT.read_text().strip()
+    if limit.isdecimal():  # and not "max"
+      memory = min(memory, int(limit))
+  return memory
 
 
 def move(

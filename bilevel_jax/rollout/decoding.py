@@ -25,6 +25,7 @@ class Rows:
 
   token: types.Array  # [B] int32, the next input
   first: types.Array  # [B] int32, column of the prompt's first token
+  end: types.Array  # [B] int32, column where the row's budget ends
   key_data: types.Array  # [B, words] uint32, of `sampling.row_keys`
   rules: sampling.Rules
 
@@ -35,7 +36,6 @@ class Span(NamedTuple):
   begin: Any  # of the prompts' last tokens
   start: Any  # of the next input
   stop: Any  # where the segment ends
-  end: Any  # where the budget does
 
 
 class Outcome(NamedTuple):
@@ -170,7 +170,7 @@ def decode(
         ~running,
         broken,
         (token[:, None] == eos_ids[None]).any(-1),
-        jnp.broadcast_to(column + 1 >= span.end, running.shape),
+        column + 1 >= rows.end,
       ],
       [outcome.finish, *(jnp.int8(x) for x in (ERROR, STOP, LENGTH))],
       jnp.int8(RUNNING),

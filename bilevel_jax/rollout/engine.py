@@ -8,7 +8,8 @@ host collects the tokens, and where half of the rows have finished it gathers
 the others into a smaller batch; the cache gains columns as they are needed.
 
 None of this can be seen in the tokens: each is drawn with a key folded from
-(requests.key, prompt id, sample, index of the token).
+(requests.key, prompt id, sample, index of the token). docs/rollouts.md tells
+more, with what was measured.
 """
 
 import dataclasses
@@ -18,9 +19,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bilevel_jax import types
+from bilevel_jax import config, types
 from bilevel_jax.rollout import cache as caches
-from bilevel_jax.rollout import decoding, sampling
+from bilevel_jax.rollout import checks, decoding, endings, sampling
 from bilevel_jax.rollout import layout as layouts
 
 
@@ -41,6 +42,7 @@ class _Settings(NamedTuple):
   cache_step: int
   prefill_tokens: int
   layout: layouts.Layout
+  decode: endings.Decode | None
   watch: Callable[[Segment], object] | None
 
 
@@ -49,6 +51,7 @@ def generate(
   weights: types.Tree,
   requests: types.Requests,
   *,
+  decode: endings.Decode | None = None,
   max_rows: int = 1024,
   segment: int = 32,
   cache_bytes: int | None = None,
@@ -60,8 +63,13 @@ def generate(
   """Returns G completions of each prompt.
 
   A row ends with "stop" at the first token of `requests.eos_ids`, which is
-  part of it; with "length" at `max_new_tokens`; with "error", and without a
-  token for it, at logits that hold NaN or +inf.
+  part of it, or at the token that completes the first string of
+  `requests.stop` in its text; with "length" at `max_new_tokens`; with
+  "error", and without a token for it, at logits that hold NaN or +inf.
+
+  `requests.total_tokens` bounds the completions together: where they would
+  have more, all are cut at one length, the greatest that keeps the bound.
+  Short ones are not touched, and groups keep their samples.
 
   The tokens of a request depend on the weights, its prompt, its sampling
   rules and (key, prompt id, sample) alone, up to the rounding of `policy`.
@@ -71,9 +79,11 @@ def generate(
     policy: the architecture.
     weights: what `policy.merge` returned.
     requests: P prompts, G samples of each.
+    decode: tokens -> text; needed for `requests.stop` alone.
     max_rows: rows decoded at once; more are decoded in several waves.
     segment: decoding steps between two looks of the host.
-    cache_bytes: bound on the cache of a wave, kept by fewer rows. None: none.
+    cache_bytes: bound on the cache of a wave on one device, kept by decoding
+      fewer rows at once. None: none.
     cache_step: columns that a cache gains at least when it grows; a power of
       two.
     prefill_tokens: prompt tokens, padding included, in one forward pass.
@@ -81,25 +91,32 @@ def generate(
     watch: called after each segment, for progress and measurements.
 
   Raises:
-    ValueError: a request that cannot be met.
+    ConfigError: a request that cannot be met.
   """
   layout = layouts.Layout(sharding)
-  rules = _checked(policy, requests)
-  _check_sizes(
+  rules = checks.checked(policy, requests, decode)
+  checks.sizes(
     max_rows=max_rows, segment=segment, prefill_tokens=prefill_tokens
   )
   if cache_step < 1 or cache_step & (cache_step - 1):
-    raise ValueError(f"cache_step must be a power of two, got {cache_step}")
-  if cache_bytes is not None:
-    fit = _rows_that_fit(policy, requests, cache_bytes, cache_step)
-    max_rows = min(max_rows, fit)
+    raise config.ConfigError(
+      f"cache_step must be a power of two, got {cache_step}"
+    )
   # Every device gets as many rows.
-  max_rows = max(max_rows // layout.shards, 1) * layout.shards
+  each = max(max_rows // layout.shards, 1)
+  if cache_bytes is not None:
+    longest = max(map(len, requests.prompts), default=1)
+    budget = int(requests.budgets.max(initial=1))
+    fit = rows_that_fit(
+      policy, longest, budget, cache_bytes, cache_step=cache_step
+    )
+    each = min(each, fit)
+  max_rows = each * layout.shards
   settings = _Settings(
-    max_rows, segment, cache_step, prefill_tokens, layout, watch
+    max_rows, segment, cache_step, prefill_tokens, layout, decode, watch
   )
   total = len(requests.prompts) * requests.samples_per_prompt
-  shape = (total, requests.max_new_tokens)
+  shape = (total, int(np.max(requests.max_new_tokens, initial=1)))
   rollout = types.Rollout(
     requests=requests,
     tokens=np.zeros(shape, np.int32),
@@ -109,37 +126,41 @@ def generate(
   )
   for ids in _waves(requests, max_rows):
     _decode_wave(policy, weights, rollout, rules, ids, settings)
+  most = _common_budget(rollout)
+  running = rollout.finish_reasons == decoding.RUNNING  # to that length
+  over = np.flatnonzero(running | (rollout.lengths > most))
+  endings.cut(rollout, over, most, decoding.LENGTH)
   return rollout
 
 
-def _check_sizes(**sizes) -> None:
-  for name, value in sizes.items():
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}")
+def rows_that_fit(
+  policy: types.Policy,
+  prompt_tokens: int,
+  new_tokens: int,
+  cache_bytes: int,
+  *,
+  cache_step: int = 64,
+) -> int:
+  """Returns the rows that a cache of so many bytes has room for.
 
+  Args:
+    policy: the architecture.
+    prompt_tokens: of the longest prompt.
+    new_tokens: the largest budget.
+    cache_bytes: on one device.
+    cache_step: as for `generate`.
 
-def _checked(policy, requests) -> sampling.Rules:
-  """The sampling rules of each prompt."""
-  _check_sizes(
-    max_new_tokens=requests.max_new_tokens,
-    samples_per_prompt=requests.samples_per_prompt,
-  )
-  prompts = len(requests.prompts)
-  if np.shape(requests.prompt_ids) != (prompts,):
-    raise ValueError(
-      f"prompt_ids must name each of the {prompts} prompts, "
-      f"got shape {np.shape(requests.prompt_ids)}"
+  Raises:
+    ConfigError: there is no room for one row.
+  """
+  columns = _columns(_prompt_columns(prompt_tokens) + new_tokens, cache_step)
+  row = caches.bytes_per_row(policy, columns)
+  if row > cache_bytes:
+    raise config.ConfigError(
+      f"the KV cache may take {cache_bytes} bytes, but must hold one row of "
+      f"{columns} columns, which takes {row}"
     )
-  for i, prompt in enumerate(map(np.asarray, requests.prompts)):
-    if prompt.size == 0:
-      raise ValueError(f"prompt {i} is empty: it needs a token to start from")
-    outside = prompt[(prompt < 0) | (prompt >= policy.vocab_size)]
-    if outside.size:
-      raise ValueError(
-        f"prompt {i} holds token {outside[0]}, which is outside the "
-        f"vocabulary of {policy.vocab_size}"
-      )
-  return sampling.rules(requests.sampling, prompts)
+  return cache_bytes // row
 
 
 def _prompt_columns(length):
@@ -151,23 +172,12 @@ def _columns(n, cache_step):
   return caches.bucket(n, step=cache_step, per_octave=4)
 
 
-def _rows_that_fit(policy, requests, cache_bytes, cache_step):
-  begin = _prompt_columns(max(map(len, requests.prompts), default=1))
-  columns = _columns(begin + requests.max_new_tokens, cache_step)
-  row = caches.bytes_per_row(policy, columns)
-  if row > cache_bytes:
-    raise ValueError(
-      f"cache_bytes must hold one row of {columns} columns, which takes "
-      f"{row} bytes, got {cache_bytes}"
-    )
-  return cache_bytes // row
-
-
 def _waves(requests: types.Requests, max_rows: int) -> Iterator[np.ndarray]:
-  """Rows of each wave: whole groups if they fit, longest prompts first."""
+  """Rows of each wave: whole groups if they fit, those that may grow longest
+  first, so that rows of a wave are alike."""
   group = requests.samples_per_prompt
   lengths = np.array([len(prompt) for prompt in requests.prompts], int)
-  order = np.argsort(-lengths, kind="stable")
+  order = np.argsort(-(lengths + requests.budgets), kind="stable")
   rows = (order[:, None] * group + np.arange(group)[None]).ravel()
   size = max_rows // group * group or max_rows
   for start in range(0, len(rows), size):
@@ -180,7 +190,6 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   prompts = [np.asarray(p, np.int32) for p in requests.prompts]
   of = ids // requests.samples_per_prompt
   begin = _prompt_columns(max(len(prompts[p]) for p in of))
-  end = begin + requests.max_new_tokens
   keys = decoding.row_keys(
     requests.key,
     np.asarray(requests.prompt_ids)[of].astype(np.uint32),
@@ -189,6 +198,10 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   rows = decoding.Rows(
     token=np.array([prompts[p][-1] for p in of]),
     first=np.array([begin + 1 - len(prompts[p]) for p in of], np.int32),
+    end=np.array(
+      begin + np.minimum(requests.budgets[of], _common_budget(rollout)),
+      np.int32,
+    ),
     key_data=np.asarray(jax.random.key_data(keys)),
     rules=_take(rules, of),
   )
@@ -198,7 +211,7 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   cache, slots = _prefilled(policy, weights, [prompts[p] for p in of], settings)
   size, columns, column = 0, 0, begin
   while len(ids):
-    stop = min(column + settings.segment, end)
+    stop = min(column + settings.segment, int(rows.end.max()))
     smaller = min(_rows(len(ids), layout), settings.max_rows)
     longer = _columns(stop, settings.cache_step)
     if longer > columns or 2 * smaller <= size:
@@ -218,7 +231,7 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
       weights,
       cache,
       *layout.put_rows((_take(rows, request), running)),
-      decoding.Span(*map(np.int32, (begin, column, stop, end))),
+      decoding.Span(*map(np.int32, (begin, column, stop))),
       eos_ids,
       key_impl=jax.random.key_impl(requests.key),
       needs=needs,
@@ -232,13 +245,42 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
     rollout.logprobs[ids, written] = logprobs[slots, :steps]
     rollout.lengths[ids] += kept[slots]
     rollout.finish_reasons[ids] = finish[slots]
+    if requests.stop:
+      _stop_at_strings(rollout, ids, column - begin, settings.decode)
     if settings.watch is not None:
       held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
-      taken, got = int(outcome.steps), int(kept.sum())
-      settings.watch(Segment(size, columns, taken, got, held, rollout))
-    rows = dataclasses.replace(rows, token=tokens[slots, steps - 1])
-    left = np.flatnonzero(finish[slots] == decoding.RUNNING)
+      settings.watch(
+        Segment(
+          rows=size,
+          columns=columns,
+          steps=int(outcome.steps),
+          tokens=int(kept.sum()),
+          cache_bytes=held,
+          so_far=rollout,
+        )
+      )
+    end = np.minimum(rows.end, begin + _common_budget(rollout))
+    rows = dataclasses.replace(rows, token=tokens[slots, steps - 1], end=end)
+    running = rollout.finish_reasons[ids] == decoding.RUNNING
+    left = np.flatnonzero(running & (end > stop))
     ids, slots, rows, column = ids[left], slots[left], _take(rows, left), stop
+
+
+def _stop_at_strings(rollout, ids, known, decode) -> None:
+  """Cuts the rows `ids` at stop strings that are not in their first tokens."""
+  for row in ids:
+    tokens = rollout.tokens[row, : rollout.lengths[row]]
+    length = endings.stopped_at(tokens, known, rollout.requests.stop, decode)
+    if length is not None:
+      endings.cut(rollout, row, length, decoding.STOP)
+
+
+def _common_budget(rollout) -> int:
+  """The length that no completion may exceed, by all the tokens so far."""
+  total, most = rollout.requests.total_tokens, rollout.tokens.shape[1]
+  if total is None:
+    return most
+  return endings.common_budget(rollout.lengths, total, most)
 
 
 def _take(tree, rows):

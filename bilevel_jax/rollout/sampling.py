@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import types
+from bilevel_jax import config, types
 
 _BLOCK = 128
 
@@ -44,7 +44,7 @@ def rules(sampling: types.Sampling, prompts: int) -> Rules:
     prompts: their number.
 
   Raises:
-    ValueError: a value out of its range, or an array of another shape.
+    ConfigError: a value out of its range, or an array of another shape.
   """
   limits = {
     "temperature": (np.float32, lambda x: x >= 0, "at least 0"),
@@ -56,14 +56,14 @@ def rules(sampling: types.Sampling, prompts: int) -> Rules:
   for name, (dtype, accepts, rule) in limits.items():
     value = np.asarray(getattr(sampling, name))
     if value.shape not in ((), (prompts,)):
-      raise ValueError(
+      raise config.ConfigError(
         f"sampling.{name} must be a scalar or have one value for each of the "
         f"{prompts} prompts, got shape {value.shape}"
       )
     good = np.isfinite(value) & accepts(value)
     if not good.all():
       bad = value[~good].flat[0]
-      raise ValueError(f"sampling.{name} must be {rule}, got {bad}")
+      raise config.ConfigError(f"sampling.{name} must be {rule}, got {bad}")
     values[name] = np.broadcast_to(value, (prompts,)).astype(dtype)
   return Rules(**values)
 

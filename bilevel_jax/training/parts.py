@@ -25,6 +25,7 @@ from bilevel_jax.models import (
 )
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.objectives import weighting
+from bilevel_jax.rollout import engine
 from bilevel_jax.training import optimizers, sharding
 from bilevel_jax.training import step as step_lib
 from bilevel_jax.types import Policy, TrainState, Tree
@@ -90,15 +91,19 @@ def build_model(settings: config.Config) -> Model:
     use_chat_template=settings.tokenizer.use_chat_template,
   )
   tokenizer.check_fits(architecture.vocab_size)
+  longest_completion = max(
+    settings.rollout.max_new_tokens, settings.evaluation.max_new_tokens or 0
+  )
   longest = max(
-    settings.data.max_prompt_tokens + settings.rollout.max_new_tokens,
+    settings.data.max_prompt_tokens + longest_completion,
     settings.data.max_demonstration_tokens,
   )
   if longest > architecture.max_positions:
     raise config.ConfigError(
       f"the longest sequence has {longest} tokens (data.max_prompt_tokens + "
-      "rollout.max_new_tokens, or data.max_demonstration_tokens), but the "
-      f"model has {architecture.max_positions} positions"
+      "rollout.max_new_tokens or evaluation.max_new_tokens, or "
+      "data.max_demonstration_tokens), but the model has "
+      f"{architecture.max_positions} positions"
     )
   kernel = source.attention
   if (
@@ -120,6 +125,13 @@ def build_model(settings: config.Config) -> Model:
     attention=source.attention,
     remat=source.remat,
   )
+  if (kv_cache_bytes := settings.rollout.kv_cache_bytes) is not None:
+    engine.rows_that_fit(
+      policy,
+      settings.data.max_prompt_tokens,
+      longest_completion,
+      kv_cache_bytes,
+    )
   return Model(policy, architecture, tokenizer, directory)
 
 

@@ -45,3 +45,33 @@ def test_a_moved_cache_is_freed():
 def test_bytes_of_a_row_are_those_of_its_arrays():
   policy = tabular.policy(5)
   assert cache.bytes_per_row(policy, 96) == 4 * 96
+
+
+class _Device:
+  process_index = 0
+
+  def __init__(self, **stats):
+    self._stats = stats
+
+  def memory_stats(self):
+    return self._stats or None
+
+
+def test_the_default_is_a_share_of_what_is_free_on_the_fullest_device():
+  devices = [
+    _Device(bytes_limit=100 << 30, bytes_in_use=40 << 30),
+    _Device(bytes_limit=100 << 30, bytes_in_use=50 << 30),
+  ]
+  assert cache.default_bytes(devices) == 30 << 30
+
+
+def test_cpus_share_a_quarter_of_their_host(monkeypatch, tmp_path):
+  pages = {"SC_PHYS_PAGES": 1 << 24, "SC_PAGE_SIZE": 1 << 12}
+  monkeypatch.setattr(cache.os, "sysconf", pages.get)
+  limit = tmp_path / "memory.max"
+  monkeypatch.setattr(cache, "_CONTAINER_LIMIT", limit)
+  assert cache.default_bytes([_Device()] * 4) == 4 << 30
+  limit.write_text("max\n")
+  assert cache.default_bytes([_Device()] * 4) == 4 << 30
+  limit.write_text(f"{16 << 30}\n")
+  assert cache.default_bytes([_Device()] * 4) == 1 << 30

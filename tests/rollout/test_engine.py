@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from bilevel_jax import types
+from bilevel_jax import config, types
 from bilevel_jax.rollout import decoding, engine
 from tests import tabular
 from tests.models import tiny
@@ -434,6 +434,10 @@ def test_no_prompts_give_no_rows():
     ({"prompts": [(1,), ()]}, "prompt 1 is empty"),
     ({"prompts": [(1, 6)]}, "prompt 0 holds token 6, .* vocabulary of 6"),
     ({"prompts": [(-1, 2)]}, "prompt 0 holds token -1"),
+    (
+      {"prompts": [(1,), (1, 2, 3, 4, 5)]},
+      "prompt 1 has 5 tokens and needs 17 positions .* but the model has 16",
+    ),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
     ({"samples_per_prompt": 0}, "samples_per_prompt must be at least 1, got 0"),
     ({"prompt_ids": np.arange(2)}, r"each of the 3 prompts, got shape \(2,\)"),
@@ -441,8 +445,10 @@ def test_no_prompts_give_no_rows():
   ],
 )
 def test_requests_that_cannot_be_met_are_refused(changes, message):
-  with pytest.raises(ValueError, match=message):
-    engine.generate(TABLE, _table(), _requests(**changes))
+  with pytest.raises(config.ConfigError, match=message):
+    engine.generate(
+      TABLE._replace(max_positions=16), _table(), _requests(**changes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -451,11 +457,14 @@ def test_requests_that_cannot_be_met_are_refused(changes, message):
     ({"max_rows": 0}, "max_rows must be at least 1, got 0"),
     ({"segment": 0}, "segment must be at least 1, got 0"),
     ({"cache_step": 12}, "cache_step must be a power of two, got 12"),
-    ({"cache_bytes": 100}, "one row of 64 columns, which takes 256 bytes, got"),
+    (
+      {"cache_bytes": 100},
+      "may take 100 bytes, but .* one row of 64 columns, which takes 256",
+    ),
   ],
 )
 def test_options_that_cannot_be_met_are_refused(options, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(config.ConfigError, match=message):
     engine.generate(TABLE, _table(), _requests(), **options)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax import types
+from bilevel_jax import config, types
 from bilevel_jax.rollout import sampling
 
 _DRAW = jax.jit(sampling.draw, static_argnames="needs")
@@ -249,7 +249,7 @@ def test_keys_depend_on_the_request_alone():
   ],
 )
 def test_rules_out_of_range_are_refused(values, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(config.ConfigError, match=message):
     sampling.rules(types.Sampling(**values), 2)
 
 
