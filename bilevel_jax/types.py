@@ -70,7 +70,8 @@ class Policy(NamedTuple):
   merge: Callable[[Tree, Tree | None], Tree]
   """(base, adapter) -> weights for `extend` and `logits`."""
   init_cache: Callable[[int, int], Tree]
-  """(rows, columns) -> an empty cache, zeros, columns on axis 1."""
+  """(rows, columns) -> an empty cache, zeros; rows are on axis 0 of each array,
+  columns on any one other."""
   extend: Callable[..., tuple[jax.Array, Tree]]
   """(weights, cache, tokens [B, n], positions [B, n], start, first [B]) ->
   (hidden [B, n, D], cache). Writes n columns from the scalar `start`; a query

@@ -24,25 +24,31 @@ _CHUNK = 128
 def dense(q: Array, k: Array, v: Array, visible: Array) -> jax.Array:
   """Returns softmax(q k^T / sqrt(H)) v over the visible columns, [B, T, N, H].
 
+  Keys and values come with their axes in the order of the two products, which
+  are plain products of matrices: a CPU would transpose any other at each call.
   jax.nn.dot_product_attention is not used: its softmax is in float32 even
   where q is float64.
 
   Args:
     q: queries [B, T, N, H].
-    k: keys [B, S, K, H].
-    v: values [B, S, K, H].
+    k: keys [B, K, H, S].
+    v: values [B, K, S, H].
     visible: which columns a query sees, bool [B, T, S].
   """
-  rows, columns, heads, size = q.shape
-  groups = k.shape[2]
+  rows, queries, heads, size = q.shape
+  groups, columns = k.shape[1], k.shape[3]
   wide = jnp.promote_types(q.dtype, jnp.float32)
-  q = q.reshape(rows, columns, groups, heads // groups, size)
-  scores = jnp.einsum("bqkgh,bskh->bkgqs", q, k, preferred_element_type=wide)
+  q = q.reshape(rows, queries, groups, -1, size).transpose(0, 2, 3, 1, 4)
+  scores = jnp.matmul(
+    q.reshape(rows, groups, -1, size), k, preferred_element_type=wide
+  )
+  scores = scores.reshape(rows, groups, -1, queries, columns)
   scores = scores * wide.type(size**-0.5)
   scores = jnp.where(visible[:, None, None], scores, _MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  mixed = jnp.einsum("bkgqs,bskh->bqkgh", weights, v)
-  return mixed.reshape(rows, columns, heads, size)
+  mixed = jnp.matmul(weights.reshape(rows, groups, -1, columns), v)
+  mixed = mixed.reshape(rows, groups, -1, queries, size)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, queries, heads, size)
 
 
 def xla(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
@@ -57,6 +63,7 @@ def xla(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
   """
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
   causal = np.tril(np.ones((q.shape[1], q.shape[1]), bool))
+  k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
   return dense(q, k, v, same & causal[None])
 
 

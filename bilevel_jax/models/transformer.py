@@ -148,7 +148,7 @@ def init_cache(
   architecture: presets.Architecture,
   dtype: Any,
 ) -> Tree:
-  """Returns ((k, v), ...), one pair per layer, zeros [B, S, K, H].
+  """Returns ((k [B, K, H, S], v [B, K, S, H]), ...), zeros, a pair per layer.
 
   Args:
     rows: B.
@@ -157,9 +157,10 @@ def init_cache(
     dtype: compute dtype.
   """
   a = architecture
-  shape = (rows, columns, a.kv_heads, a.head_dim)
+  keys = (rows, a.kv_heads, a.head_dim, columns)
+  values = (rows, a.kv_heads, columns, a.head_dim)
   return tuple(
-    (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(a.layers)
+    (jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(a.layers)
   )
 
 
@@ -190,15 +191,16 @@ def extend(
   """
   rotation = layers.rotation(positions, architecture)
   block = layers.Block(architecture)
-  columns = jnp.arange(cache[0][0].shape[1])[None, None, :]
+  columns = jnp.arange(cache[0][0].shape[-1])[None, None, :]
   queries = (start + jnp.arange(tokens.shape[1]))[None, :, None]
   visible = (columns >= first[:, None, None]) & (columns <= queries)
 
   def attend_to(keys, values):
     def attend(q, k, v):
-      at = (0, start, 0, 0)
-      k = jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), at)
-      v = jax.lax.dynamic_update_slice(values, v.astype(values.dtype), at)
+      k = k.transpose(0, 2, 3, 1).astype(keys.dtype)
+      v = v.transpose(0, 2, 1, 3).astype(values.dtype)
+      put = jax.lax.dynamic_update_slice_in_dim
+      k, v = put(keys, k, start, 3), put(values, v, start, 2)
       return attention.dense(q, k, v, visible), (k, v)
 
     return attend

@@ -74,11 +74,19 @@ def _host_bytes():
   return memory
 
 
+def column_axes(policy: types.Policy) -> types.Tree:
+  """Returns the axis that holds the columns, of each array of a cache."""
+  shapes = [jax.eval_shape(lambda n=n: policy.init_cache(1, n)) for n in (1, 2)]
+  differ = lambda x, y: int(np.not_equal(x.shape, y.shape).argmax())
+  return jax.tree.map(differ, *shapes)
+
+
 def move(
   cache: types.Tree,
   rows: types.Array,
   columns: int,
   *,
+  axes: types.Tree,
   layout: layouts.Layout,
 ) -> types.Tree:
   """Returns the given rows of a cache, widened to `columns` with zeros.
@@ -86,22 +94,23 @@ def move(
   Leaf by leaf, each freed once it is moved: a cache is never held twice.
 
   Args:
-    cache: arrays with rows on axis 0 and columns on axis 1; deleted.
+    cache: of a policy; deleted.
     rows: [B] int32, the row that each new row is a copy of.
     columns: at least as many as there are.
+    axes: from `column_axes`.
     layout: of the new rows.
   """
 
-  def one(leaf):
-    moved = _move(leaf, rows, columns, layout)
+  def one(leaf, axis):
+    moved = _move(leaf, rows, columns, axis, layout)
     leaf.delete()
     return moved
 
-  return jax.tree.map(one, cache)
+  return jax.tree.map(one, cache, axes)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _move(leaf, rows, columns, layout):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _move(leaf, rows, columns, axis, layout):
   wider = [(0, 0)] * leaf.ndim
-  wider[1] = (0, columns - leaf.shape[1])
+  wider[axis] = (0, columns - leaf.shape[axis])
   return layout.split_rows(jnp.pad(leaf[rows], wider))

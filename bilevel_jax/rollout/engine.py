@@ -219,7 +219,11 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
       source = np.zeros(size, np.int32)
       source[: len(ids)] = slots
       cache = caches.move(
-        cache, layout.put_rows(source), columns, layout=layout
+        cache,
+        layout.put_rows(source),
+        columns,
+        axes=caches.column_axes(policy),
+        layout=layout,
       )
       slots = np.arange(len(ids))
     running = np.zeros(size, bool)

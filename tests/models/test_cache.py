@@ -105,7 +105,8 @@ def test_the_cache_is_in_the_compute_dtype_one_pair_per_layer():
   cache = policy.init_cache(3, COLUMNS)
   assert len(cache) == 2
   for k, v in cache:
-    assert k.shape == v.shape == (3, COLUMNS, 2, 8)
+    assert k.shape == (3, 2, 8, COLUMNS)
+    assert v.shape == (3, 2, COLUMNS, 8)
     assert k.dtype == v.dtype == jnp.bfloat16
   base, adapter = tiny.weights(policy)
   states, after = _decode(policy, policy.merge(base, adapter), cache, [10, 8])

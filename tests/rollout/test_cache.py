@@ -26,20 +26,32 @@ def test_buckets_are_few():
 
 def test_a_moved_cache_has_the_rows_asked_for_and_zeros_after_them():
   old = np.arange(24.0).reshape(3, 4, 2)
-  tree = {"k": jnp.array(old), "v": jnp.array(-old[..., 0])}
+  tree = {"k": jnp.array(old.swapaxes(1, 2)), "v": jnp.array(-old[..., 0])}
   rows = np.array([2, 0, 0, 2, 1])
-  new = cache.move(tree, rows, 7, layout=layout.Layout(None))
-  np.testing.assert_array_equal(new["k"][:, :4], old[rows])
+  new = cache.move(
+    tree, rows, 7, axes={"k": 2, "v": 1}, layout=layout.Layout(None)
+  )
+  np.testing.assert_array_equal(new["k"][..., :4].swapaxes(1, 2), old[rows])
   np.testing.assert_array_equal(new["v"][:, :4], -old[rows][..., 0])
-  assert new["k"].shape == (5, 7, 2)
-  assert not new["k"][:, 4:].any()
+  assert new["k"].shape == (5, 2, 7)
+  assert not new["k"][..., 4:].any()
   assert not new["v"][:, 4:].any()
 
 
 def test_a_moved_cache_is_freed():
   tree = {"k": jnp.ones((2, 3))}
-  cache.move(tree, np.array([1]), 3, layout=layout.Layout(None))
+  cache.move(tree, np.array([1]), 3, axes={"k": 1}, layout=layout.Layout(None))
   assert tree["k"].is_deleted()
+
+
+def test_the_axis_of_the_columns_is_found_in_any_order():
+  policy = tabular.policy(5)._replace(
+    init_cache=lambda rows, columns: (
+      jnp.zeros((rows, 2, 3, columns)),
+      jnp.zeros((rows, columns, 1)),
+    )
+  )
+  assert cache.column_axes(policy) == (3, 1)
 
 
 def test_bytes_of_a_row_are_those_of_its_arrays():
