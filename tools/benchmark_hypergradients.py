@@ -2,9 +2,10 @@
 
 Error: relative, on a quadratic bilevel problem in float64 whose hypergradient
 is known in closed form, with the lower level at its optimum. Memory and time:
-on a deep residual network in float32, beside one plain gradient of the lower
-objective; memory is the compiler's own count of temporary bytes, time the
-median of interleaved runs on this machine.
+of BRIDGE's whole update of a language model in float32, beside GRPO's on the
+same rollouts; demonstrations have a fifth of their tokens. Memory is the
+compiler's own count of temporary bytes; time the median of the ratios of
+interleaved runs on this machine.
 
   python tools/benchmark_hypergradients.py --json hypergradients.json
 """
@@ -16,21 +17,23 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import rich.console
 import rich.table
 
-from bilevel_jax.bilevel import cooperative, implicit, penalty, unrolled
-from bilevel_jax.bilevel.problem import (
-  Estimator,
-  Problem,
-  gradient,
-)
+from bilevel_jax import config, methods
+from bilevel_jax.bilevel import implicit, penalty, unrolled
+from bilevel_jax.bilevel.problem import Estimator, Problem, gradient
+from bilevel_jax.methods import accumulation, contract
+from bilevel_jax.training import optimizers
+from bilevel_jax.types import TrainState
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from tools.problems import language_model, quadratic
 
 MIB = 2.0**20
 
@@ -40,9 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--layers", type=int, default=8, help="of the network")
-  parser.add_argument("--width", type=int, default=64, help="of the network")
-  parser.add_argument("--rows", type=int, default=512, help="of its batch")
+  for name, default, meaning in (
+    ("layers", 4, "of the language model"),
+    ("width", 128, "of the language model"),
+    ("rows", 32, "rollouts of an update"),
+    ("tokens", 128, "of each row"),
+    ("micro-batch", 8, "rows of a forward pass"),
+  ):
+    parser.add_argument(f"--{name}", type=int, default=default, help=meaning)
   parser.add_argument(
     "--repeats", type=int, default=5, help="timed runs of each; 0: none"
   )
@@ -58,17 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with console.status("errors against the closed form"):
       errors = accuracy(chosen.only)
     with console.status("memory and time"):
-      costs = cost(
-        chosen.layers,
-        chosen.width,
-        chosen.rows,
-        repeats=chosen.repeats,
-        only=chosen.only,
+      model = language_model.make(
+        layers=chosen.layers,
+        width=chosen.width,
+        rows=chosen.rows,
+        tokens=chosen.tokens,
+        micro_batch=chosen.micro_batch,
       )
+      costs = cost(model, repeats=chosen.repeats, only=chosen.only)
   except KeyboardInterrupt:
     return 130
   rows = [
-    {"estimator": name, "error": errors.get(name), **costs[name]}
+    {"estimator": name, "error": errors.get(_same(name)), **costs[name]}
     for name in costs
   ]
   console.print(_table(rows))
@@ -77,39 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return 0
 
 
-class Quadratic(NamedTuple):
-  """A problem with its lower optimum and its hypergradient there."""
-
-  problem: Problem
-  optimum: Callable[[float], jax.Array]  # of (1 - p) upper + p lower
-  adapter: jax.Array
-  hypergradient: jax.Array
-  step: float
-
-
-def quadratic(size: int = 12, adapters: int = 5) -> Quadratic:
-  """Returns lower = b'Ab/2 - b'Bw, upper = (b-d)'C(b-d)/2, in float64."""
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
-  positive = lambda R: R @ R.T / size + jnp.eye(size)
-  A, C = positive(normal(size, size)), positive(normal(size, size))
-  B, d, w = normal(size, adapters), normal(size), normal(adapters)
-
-  def optimum(weight):
-    return jnp.linalg.solve(
-      (1 - weight) * C + weight * A, (1 - weight) * C @ d + weight * B @ w
-    )
-
-  return Quadratic(
-    problem=Problem(
-      upper=lambda b, w, _: ((b - d) @ C @ (b - d) / 2, {}),
-      lower=lambda b, w, _: (b @ A @ b / 2 - b @ B @ w, {}),
-    ),
-    optimum=optimum,
-    adapter=w,
-    hypergradient=B.T @ jnp.linalg.solve(A, C @ (optimum(1.0) - d)),
-    step=float(1 / jnp.linalg.eigvalsh(A)[-1]),
-  )
+def _same(name: str) -> str | None:
+  return FORMS[name].same_as if name in FORMS else None
 
 
 def estimators(step: float) -> dict[str, tuple[Estimator, Any]]:
@@ -130,8 +108,6 @@ def estimators(step: float) -> dict[str, tuple[Estimator, Any]]:
     rows[f"implicit, CG {count}"] = (
       implicit.implicit(
         implicit.conjugate_gradient(iterations=count, tolerance=1e-12),
-        # The network is not convex: without damping CG would end at once.
-        damping=0.0 if jax.config.read("jax_enable_x64") else 10.0,
       ),
       None,
     )
@@ -151,7 +127,7 @@ def estimators(step: float) -> dict[str, tuple[Estimator, Any]]:
 def accuracy(only: str = "") -> dict[str, float]:
   """Returns name -> relative error of the estimators named like `only`."""
   with jax.enable_x64(True):
-    q = quadratic()
+    q = quadratic.make()
     relative = lambda x: float(
       jnp.linalg.norm(x - q.hypergradient) / jnp.linalg.norm(q.hypergradient)
     )
@@ -173,7 +149,9 @@ def accuracy(only: str = "") -> dict[str, float]:
     return result
 
 
-def _live_state(optimizer: optax.GradientTransformation, q: Quadratic) -> Any:
+def _live_state(
+  optimizer: optax.GradientTransformation, q: quadratic.Quadratic
+) -> Any:
   """The optimiser's state after 20 gradients of a base that is on its way."""
   base = q.optimum(1.0) + 1.0
   grad = gradient(q.problem.lower)(base, q.adapter, None).base
@@ -183,104 +161,132 @@ def _live_state(optimizer: optax.GradientTransformation, q: Quadratic) -> Any:
   return state
 
 
-def network(layers: int, width: int, rows: int) -> tuple[Problem, Any]:
-  """Returns a problem on a residual network, and (base, adapter, batch)."""
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  base = {
-    "up": normal(layers, width, 4 * width) / width**0.5,
-    "down": normal(layers, 4 * width, width) / width,
-  }
-  adapter = {
-    "A": normal(layers, width, 4) / width**0.5,
-    "B": normal(layers, 4, 4 * width) / 4,
-  }
+class Form(NamedTuple):
+  """A way of making the adapter's gradient, as settings of a method."""
 
-  def objective(sign):
-    def evaluate(base, adapter, batch):
-      def layer(x, weights):
-        up, down, a, b = weights
-        return x + jax.nn.gelu(x @ (up + a @ b)) @ down, None
+  settings: dict[str, Any]
+  method: str = "bridge"
+  optimizer: Literal["adamw", "sgd"] = "adamw"
+  same_as: str | None = None  # the row of `accuracy` that it is
 
-      stack = (base["up"], base["down"], adapter["A"], adapter["B"])
-      x, _ = jax.lax.scan(jax.checkpoint(layer), batch[0], stack)
-      return jnp.mean(jnp.square(x - sign * batch[1])), {}
 
-    return evaluate
+REBUILT = {"rl_only_base": "one_step"}
+ONE_STEP = {"hypergradient": "one_step", **REBUILT}
+UNROLLED = {"hypergradient": "unrolled"}
+IMPLICIT = {"hypergradient": "implicit", "solver_tolerance": 0.0}
+DIFFERENCE = {"mixed_product": "finite_difference"}
+FORMS = {
+  "grpo": Form({}, method="grpo"),
+  "penalty": Form({}, same_as="penalty 0.9"),
+  "penalty, one_step base": Form(REBUILT),
+  "one_step": Form(ONE_STEP, same_as="one_step"),
+  "one_step, finite difference": Form(
+    ONE_STEP | DIFFERENCE, same_as="one_step, finite difference"
+  ),
+  "implicit, CG 4": Form(
+    IMPLICIT | {"solver_iterations": 4, "damping": 10.0},
+    same_as="implicit, CG 4",
+  ),
+  "implicit, Neumann 4": Form(
+    IMPLICIT | {"solver_iterations": 4, "solver": "neumann"},
+    same_as="implicit, Neumann 4",
+  ),
+  "unrolled 1, sgd": Form(UNROLLED, optimizer="sgd", same_as="unrolled 1, sgd"),
+  "unrolled 1, adam": Form(UNROLLED),
+  "unrolled 4, adam": Form(
+    UNROLLED | {"inner_steps": 4}, same_as="unrolled 4, adam"
+  ),
+}
 
-  batch = (normal(rows, width), normal(rows, width))
-  return Problem(objective(1.0), objective(-1.0)), (base, adapter, batch)
+
+def update(
+  form: Form, model: language_model.LanguageModel
+) -> tuple[Callable[..., Any], TrainState]:
+  """Returns a method's whole update, optimisers included, and its state."""
+  settings = config.Method(name=form.method, **form.settings)
+  twice = settings.hypergradient != "penalty"
+  inner = optimizers.build(
+    config.Optimizer(name=form.optimizer, learning_rate=1e-4), 100
+  )
+  method = methods.METHODS[form.method](
+    settings,
+    contract.Ingredients(
+      problem=model.problem("dice" if twice else "fixed_sample"),
+      gradient=accumulation.gradient_over(model.micro_batch),
+      optimizers={"base": inner, "adapter": inner, "rl_only_base": inner},
+      total_updates=100,
+    ),
+  )
+  state = method.init(
+    model.base, model.adapter if method.trains_adapter else None
+  )
+  return method.update, state
+
+
+def naive_unroll(
+  model: language_model.LanguageModel,
+) -> tuple[Callable[..., Any], TrainState]:
+  """Returns `jax.grad` through four plain steps, and a state of its own."""
+  form = FORMS["unrolled 4, adam"]
+  _, state = update(form, model)
+  adam = optimizers.build(config.Optimizer(learning_rate=1e-4), 100)
+  upper, lower = model.problem("dice")
+
+  def joint(base, adapter, batch):
+    return (
+      0.5 * upper(base, adapter, batch.sft)[0]
+      + 0.5 * lower(base, adapter, batch.rl)[0]
+    )
+
+  def alone(base, adapter, batch):
+    return lower(base, adapter, batch.rl)[0]
+
+  def run(state, batch):
+    def end(objective, base, inner, adapter):
+      for _ in range(4):
+        grad = jax.grad(objective)(base, adapter, batch)
+        step, inner = adam.update(grad, inner, base)
+        base = optax.apply_updates(base, step)
+      return objective(base, adapter, batch)
+
+    def outcome(adapter):
+      states = state.optimizer_states
+      return end(joint, state.base, states["base"], adapter) - 0.5 * end(
+        alone, state.rl_only_base, states["rl_only_base"], adapter
+      )
+
+    return jax.grad(outcome)(state.adapter)
+
+  return run, state
+
+
+NAIVE = "naive unroll 4, adam"
 
 
 def cost(
-  layers: int, width: int, rows: int, *, repeats: int, only: str = ""
+  model: language_model.LanguageModel, *, repeats: int, only: str = ""
 ) -> dict[str, dict[str, float | None]]:
-  """Returns name -> temporary MiB and time, beside a plain gradient's."""
-  problem, (base, adapter, batch) = network(layers, width, rows)
-  step = 0.05
-  upper, lower = gradient(problem.upper), gradient(problem.lower)
-
-  def plain(base, adapter, batch, _):
-    at = lower(base, adapter, batch)
-    return at.base, at.adapter
-
-  def penalised(base, adapter, batch, _):
-    # A copy of its own, as in a run: else the compiler merges the branches.
-    copy = jax.tree.map(lambda x: 0.9 * x, base)
-    terms = penalty.terms(problem, base, copy, adapter, batch, batch)
-    return penalty.combine(terms, 0.5)
-
-  def first_order(base, adapter, batch, _):
-    sgd = optax.sgd(step)
-    return cooperative.first_order(
-      upper,
-      lower,
-      base,
-      adapter,
-      batch,
-      batch,
-      weight=0.5,
-      optimizer=sgd,
-      optimizer_state=sgd.init(base),
-    ).gradient
-
-  def naive(base, adapter, batch, state):
-    optimizer = optax.adam(step / 10, eps_root=1e-16)
-
-    def outcome(adapter):
-      b, s = base, state
-      for _ in range(4):
-        grad = jax.grad(problem.lower, has_aux=True)(b, adapter, batch)[0]
-        updates, s = optimizer.update(grad, s, b)
-        b = optax.apply_updates(b, updates)
-      return problem.upper(b, adapter, batch)[0]
-
-    return jax.grad(outcome)(adapter)
-
-  adam = optax.adam(step / 10, eps_root=1e-16)
-  runs: dict[str, tuple[Callable[..., Any], Any]] = {
-    "plain gradient": (plain, None),
-    "penalty 0.9": (penalised, None),
-    "penalty 0.99": (penalised, None),
-    "first_order of F": (first_order, None),
-  }
-  for name, (estimate, optimizer) in estimators(step).items():
-    runs[name] = (_runner(estimate, problem), optimizer)
-  runs["naive unroll 4, adam"] = (naive, adam)
-  runs = {n: r for n, r in runs.items() if only in n or r[0] is plain}
-
-  compiled, arguments = {}, {}
-  for name, (run, optimizer) in runs.items():
-    state = None if optimizer is None else optimizer.init(base)
-    arguments[name] = (base, adapter, batch, state)
-    compiled[name] = jax.jit(run).lower(*arguments[name]).compile()
-  seconds = {name: [] for name in runs}
+  """Returns name -> memory and time of an update, beside GRPO's."""
+  names = ["grpo", *(name for name in (*FORMS, NAIVE) if only in name)]
+  compiled, states = {}, {}
+  for name in dict.fromkeys(names):
+    run, states[name] = (
+      naive_unroll(model) if name == NAIVE else update(FORMS[name], model)
+    )
+    compiled[name] = jax.jit(run).lower(states[name], model.batch).compile()
+  seconds = {name: [] for name in compiled}
   for _ in range(repeats and repeats + 1):  # The first runs warm up.
     for name, program in compiled.items():
       start = time.perf_counter()
-      jax.block_until_ready(program(*arguments[name]))
+      jax.block_until_ready(program(states[name], model.batch))
       seconds[name].append(time.perf_counter() - start)
-  median = {n: statistics.median(s[1:]) for n, s in seconds.items() if s[1:]}
+  ratios = {
+    name: statistics.median(
+      mine / grpo for mine, grpo in zip(s[1:], seconds["grpo"][1:], strict=True)
+    )
+    for name, s in seconds.items()
+    if s[1:]
+  }
   bytes_ = {
     name: program.memory_analysis().temp_size_in_bytes
     for name, program in compiled.items()
@@ -288,10 +294,10 @@ def cost(
   return {
     name: {
       "temporary_mib": bytes_[name] / MIB,
-      "memory_ratio": bytes_[name] / bytes_["plain gradient"],
-      "time_ratio": median[name] / median["plain gradient"] if median else None,
+      "memory_ratio": bytes_[name] / bytes_["grpo"],
+      "time_ratio": ratios.get(name),
     }
-    for name in runs
+    for name in compiled
   }
 
 

@@ -34,11 +34,12 @@ def test_worked_example_prints_what_the_page_says(capsys):
 
 def test_benchmark_writes_its_figures(tmp_path, capsys):
   path = tmp_path / "figures.json"
-  small = ["--layers", "2", "--width", "8", "--rows", "8", "--repeats", "1"]
-  arguments = [*small, "--only", "CG 16", "--json", str(path)]
+  sizes = {"layers": 1, "width": 64, "rows": 5, "tokens": 16, "repeats": 1}
+  small = [text for k, v in sizes.items() for text in (f"--{k}", str(v))]
+  arguments = [*small, "--only", "CG 4", "--json", str(path)]
   assert benchmark_hypergradients.main(arguments) == 0
-  plain, row = json.loads(path.read_text())
-  assert plain["memory_ratio"] == plain["time_ratio"] == 1
-  assert row["estimator"] == "implicit, CG 16"
-  assert row["error"] < 1e-10
+  grpo, row = json.loads(path.read_text())
+  assert grpo["memory_ratio"] == grpo["time_ratio"] == 1
+  assert row["estimator"] == "implicit, CG 4"
+  assert 0 < row["error"] < 0.01
   assert row["estimator"] in capsys.readouterr().out

@@ -1,5 +1,10 @@
 """Memory, devices and number formats."""
 
+import pathlib
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,58 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bilevel_jax.bilevel import implicit, unrolled
-from bilevel_jax.bilevel.problem import gradient
+from tests.bilevel import network
 from tests.bilevel.quadratic import relative
-
-LAYERS, WIDTH = 8, 32
-
-
-def _network(compute=jnp.float32):
-  """A deep residual network with low-rank factors, scanned over its layers."""
-
-  def objective(base, adapter, batch):
-    def layer(x, weights):
-      w, v, a, b = (t.astype(compute) for t in weights)
-      hidden = jax.nn.gelu(x @ (w + a @ b))
-      return x + hidden @ v / WIDTH**0.5, None
-
-    x = batch[0].astype(compute)
-    stack = (base["w"], base["v"], adapter["a"], adapter["b"])
-    x, _ = jax.lax.scan(jax.checkpoint(layer), x, stack)
-    error = x.astype(base["w"].dtype) - batch[1]
-    return jnp.mean(jnp.square(error)), {"rows": jnp.arange(len(x))}
-
-  return objective
-
-
-def _inputs(rows=16, width=WIDTH, dtype=jnp.float32):
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-  base = {
-    "w": normal(LAYERS, width, 4 * width) / width**0.5,
-    "v": normal(LAYERS, 4 * width, width) / width**0.5,
-  }
-  adapter = {
-    "a": normal(LAYERS, width, 4) / width**0.5,
-    "b": normal(LAYERS, 4, 4 * width) / 2,
-  }
-  batch = (normal(rows, width), normal(rows, width))
-  return base, adapter, batch
-
-
-def _hypergradient(estimate, objective):
-  def run(base, adapter, batch, state):
-    return estimate(
-      gradient(objective),
-      gradient(objective),
-      base,
-      adapter,
-      batch,
-      batch,
-      state,
-    )
-
-  return run
 
 
 def _temporary_bytes(function, *args):
@@ -69,8 +24,8 @@ def _temporary_bytes(function, *args):
 
 def test_unroll_needs_a_quarter_of_the_memory_of_the_naive_one():
   steps = 4
-  objective, optimizer = _network(), optax.adam(1e-3, eps_root=1e-16)
-  base, adapter, batch = _inputs(rows=2048)
+  objective, optimizer = network.objective(), optax.adam(1e-3, eps_root=1e-16)
+  base, adapter, batch = network.inputs(rows=2048)
   state = optimizer.init(base)
 
   def naive(adapter, base, state):
@@ -80,7 +35,9 @@ def test_unroll_needs_a_quarter_of_the_memory_of_the_naive_one():
       base = optax.apply_updates(base, updates)
     return objective(base, adapter, batch)[0]
 
-  ours = _hypergradient(unrolled.unrolled(optimizer, steps=steps), objective)
+  ours = network.hypergradient(
+    unrolled.unrolled(optimizer, steps=steps), objective
+  )
   naive_bytes = _temporary_bytes(jax.grad(naive), adapter, base, state)
   bytes_ = _temporary_bytes(
     lambda *args: ours(*args).gradient, base, adapter, batch, state
@@ -89,13 +46,15 @@ def test_unroll_needs_a_quarter_of_the_memory_of_the_naive_one():
 
 
 def test_memory_of_the_unroll_grows_by_parameters_not_by_activations():
-  objective, optimizer = _network(), optax.adam(1e-3, eps_root=1e-16)
-  base, adapter, batch = _inputs(rows=2048)
+  objective, optimizer = network.objective(), optax.adam(1e-3, eps_root=1e-16)
+  base, adapter, batch = network.inputs(rows=2048)
   state = optimizer.init(base)
   parameters = sum(x.nbytes for x in jax.tree.leaves(base))
 
   def needed(steps):
-    run = _hypergradient(unrolled.unrolled(optimizer, steps=steps), objective)
+    run = network.hypergradient(
+      unrolled.unrolled(optimizer, steps=steps), objective
+    )
     return _temporary_bytes(
       lambda *args: run(*args).gradient, base, adapter, batch, state
     )
@@ -104,8 +63,9 @@ def test_memory_of_the_unroll_grows_by_parameters_not_by_activations():
   assert needed(6) - needed(2) <= 4 * 3 * parameters * 1.01
 
 
+ROOT = pathlib.Path(__file__).parents[2]
 ESTIMATORS = {
-  "unrolled": unrolled.unrolled(optax.sgd(0.02), steps=2),
+  "unrolled": network.UNROLLED,
   "conjugate_gradient": implicit.implicit(
     implicit.conjugate_gradient(iterations=3), damping=1.0
   ),
@@ -126,8 +86,8 @@ ESTIMATORS = {
   ],
 )
 def test_four_devices_agree_with_one(name, tolerance):
-  run = _hypergradient(ESTIMATORS[name], _network())
-  base, adapter, batch = _inputs()
+  run = network.hypergradient(ESTIMATORS[name], network.objective())
+  base, adapter, batch = network.inputs()
   state = optax.sgd(0.02).init(base)
   one = jax.jit(run)(base, adapter, batch, state)
   mesh = jax.make_mesh(
@@ -143,12 +103,38 @@ def test_four_devices_agree_with_one(name, tolerance):
   assert relative(four.gradient, one.gradient) < tolerance
 
 
+def test_two_processes_agree_with_one(tmp_path):
+  """Over loopback, each with half of the parameters and of the rows."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+  file = tmp_path / "gradient.npz"
+  command = [sys.executable, "-m", "tests.bilevel.two_processes"]
+  processes = [
+    subprocess.Popen([*command, str(i), str(port), str(file)], cwd=ROOT)
+    for i in range(2)
+  ]
+  try:
+    assert [p.wait(timeout=180) for p in processes] == [0, 0]
+  finally:
+    for process in processes:
+      process.kill()
+  base, adapter, batch = network.inputs()
+  run = network.hypergradient(network.UNROLLED, network.objective())
+  state = optax.sgd(network.STEP).init(base)
+  one = jax.jit(run)(base, adapter, batch, state)
+  with np.load(file) as two:
+    assert relative(dict(two), jax.device_get(one.gradient)) < 1e-6
+
+
 def test_bfloat16_compute_keeps_parameters_and_results_in_float32():
   name = "unrolled"
-  base, adapter, batch = _inputs()
+  base, adapter, batch = network.inputs()
   state = optax.sgd(0.02).init(base)
-  exact = jax.jit(_hypergradient(ESTIMATORS[name], _network()))
-  rough = jax.jit(_hypergradient(ESTIMATORS[name], _network(jnp.bfloat16)))
+  exact = jax.jit(network.hypergradient(ESTIMATORS[name], network.objective()))
+  rough = jax.jit(
+    network.hypergradient(ESTIMATORS[name], network.objective(jnp.bfloat16))
+  )
   got, want = (f(base, adapter, batch, state) for f in (rough, exact))
   assert {x.dtype for x in jax.tree.leaves((got.gradient, got.base))} == {
     jnp.dtype("float32")
@@ -159,9 +145,11 @@ def test_bfloat16_compute_keeps_parameters_and_results_in_float32():
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimators_keep_the_dtypes_they_are_given(name):
   with jax.enable_x64(True):
-    base, adapter, batch = _inputs(rows=2, width=8, dtype=jnp.float64)
+    base, adapter, batch = network.inputs(rows=2, width=8, dtype=jnp.float64)
     state = optax.sgd(0.02).init(base)
-    run = _hypergradient(ESTIMATORS[name], _network(jnp.float64))
+    run = network.hypergradient(
+      ESTIMATORS[name], network.objective(jnp.float64)
+    )
     shapes = jax.eval_shape(run, base, adapter, batch, state)
   leaves = jax.tree.leaves((shapes.gradient, shapes.implicit, shapes.base))
   assert {x.dtype for x in leaves} == {jnp.dtype("float64")}
