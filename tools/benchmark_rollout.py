@@ -1,0 +1,346 @@
+"""Prints how fast the rollout engine is, beside others on the same work.
+
+Two workloads of random prompts. Uniform: a batch of rows of one length, for
+each number in --rows. Long tail: requests whose lengths are drawn from a
+log-normal (median 96, sigma 1, clipped to 8..512), which a static sampler
+takes in batches of --batch, in the order given. Lengths are forced alike: each
+side's model says EOS where the request ends, and the sampler has to notice.
+
+  python tools/benchmark_rollout.py --peer tunix-env/bin/python
+  python tools/benchmark_rollout.py --weights smollm2 --compare transformers
+  python tools/benchmark_rollout.py --preset qwen2.5-1.5b --dtype bfloat16 \\
+    --rows 64,256,1024 --layers unrolled,scanned --command-buffers on,off
+
+--peer names the interpreter of an environment that has google-tunix:
+
+  python3.11 -m venv tunix-env
+  tunix-env/bin/pip install google-tunix==0.1.7 jax==0.10.2 jaxlib==0.10.2 \\
+    flax==0.12.8
+
+Every contestant is a process of its own that stays alive; they run in turn (A
+B A B), so that a machine that is busy now and then is busy for all of them.
+Compilation is left out, and counted. With --weights, ten questions are
+answered greedily, and the texts compared.
+
+Columns: useful tokens (those that a learner keeps) a second, median; the first
+row's speed over this one's, median and range of the pairs; slots that were
+computed for nothing; seconds of the first run and programs compiled in it; the
+most that the cache held, and its share of one with a row of full length for
+each request; where the device's limits are known, the share of the decode
+roofline: the time in which the weights are read once a step and each token's
+keys and values once, or the products are computed.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import rich.console
+import rich.progress
+import rich.table
+
+from bilevel_jax import config
+from bilevel_jax.models import huggingface, huggingface_config, presets
+
+# A script finds its own directory only, and tools are no package.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from tools.peers import contestants, workloads
+
+MIB = 2.0**20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
+  options = _parse(arguments)
+  console = rich.console.Console()
+  try:
+    with tempfile.TemporaryDirectory() as scratch:
+      figures = benchmark(options, pathlib.Path(scratch))
+    if options.json is not None:
+      options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+  except (config.ConfigError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    return 130
+  if not console.is_terminal:
+    console.width = 160  # a file or a pipe has no width
+  console.print(_table(figures))
+  return 0
+
+
+def benchmark(
+  options: argparse.Namespace, scratch: pathlib.Path
+) -> dict[str, Any]:
+  """Returns every figure, as JSON can hold them.
+
+  Args:
+    options: of the command line.
+    scratch: a directory to write to.
+
+  Raises:
+    ConfigError: an option that cannot be met, or a contestant that fails.
+  """
+  _check_options(options)
+  architecture, model = _model(options, scratch)
+  asked = workloads.workloads(options, architecture.vocab_size)
+  set_up = {
+    "model": str(model),
+    "random": options.weights is None,
+    "dtype": options.dtype,
+  }
+  screen = rich.console.Console(stderr=True)
+  with contextlib.ExitStack() as stack:
+    with screen.status("starting the contestants"):
+      running = [
+        stack.enter_context(contestants.Contestant(plan, set_up))
+        for plan in contestants.plans(options)
+      ]
+    progress = stack.enter_context(
+      rich.progress.Progress(
+        console=screen, transient=True, disable=not screen.is_terminal
+      )
+    )
+    total = len(asked) * len(running) * (1 + options.repeats)
+    task = progress.add_task("", total=total)
+    rows = []
+    for workload in asked:
+      runs: list[list[dict[str, Any]]] = [[] for _ in running]
+      for seed in range(1 + options.repeats):
+        for contestant, own in zip(running, runs, strict=True):
+          progress.update(task, description=f"{workload.name}: {contestant}")
+          own.append(contestant.run(workload.request(seed)))
+          _check(workload, own[-1], str(contestant))
+          progress.advance(task)
+      rows += _rows(options, architecture, workload, running, runs)
+  return {
+    "settings": {k: str(v) for k, v in vars(options).items()},
+    "contestants": [
+      {"label": str(contestant), **contestant.about} for contestant in running
+    ],
+    "rows": rows,
+  }
+
+
+def _check_options(options):
+  for first, second in (("weights", "peer"), ("weights", "preset")):
+    if getattr(options, first) and getattr(options, second):
+      raise config.ConfigError(
+        f"--{first} must stand without --{second}, got both"
+      )
+  if (options.bandwidth is None) != (options.tflops is None):
+    raise config.ConfigError(
+      "--bandwidth and --tflops must be given together, got one of them"
+    )
+
+
+def _model(options, scratch):
+  """The architecture, and a directory with its config.json."""
+  if options.weights is not None:
+    directory = huggingface.resolve(options.weights).absolute()
+    return huggingface.read_architecture(directory), directory
+  architecture = workloads.BENCH
+  if options.preset is not None:
+    architecture = presets.get(options.preset)
+  fields = huggingface_config.config_fields(
+    architecture, options.dtype, {"eos_token_id": workloads.EOS}
+  )
+  (scratch / "config.json").write_text(json.dumps(fields), "utf-8")
+  return architecture, scratch
+
+
+def _check(workload, run, contestant):
+  if workload.lengths is not None and run["lengths"] != workload.lengths:
+    raise config.ConfigError(
+      f"{contestant} must make completions of the lengths that it is asked "
+      f"for, got {run['lengths'][:8]}... for {workload.lengths[:8]}..."
+    )
+
+
+def _limits(options, device):
+  """(bytes, operations) a second of the device; None: not known."""
+  if options.bandwidth is not None:
+    return options.bandwidth * 1e12, options.tflops * 1e12
+  # What is published holds for bfloat16.
+  return workloads.limits(device) if options.dtype == "bfloat16" else None
+
+
+def _rows(options, architecture, workload, running, runs):
+  """A row of the table for each contestant; the first is what ours means."""
+  full = [len(p) + workload.budget for p in workload.prompts]
+  a = architecture
+  size = 4 if options.dtype == "float32" else 2
+  static = sum(full) * 2 * a.layers * a.kv_heads * a.head_dim * size
+  speed = lambda run: sum(run["lengths"]) / run["seconds"]
+  rows = []
+  for contestant, (first, *timed) in zip(running, runs, strict=True):
+    speeds = [speed(run) for run in timed]
+    own = [speed(run) for run in runs[0][1:]]
+    ratios = [x / y for x, y in zip(own, speeds, strict=True)]
+    useful = sum(timed[-1]["lengths"])
+    row = {
+      "workload": workload.name,
+      "contestant": str(contestant),
+      "useful_tokens": useful,
+      "useful_tokens_per_s": statistics.median(speeds),
+      "seconds": [run["seconds"] for run in timed],
+      "first_seconds": first["seconds"],
+      "ours_over_it": statistics.median(ratios),
+      "ours_over_it_range": [min(ratios), max(ratios)],
+      "padded_share": 1 - useful / timed[-1]["slots"],
+      "compilations": first["compilations"],
+      "compilations_while_timed": sum(run["compilations"] for run in timed),
+      "cache_mib": timed[-1]["cache_bytes"] / MIB,
+      "cache_share_of_static": timed[-1]["cache_bytes"] / static,
+      "same_texts": sum(
+        x == y
+        for x, y in zip(runs[0][-1]["tokens"], timed[-1]["tokens"], strict=True)
+      )
+      if workload.temperature == 0
+      else None,
+      "roofline_share": None,
+    }
+    limits = _limits(options, contestant.about["device"])
+    if limits is not None:
+      least = workloads.roofline_seconds(
+        architecture,
+        timed[-1]["lengths"],
+        round(statistics.mean(map(len, workload.prompts))),
+        bytes_per_number=size,
+        bandwidth=limits[0],
+        flops=limits[1],
+      )
+      row["roofline_share"] = least / statistics.median(row["seconds"])
+    rows.append(row)
+  return rows
+
+
+def _table(figures: dict[str, Any]) -> rich.table.Table:
+  ours = lambda row: row["contestant"] == figures["contestants"][0]["label"]
+  low_high = lambda row: "{:.2f}..{:.2f}".format(*row["ours_over_it_range"])
+  columns = {
+    "useful tok/s": lambda row: f"{row['useful_tokens_per_s']:,.0f}",
+    "ours / it": lambda row: "" if ours(row) else f"{row['ours_over_it']:.2f}",
+    "range": lambda row: "" if ours(row) else low_high(row),
+    "padded": lambda row: f"{row['padded_share']:.0%}",
+    "first run s": lambda row: f"{row['first_seconds']:.1f}",
+    "compiled": lambda row: str(row["compilations"]),
+    "cache MiB": lambda row: f"{row['cache_mib']:.1f}",
+    "of static": lambda row: f"{row['cache_share_of_static']:.0%}",
+    "same texts": lambda row: str(row["same_texts"]),
+    "roofline": lambda row: f"{row['roofline_share']:.0%}",
+  }
+  for title, name in (
+    ("same texts", "same_texts"),
+    ("roofline", "roofline_share"),
+  ):
+    if any(row[name] is None for row in figures["rows"]):
+      del columns[title]
+  table = rich.table.Table(
+    "workload",
+    "contestant",
+    *(rich.table.Column(title, justify="right") for title in columns),
+    caption="\n".join(
+      f"{c['label']}: {c['name']}, {c['device']}, {c['parameters']:,} "
+      "parameters"
+      for c in figures["contestants"]
+    ),
+  )
+  for row in figures["rows"]:
+    if ours(row):
+      table.add_section()
+    table.add_row(
+      row["workload"] if ours(row) else "",
+      row["contestant"],
+      *(show(row) for show in columns.values()),
+    )
+  return table
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  choice = contestants.choices
+  add = parser.add_argument
+  add("--peer", metavar="PYTHON", help="interpreter that has google-tunix")
+  add(
+    "--compare",
+    choices=("transformers",),
+    help="also against transformers' generate, from this interpreter",
+  )
+  add("--weights", metavar="DIR", help="real weights, on ten questions")
+  add("--preset", metavar="NAME", help="random weights of this architecture")
+  add(
+    "--workloads",
+    type=choice("uniform", "long-tail"),
+    metavar="LIST",
+    default=["uniform", "long-tail"],
+    help="uniform,long-tail (default both)",
+  )
+  add(
+    "--rows",
+    type=contestants.counts,
+    metavar="LIST",
+    default=[32],
+    help="of the uniform workloads, such as 64,256,1024 (default 32)",
+  )
+  add(
+    "--new-tokens",
+    type=contestants.count,
+    metavar="N",
+    default=64,
+    help="of a uniform row or a real question (default 64)",
+  )
+  add(
+    "--requests",
+    type=contestants.count,
+    metavar="N",
+    default=256,
+    help="of the long tail (default 256)",
+  )
+  add(
+    "--batch",
+    type=contestants.count,
+    metavar="N",
+    default=32,
+    help="of a static sampler on the long tail (default 32)",
+  )
+  add(
+    "--repeats",
+    type=contestants.count,
+    metavar="N",
+    default=5,
+    help="timed runs of each (default 5)",
+  )
+  add("--dtype", choices=("float32", "bfloat16"), default="float32")
+  add(
+    "--layers",
+    type=choice("unrolled", "scanned"),
+    metavar="LIST",
+    default=["unrolled"],
+    help="how we decode: unrolled,scanned (default unrolled)",
+  )
+  add(
+    "--command-buffers",
+    type=choice("on", "off"),
+    metavar="LIST",
+    default=[None],
+    help="XLA's on a GPU: on,off (default as XLA does)",
+  )
+  add("--bandwidth", type=float, metavar="TB/S", help="of the device's memory")
+  add("--tflops", type=float, metavar="X", help="of the device, in --dtype")
+  add(
+    "--json", type=pathlib.Path, metavar="FILE", help="write the figures here"
+  )
+  return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,172 @@
+"""google-tunix's sampler as a contestant of benchmark_rollout.py.
+
+See lines.py. Runs in an environment that has google-tunix, and needs nothing
+else of this project.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tunix.generate import sampler as sampler_lib
+
+from tools.peers import lines
+
+# config.json's model_type -> (module of tunix.models, class)
+_MODELS = {
+  "llama": ("llama3", "Llama3"),
+  "qwen2": ("qwen2", "Qwen2"),
+  "qwen3": ("qwen3", "Qwen3"),
+}
+
+
+def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
+  """Returns what runs a workload, and who we are."""
+  if not request["random"]:
+    raise SystemExit("tunix is compared on random weights only")
+  fields = json.loads(pathlib.Path(request["model"], "config.json").read_text())
+  module, name = _MODELS[fields["model_type"]]
+  models = importlib.import_module(f"tunix.models.{module}.model")
+  tied = "weight_tying" if module == "llama3" else "use_tied_embedding"
+  config = models.ModelConfig(
+    num_layers=fields["num_hidden_layers"],
+    vocab_size=fields["vocab_size"],
+    embed_dim=fields["hidden_size"],
+    hidden_dim=fields["intermediate_size"],
+    num_heads=fields["num_attention_heads"],
+    head_dim=fields["head_dim"],
+    num_kv_heads=fields["num_key_value_heads"],
+    rope_theta=int(fields["rope_theta"]),
+    norm_eps=fields["rms_norm_eps"],
+    **{tied: fields["tie_word_embeddings"]},
+  )
+  model = _forced(getattr(models, name))(config, rngs=nnx.Rngs(0))
+  state = nnx.state(model, nnx.Param)
+  dtype = jnp.dtype(request["dtype"])
+  nnx.update(model, jax.tree.map(lambda x: x.astype(dtype), state))
+  run = functools.partial(_run, model, fields, lines.count_compilations())
+  versions = [importlib.metadata.version(n) for n in ("google-tunix", "jax")]
+  return run, {
+    "name": "google-tunix {} (jax {})".format(*versions),
+    "device": jax.devices()[0].device_kind,
+    "parameters": sum(x.size for x in jax.tree.leaves(state)),
+  }
+
+
+def _forced(model_class):
+  """A model that says EOS, id 0, in a row's position `stops`, never before."""
+
+  class Forced(model_class):
+    def __init__(self, config, *, rngs):
+      super().__init__(config, rngs=rngs)
+      # The sampler takes its dtype from the first variable in the alphabet.
+      self.stops = nnx.Variable(jnp.zeros((1,), jnp.int32))
+
+    @functools.wraps(model_class.__call__)
+    def __call__(self, input_tokens, positions, cache, attention_mask, **rest):
+      logits, cache = super().__call__(
+        input_tokens, positions, cache, attention_mask, **rest
+      )
+      ends = positions[:, -logits.shape[1] :] == self.stops[...][:, None]
+      certain = jnp.where(ends[..., None], 1e9, -1e9).astype(logits.dtype)
+      eos = jnp.arange(logits.shape[-1]) == 0
+      return jnp.where(eos, certain, logits), cache
+
+  return Forced
+
+
+class _Numbers:
+  """A tokenizer of texts that are token ids already."""
+
+  def __init__(self, vocab_size: int):
+    self._vocab_size = vocab_size
+
+  def encode(self, text: str, **_: Any) -> list[int]:
+    return [int(word) for word in text.split()]
+
+  def decode(self, ids: Any, **_: Any) -> str:
+    return " ".join(str(int(i)) for i in ids)
+
+  def bos_id(self) -> int:
+    return 0  # none
+
+  def eos_id(self) -> int:
+    return 0
+
+  def pad_id(self) -> int:
+    return self._vocab_size - 1  # in no prompt
+
+
+@functools.lru_cache(maxsize=1)
+def _sampler(model, batch, columns, layers, kv_heads, head_dim, vocab_size):
+  model.stops = nnx.Variable(jnp.zeros((batch,), jnp.int32))
+  return sampler_lib.Sampler(
+    model,
+    _Numbers(vocab_size),
+    sampler_lib.CacheConfig(
+      cache_size=columns,
+      num_layers=layers,
+      num_kv_heads=kv_heads,
+      head_dim=head_dim,
+    ),
+  )
+
+
+def _run(model, fields, compilations, request):
+  prompts, lengths, size = (
+    request[name] for name in ("prompts", "lengths", "batch")
+  )
+  prompt_tokens, columns = len(prompts[0]), len(prompts[0]) + request["budget"]
+  heads = fields["num_key_value_heads"], fields["head_dim"]
+  sampler = _sampler(
+    model,
+    size,
+    columns,
+    fields["num_hidden_layers"],
+    *heads,
+    fields["vocab_size"],
+  )
+  slots, rows, seconds = 0, [], 0.0
+  for number, start in enumerate(range(0, len(prompts), size)):
+    batch = slice(start, start + size)
+    texts = [" ".join(map(str, prompt)) for prompt in prompts[batch]]
+    model.stops[...] = jnp.array(lengths[batch]) + (prompt_tokens - 2)
+    sampler.transformer_state = nnx.variables(model)
+    started = time.perf_counter()
+    output = sampler(
+      texts,
+      max_generation_steps=request["budget"],
+      max_prompt_length=prompt_tokens,
+      eos_tokens=request["eos_ids"],
+      return_logprobs=True,
+      temperature=request["temperature"],
+      top_p=1.0,
+      seed=1000 * request["seed"] + number,
+    )
+    jax.block_until_ready(output.tokens)
+    seconds += time.perf_counter() - started
+    # It leaves the EOS out of what it returns.
+    rows += [[*np.asarray(tokens).tolist(), 0] for tokens in output.tokens]
+    slots += size * max(lengths[batch])
+  itemsize = jnp.dtype(sampler.dtype).itemsize
+  per_column = 2 * fields["num_hidden_layers"] * heads[0] * heads[1] * itemsize
+  return {
+    "seconds": seconds,
+    "slots": slots,
+    "lengths": [len(row) for row in rows],
+    "tokens": rows,
+    "cache_bytes": size * columns * per_column,
+    "compilations": compilations(),
+  }
+
+
+if __name__ == "__main__":
+  lines.serve(set_up)
