@@ -25,7 +25,7 @@ def get_config():
   c.model.weights = "smollm2"
   c.adapter.rank = 16
   c.tokenizer.prompt = (
-    "{question}\nThink briefly, then end with: The answer is NUMBER."
+    "{question}\nAnswer with one equation that ends with the number."
   )
   for source in (c.data.questions, c.data.evaluation):
     source.hub = "ChilleD/SVAMP"
@@ -36,15 +36,15 @@ def get_config():
   c.data.questions.count = 700
   c.data.evaluation.first = 700
   c.data.evaluation.count = 100
-  c.data.prompts_per_step = 8
+  c.data.prompts_per_step = 4
   c.data.demonstrations_per_step = 8
   c.data.max_prompt_tokens = 160
   c.data.max_demonstration_tokens = 256
   c.reward.verifiers = ("number",)
   c.rollout.samples_per_prompt = 4
-  c.rollout.max_new_tokens = 64
+  c.rollout.max_new_tokens = 24
   c.training.micro_batch_sequences = 8
-  c.optimizer.base.learning_rate = 1e-5
+  c.optimizer.base.learning_rate = 5e-5
   c.optimizer.adapter.learning_rate = 1e-4
   c.checkpoints.every = 5
   c.checkpoints.keep_last = 1

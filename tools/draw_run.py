@@ -1,0 +1,97 @@
+"""Draws what a run showed on a terminal, from its files, as an SVG picture.
+
+python tools/draw_run.py runs/quickstart --out quickstart.svg
+"""
+
+import argparse
+import io
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import rich.console
+
+from bilevel_jax import config
+from bilevel_jax.evaluation import benchmarks
+from bilevel_jax.training import display
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Returns the exit code: 0, or 2 for a run without files to draw."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("run_dir", type=pathlib.Path)
+  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--title", help="above the picture; default: RUN_DIR")
+  parser.add_argument("--every", type=int, default=10, help="steps of a line")
+  parser.add_argument("--samples", type=int, default=2, help="of a step")
+  chosen = parser.parse_args(arguments)
+  try:
+    lines = _lines(chosen.run_dir / "metrics.jsonl")
+    samples = _lines(chosen.run_dir / "completions.jsonl")
+  except OSError as error:
+    print(f"nothing to draw: {error}", file=sys.stderr)
+    return 2
+  console = draw(lines, samples, chosen.run_dir, chosen.every, chosen.samples)
+  chosen.out.parent.mkdir(parents=True, exist_ok=True)
+  picture = console.export_svg(title=chosen.title or str(chosen.run_dir))
+  # Fonts that a reader's browser would fetch; its own will do.
+  picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
+  chosen.out.write_text(picture)
+  return 0
+
+
+def draw(
+  lines: list[dict[str, Any]],
+  samples: list[dict[str, Any]],
+  run_dir: pathlib.Path,
+  every: int,
+  count: int,
+) -> rich.console.Console:
+  """Returns a console that recorded the run.
+
+  Args:
+    lines: of metrics.jsonl.
+    samples: of completions.jsonl.
+    run_dir: named in the last line.
+    every: steps between those that are drawn.
+    count: completions of each step that is drawn.
+  """
+  console = rich.console.Console(
+    record=True, width=80, file=io.StringIO(), force_terminal=True
+  )
+  elapsed = 0.0
+  screen = display.Display(
+    lines[-1]["step"],
+    0,
+    config.Logging(progress=False),
+    console=console,
+    clock=lambda: elapsed,
+  )
+  results = []
+  with screen:
+    for line in lines:
+      step = line["step"]
+      elapsed += line.get("time/step_s", 0.0)
+      if step == 1 or (step and step % every == 0):
+        rows = [row for row in samples if row["step"] == step]
+        screen.completions(step, rows[:count])
+        screen.step(step, line)
+      if "evaluation/correct" in line:
+        results.append(benchmarks.Result.from_metrics(line))
+        screen.evaluation(step, results[-1])
+    before, after = (results[0], results[-1]) if results else (None, None)
+    screen.closing(before, after, run_dir)
+  return console
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+if __name__ == "__main__":
+  sys.exit(main())
