@@ -1,8 +1,11 @@
 """python -m bilevel_jax.main --config configs/x.py [--config.steps=9 ...]"""
 
+import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -43,6 +46,19 @@ def _check_names(arguments: Sequence[str]) -> None:
       config.check_name(argument.lstrip("-").split("=")[0].split(".")[1:])
 
 
+def keep_programs() -> None:
+  """Keeps compiled programs in the user's cache directory, 8 GiB at most.
+
+  JAX_COMPILATION_CACHE_DIR names another directory;
+  JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    directory = pathlib.Path(caches) / "bilevel_jax" / "programs"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_compilation_cache_max_size", 8 * 2**30)
+
+
 def main(arguments: Sequence[str]) -> None:
   """Runs the config file that the flags name."""
   if len(arguments) > 1:
@@ -54,7 +70,9 @@ def main(arguments: Sequence[str]) -> None:
     given = dict(_CONFIG.value.items())
   except OSError as error:
     raise config.ConfigError(_one_sentence(error)) from None
-  train.run(config.parse(given))
+  settings = config.parse(given)
+  keep_programs()
+  train.run(settings)
 
 
 def run() -> None:

@@ -102,7 +102,8 @@ def measure(answers: Answers) -> dict[str, float]:
   """Returns what is logged about a step's rollouts.
 
   Rewards are means over scored completions; pass@group is the share of
-  questions with a correct completion; lengths are in tokens, EOS included.
+  questions with a correct completion; lengths are in tokens, EOS included;
+  time/rollout_programs counts what this process compiled for sampling so far.
   """
   rollout, scores = answers.rollout, answers.scores
   counted = max(int(scores.scored.sum()), 1)
@@ -126,6 +127,7 @@ def measure(answers: Answers) -> dict[str, float]:
     "rollout/cut_by_total": float(rollout.cut_by_total.sum()),
     "rollout/tokens": float(tokens),
     "time/rollout_s": answers.rollout_s,
+    "time/rollout_programs": float(sum(engine.programs().values())),
     "time/reward_s": answers.reward_s,
     "time/sampled_tokens_per_s": tokens / max(answers.rollout_s, 1e-9),
   }

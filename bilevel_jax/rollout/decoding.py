@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 def programs() -> dict[str, int]:
-  """Returns how many programs were traced so far, by name.
+  """Returns how many programs were compiled so far, by name.
 
   Bounded by the sizes that batches come in, two per octave of rows and at
   most four per octave of columns; values in requests never add to it.

@@ -24,6 +24,8 @@ from bilevel_jax.rollout import cache as caches
 from bilevel_jax.rollout import checks, decoding, endings, sampling
 from bilevel_jax.rollout import layout as layouts
 
+programs = decoding.programs
+
 
 class Segment(NamedTuple):
   """What one run of the decoding loop did: its size, and what came of it."""
