@@ -208,7 +208,8 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
     rules=_take(rules, of),
   )
   needs = sampling.needs(rows.rules)
-  eos_ids = np.array(sorted(set(requests.eos_ids)) or [-1], np.int32)
+  eos_ids = sorted(set(requests.eos_ids))
+  eos_ids += [-1] * (8 - len(eos_ids) % 8)  # a set of another size compiles not
 
   cache, slots = _prefilled(policy, weights, [prompts[p] for p in of], settings)
   size, columns, column = 0, 0, begin
@@ -238,7 +239,7 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
       cache,
       *layout.put_rows((_take(rows, request), running)),
       decoding.Span(*map(np.int32, (begin, column, stop))),
-      eos_ids,
+      np.array(eos_ids, np.int32),
       key_impl=jax.random.key_impl(requests.key),
       needs=needs,
       length=settings.segment,

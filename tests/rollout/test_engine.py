@@ -7,12 +7,13 @@ import math
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies
 
 from bilevel_jax import config, types
-from bilevel_jax.rollout import decoding, engine
+from bilevel_jax.rollout import decoding, engine, sampling
 from tests import tabular
 from tests.models import tiny
 
@@ -65,12 +66,13 @@ def _well_formed(rollout):
   eos = np.isin(rollout.tokens, requests.eos_ids)
   for n, length in enumerate(rollout.lengths):
     reason = rollout.finish_reasons[n]
-    assert (reason == ERROR) or 1 <= length <= requests.max_new_tokens
+    budget = requests.budgets[rollout.prompt_index[n]]
+    assert (reason == ERROR) or 1 <= length <= budget
     assert not eos[n, : max(length - 1, 0)].any()
     if reason != ERROR:
       assert eos[n, length - 1] == (reason == STOP)
     if reason == LENGTH:
-      assert length == requests.max_new_tokens
+      assert length == budget
     assert not rollout.tokens[n, length:].any()
     assert not rollout.logprobs[n, length:].any()
     assert (rollout.logprobs[n, :length] <= 0).all()
@@ -115,39 +117,6 @@ def test_logprobs_are_those_of_the_table():
     path = np.append(prompt[-1], rollout.tokens[n, :length])
     np.testing.assert_allclose(
       rollout.logprobs[n, :length], logp[path[:-1], path[1:]], atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.3])
-def test_logprobs_are_those_of_the_full_forward_pass(temperature):
-  policy, base, adapter, weights = _tiny()
-  rng = np.random.default_rng(0)
-  prompts = [rng.integers(1, policy.vocab_size, n) for n in (5, 1, 19, 33)]
-  requests = _requests(
-    prompts,
-    max_new_tokens=20,
-    eos_ids=tuple(range(0, policy.vocab_size, 12)),
-    sampling=types.Sampling(temperature=temperature),
-  )
-  rollout = engine.generate(
-    policy, weights, requests, segment=7, max_rows=8, cache_step=16
-  )
-  _well_formed(rollout)
-  assert set(rollout.finish_reasons) == {STOP, LENGTH}
-  tokens = np.zeros((16, 33 + 20), np.int32)
-  segments = np.zeros_like(tokens)
-  for n, length in enumerate(rollout.lengths):
-    prompt = prompts[n // 4]
-    row = np.concatenate([prompt, rollout.tokens[n, :length]])
-    tokens[n, : len(row)], segments[n, : len(row)] = row, 1
-  positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-  hidden = policy.hidden(base, adapter, tokens, positions, segments)
-  logp = _log_softmax(hidden @ policy.unembedding(base), temperature)
-  for n, length in enumerate(rollout.lengths):
-    columns = len(prompts[n // 4]) + np.arange(length)
-    expected = logp[n, columns - 1, rollout.tokens[n, :length]]
-    np.testing.assert_allclose(
-      rollout.logprobs[n, :length], expected, atol=1e-5
     )
 
 
@@ -200,27 +169,6 @@ def test_tokens_of_a_table_do_not_depend_on_the_layout(name):
   _same(engine.generate(TABLE, _table(), requests, **LAYOUTS[name]), plain)
 
 
-def test_tokens_of_a_transformer_do_not_depend_on_the_layout():
-  policy, _, _, weights = _tiny()
-  rng = np.random.default_rng(1)
-  requests = _requests(
-    [rng.integers(1, policy.vocab_size, n) for n in (30, 3, 11)],
-    max_new_tokens=20,
-    eos_ids=tuple(range(0, policy.vocab_size, 12)),
-  )
-  plain = engine.generate(policy, weights, requests, segment=64)
-  other = engine.generate(
-    policy,
-    weights,
-    requests,
-    max_rows=8,
-    segment=10,
-    cache_step=16,
-    prefill_tokens=16,
-  )
-  _same(other, plain, atol=1e-5)
-
-
 def test_tokens_do_not_depend_on_the_number_of_devices():
   policy, _, _, weights = _tiny()
   names = ("data", "fsdp")
@@ -257,20 +205,6 @@ def test_tokens_do_not_depend_on_the_other_requests():
   all_rows = engine.generate(TABLE, _table(), requests)
   few_rows = engine.generate(TABLE, _table(), alone)
   np.testing.assert_array_equal(all_rows.tokens[4:8], few_rows.tokens)
-
-
-def test_what_a_cache_held_before_changes_nothing():
-  policy, _, _, weights = _tiny()
-  used = policy._replace(
-    init_cache=lambda rows, columns: jax.tree.map(
-      lambda x: x + 17, policy.init_cache(rows, columns)
-    )
-  )
-  requests = _requests([(5, 6, 7), (8,)], max_new_tokens=8, eos_ids=())
-  _same(
-    engine.generate(used, weights, requests),
-    engine.generate(policy, weights, requests),
-  )
 
 
 def test_a_call_does_not_remember_the_one_before():
@@ -468,32 +402,82 @@ def test_options_that_cannot_be_met_are_refused(options, message):
     engine.generate(TABLE, _table(), _requests(), **options)
 
 
-@hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
+@functools.cache
+def _full_forward():
+  """A jitted oracle: all tokens of completions redrawn in one forward pass."""
+  policy, base, adapter, _ = _tiny()
+
+  def redraw(tokens, starts, keys, rules, needs):
+    columns = jnp.arange(tokens.shape[1])[None]
+    segments = jnp.ones_like(tokens)
+    positions = jnp.broadcast_to(columns, tokens.shape)
+    hidden = policy.hidden(base, adapter, tokens, positions, segments)
+
+    def draw(index):
+      before = (starts + index - 1)[:, None, None]
+      hidden_before = jnp.take_along_axis(hidden, before, 1)[:, 0]
+      logits = hidden_before @ policy.unembedding(base)
+      return sampling.draw(keys, index, logits, rules, needs=needs)
+
+    return jax.vmap(draw, out_axes=1)(jnp.arange(24))
+
+  return jax.jit(redraw, static_argnames="needs")
+
+
+@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 @hypothesis.given(data=strategies.data())
-def test_any_workload_gives_the_tokens_of_one_plain_pass(data):
-  draw = data.draw
-  token = strategies.integers(0, VOCAB - 1)
-  prompts = draw(
-    strategies.lists(
-      strategies.lists(token, min_size=1, max_size=20), min_size=1, max_size=4
-    )
+def test_any_workload_gives_the_tokens_of_the_full_forward_pass(data):
+  # Eight rows, prompts of 2 to 17 tokens and budgets up to 24, so that all
+  # examples share the programs of one set of shapes.
+  draw, (policy, _, _, weights) = data.draw, _tiny()
+  group = draw(strategies.sampled_from([1, 2, 4]))
+  count = 8 // group
+  rng = np.random.default_rng(draw(strategies.integers(0, 2**32)))
+  several = lambda values: np.array(
+    draw(strategies.lists(values, min_size=count, max_size=count))
   )
+  lengths = several(strategies.integers(2, 17))
+  prompts = [rng.integers(0, policy.vocab_size, n) for n in lengths]
   requests = _requests(
     prompts,
-    samples_per_prompt=draw(strategies.sampled_from([1, 3])),
-    max_new_tokens=draw(strategies.sampled_from([1, 5, 24])),
-    eos_ids=tuple(draw(strategies.sets(token, max_size=2))),
+    prompt_ids=rng.integers(0, 2**32, count, dtype=np.uint32),
+    samples_per_prompt=group,
+    max_new_tokens=several(strategies.integers(1, 24)),
+    eos_ids=tuple(rng.integers(0, policy.vocab_size, rng.integers(8))),
+    sampling=types.Sampling(
+      temperature=several(strategies.sampled_from([0.5, 1.0, 1.3]))
+    ),
     key=jax.random.key(draw(strategies.integers(0, 99))),
   )
-  plain = engine.generate(TABLE, _table(), requests, segment=24)
-  _well_formed(plain)
-  other = engine.generate(
-    TABLE,
-    _table(),
-    requests,
-    max_rows=draw(strategies.sampled_from([2, 4])),
-    segment=4,
-    cache_step=draw(strategies.sampled_from([4, 64])),
-    prefill_tokens=16,
+  rollout = engine.generate(policy, weights, requests, segment=24)
+  _well_formed(rollout)
+  waves = engine.generate(
+    policy, weights, requests, max_rows=4, segment=6, cache_step=32
   )
-  _same(other, plain)
+  _same(waves, rollout, atol=1e-5)
+
+  tokens = np.zeros((8, 17 + 24), np.int32)
+  of = rollout.prompt_index
+  for n, length in enumerate(rollout.lengths):
+    row = np.concatenate([prompts[of[n]], rollout.tokens[n, :length]])
+    tokens[n, : len(row)] = row
+  rules = sampling.rules(requests.sampling, count)
+  redrawn, logprobs = _full_forward()(
+    tokens,
+    lengths[of],
+    sampling.row_keys(
+      requests.key,
+      requests.prompt_ids[of],
+      np.arange(8, dtype=np.uint32) % group,
+    ),
+    jax.tree.map(lambda x: x[of], rules),
+    needs=sampling.needs(rules),
+  )
+  width = rollout.tokens.shape[1]
+  drawn = np.arange(width)[None] < rollout.lengths[:, None]
+  np.testing.assert_array_equal(
+    rollout.tokens[drawn], redrawn[:, :width][drawn]
+  )
+  np.testing.assert_allclose(
+    rollout.logprobs[drawn], logprobs[:, :width][drawn], atol=1e-5
+  )
