@@ -138,16 +138,18 @@ def test_a_total_budget_cuts_all_completions_at_one_length(layout, total):
 
 def test_a_total_budget_ends_the_decoding_early():
   seen = []
-  engine.generate(
+  rollout = engine.generate(
     POLICY,
     TABLE,
-    _requests(eos_ids=(), total_tokens=36),
+    _requests(eos_ids=(), total_tokens=60),
     **LAYOUTS[1],
     watch=seen.append,
   )
-  # Three waves of four rows, without a bound 24 steps each. After 10 steps of
-  # the first, 9 are the bound; after 5 of the second 4; and in the end 3.
-  assert [part.steps for part in seen] == [5, 5, 5, 4]
+  # Three waves of four rows, without a bound 24 steps each. After 20 steps of
+  # the first the bound is 15; after 5 of the second 10; in the end 5.
+  assert [part.steps for part in seen] == [5] * (4 + 2 + 1)
+  assert rollout.lengths.tolist() == [5] * 12
+  assert (rollout.finish_reasons == LENGTH).all()
 
 
 def test_what_is_watched_holds_no_text_after_a_stop_string():
