@@ -260,3 +260,16 @@ def test_needs_are_those_of_the_rows_that_sample():
   mixed = np.array([0.0, 1.0])
   assert needs(temperature=mixed, top_p=0.5) == (True, True, True, False)
   assert needs(min_p=0.5) == (True, False, False, True)
+
+
+def test_greedy_takes_the_first_of_the_greatest_logits():
+  rng = np.random.default_rng(0)
+  logits = -rng.integers(1, 5, (64, 300)).astype(np.float32)  # full of ties
+  logits[:40, 128:] -= 5  # the rest of a block is no better than it is
+  rules = _rules(64, temperature=0.0)
+  tokens, _ = _draw(logits, jax.random.key(0), rows=64, rules=rules)
+  np.testing.assert_array_equal(tokens, logits.argmax(-1))
+  logits[:] = -np.inf
+  logits[:, 299] = -1e30
+  tokens, _ = _draw(logits, jax.random.key(0), rows=64, rules=rules)
+  assert (tokens == 299).all()
