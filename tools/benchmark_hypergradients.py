@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   for name, default, meaning in (
     ("layers", 4, "of the language model"),
     ("width", 128, "of the language model"),
-    ("rows", 32, "rollouts of an update"),
+    ("rows", 64, "rollouts of an update"),
     ("tokens", 128, "of each row"),
     ("micro-batch", 8, "rows of a forward pass"),
   ):
@@ -174,14 +174,14 @@ REBUILT = {"rl_only_base": "one_step"}
 ONE_STEP = {"hypergradient": "one_step", **REBUILT}
 UNROLLED = {"hypergradient": "unrolled"}
 IMPLICIT = {"hypergradient": "implicit", "solver_tolerance": 0.0}
-DIFFERENCE = {"mixed_product": "finite_difference"}
+EXACT = {"mixed_product": "exact"}
 FORMS = {
   "grpo": Form({}, method="grpo"),
   "penalty": Form({}, same_as="penalty 0.9"),
   "penalty, one_step base": Form(REBUILT),
-  "one_step": Form(ONE_STEP, same_as="one_step"),
+  "one_step": Form(ONE_STEP | EXACT, same_as="one_step"),
   "one_step, finite difference": Form(
-    ONE_STEP | DIFFERENCE, same_as="one_step, finite difference"
+    ONE_STEP, same_as="one_step, finite difference"
   ),
   "implicit, CG 4": Form(
     IMPLICIT | {"solver_iterations": 4, "damping": 10.0},

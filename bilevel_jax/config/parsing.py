@@ -160,7 +160,9 @@ def _render(value: Any) -> ml_collections.ConfigDict:
       out[field.name] = _render(item)
     elif item is None:
       hint = _without_none(hints[field.name])[0]
-      out[field.name] = config_dict.placeholder(typing.get_origin(hint) or hint)
+      kind = typing.get_origin(hint) or hint
+      kind = str if kind is Literal else kind
+      out[field.name] = config_dict.placeholder(kind)
     elif isinstance(item, dict):
       open_fields.append(ml_collections.ConfigDict(item))
       out[field.name] = open_fields[-1]

@@ -227,8 +227,10 @@ class Method:
   surrogate: Literal["dice", "fixed_sample"] = setting(
     "dice", "RL loss of the second-order hypergradients"
   )
-  mixed_product: Literal["exact", "finite_difference"] = setting(
-    "exact", "second derivatives: a jvp, or a difference of two gradients"
+  mixed_product: Literal["exact", "finite_difference"] | None = setting(
+    None,
+    "second derivatives: a jvp, or a difference of two gradients; default: "
+    "exact, but for one_step, which is to be cheap, a difference",
   )
   inner_steps: int = setting(1, "K of `unrolled`", at_least=1)
   solver: Literal["conjugate_gradient", "neumann"] = setting(

@@ -21,6 +21,7 @@ import optax
 from bilevel_jax import config
 from bilevel_jax.bilevel import cooperative, implicit, unrolled
 from bilevel_jax.bilevel import penalty as penalty_form
+from bilevel_jax.bilevel.mixed_mode import MixedProduct
 from bilevel_jax.bilevel.problem import Gradient, Hypergradient, agreement
 from bilevel_jax.methods import contract, diagnostics
 from bilevel_jax.types import Metrics, RLBatch, StepBatch, TrainState, Tree
@@ -99,7 +100,7 @@ def unroll(settings: config.Method, ingredients: contract.Ingredients) -> Form:
     name: unrolled.unrolled(
       ingredients.optimizers[name],
       steps=settings.inner_steps,
-      mixed_product=settings.mixed_product,
+      mixed_product=mixed_product(settings, "unrolled"),
     )
     for name in ("base", "rl_only_base")
   }
@@ -150,7 +151,9 @@ def by_implicit_function(
       tolerance=settings.solver_tolerance,
     )
   estimator = implicit.implicit(
-    solver, damping=settings.damping, mixed_product=settings.mixed_product
+    solver,
+    damping=settings.damping,
+    mixed_product=mixed_product(settings, "implicit"),
   )
 
   def propose(state, batch, penalty):
@@ -209,7 +212,7 @@ def one_step(
       weight=penalty,
       optimizer=optimizer,
       optimizer_state=state.optimizer_states["base"],
-      mixed_product=settings.mixed_product,
+      mixed_product=mixed_product(settings, "one_step"),
     )
     at_upper, at_lower = found.upper, found.lower
     gradients = {
@@ -242,6 +245,13 @@ SECOND_ORDER = frozenset({"unrolled", "implicit", "one_step"})
 DIFFERENTIATES_OPTIMIZER = frozenset({"unrolled", "one_step"})
 
 
+def mixed_product(settings: config.Method, form: str) -> MixedProduct:
+  """Returns how a form takes its products with second derivatives."""
+  if settings.mixed_product is not None:
+    return settings.mixed_product
+  return "finite_difference" if form == "one_step" else "exact"
+
+
 def leaves_the_old_base(
   settings: config.Method, wanted: tuple[str, ...]
 ) -> bool:
@@ -254,9 +264,9 @@ def leaves_the_old_base(
     settings: of the method.
     wanted: forms that are used.
   """
-  differences = settings.mixed_product == "finite_difference"
-  return "unrolled" in wanted or (
-    differences and not SECOND_ORDER.isdisjoint(wanted)
+  return "unrolled" in wanted or any(
+    mixed_product(settings, name) == "finite_difference"
+    for name in SECOND_ORDER.intersection(wanted)
   )
 
 

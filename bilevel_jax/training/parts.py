@@ -105,16 +105,16 @@ def build_model(settings: config.Config) -> Model:
       "data.max_demonstration_tokens), but the model has "
       f"{architecture.max_positions} positions"
     )
-  kernel = source.attention
-  if (
-    kernel not in ("auto", *attention.SECOND_ORDER)
-    and second_order(settings.method)
-    and settings.method.mixed_product == "exact"
-  ):
+  exact = [
+    form
+    for form in _second_order(settings.method)
+    if hypergradients.mixed_product(settings.method, form) == "exact"
+  ]
+  if exact and source.attention not in ("auto", *attention.SECOND_ORDER):
     raise config.ConfigError(
-      f"the hypergradient {settings.method.hypergradient} needs second "
-      f"derivatives, and model.attention={kernel} has first ones only: take "
-      "chunked, or method.mixed_product=finite_difference"
+      f"the hypergradient {exact[0]} needs second derivatives, and "
+      f"model.attention={source.attention} has first ones only: take chunked, "
+      "or method.mixed_product=finite_difference"
     )
   policy = policy_lib.make(
     architecture,
@@ -190,12 +190,12 @@ def updates_per_step(settings: config.Config) -> int:
   return settings.rl.updates_per_rollout * settings.rl.passes_per_rollout
 
 
-def second_order(settings: config.Method) -> bool:
-  """Returns whether a method differentiates its losses twice."""
+def _second_order(settings: config.Method) -> list[str]:
+  """The forms of a method that differentiate its losses twice."""
   wanted = (settings.hypergradient, *settings.compare_with)
-  return settings.name == "bridge" and not (
-    hypergradients.SECOND_ORDER.isdisjoint(wanted)
-  )
+  if settings.name != "bridge":
+    return []
+  return [name for name in wanted if name in hypergradients.SECOND_ORDER]
 
 
 def build_learner(
@@ -225,7 +225,7 @@ def build_learner(
       total_updates,
     )
   chunk = settings.model.logprob_chunk
-  twice = second_order(settings.method)
+  twice = _second_order(settings.method)
   method = methods.METHODS[settings.method.name](
     settings.method,
     contract.Ingredients(

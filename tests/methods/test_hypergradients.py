@@ -273,6 +273,7 @@ def test_one_step_is_the_expansion_of_one_step(model, oracle_of):
     found, *_ = model.update(
       hypergradient="one_step",
       rl_only_base="one_step",
+      mixed_product="exact",
       optimizer=optax.sgd(0.1),
     )
     joint = oracle.joint(model.base, model.adapter)
@@ -312,10 +313,8 @@ def test_finite_differences_agree_with_the_exact_products(world):
   )[0]
   world.rl = dataclasses.replace(world.rl, old_logprobs=jax.jit(score)())
   settings = {"hypergradient": "one_step", **FORMS["one_step"]}
-  exact, _ = _adapter_gradient(world, **settings)
-  rough, _ = _adapter_gradient(
-    world, mixed_product="finite_difference", **settings
-  )
+  exact, _ = _adapter_gradient(world, mixed_product="exact", **settings)
+  rough, _ = _adapter_gradient(world, **settings)
   first, _ = _adapter_gradient(world, **FORMS["one_step"])
   difference = lambda x, y: optax.tree.norm(optax.tree.sub(x, y))
   assert difference(exact, rough) < 0.01 * difference(exact, first)
@@ -326,8 +325,8 @@ def test_a_finite_difference_asks_for_the_old_logprobs(world):
   plan = lambda **settings: world.method("bridge", **settings).plan(0)
   one_step = {"hypergradient": "one_step", **FORMS["one_step"]}
   assert not plan().old_logprobs
-  assert not plan(**one_step).old_logprobs
-  assert plan(mixed_product="finite_difference", **one_step).old_logprobs
+  assert not plan(mixed_product="exact", **one_step).old_logprobs
+  assert plan(**one_step).old_logprobs
   assert plan(hypergradient="unrolled").old_logprobs
   assert plan(compare_with=("unrolled",)).old_logprobs
 
