@@ -63,7 +63,13 @@ def _assert_same_run(left, right):
 
 
 def test_a_run_leaves_its_files_and_learns(directory):
-  settings = _settings(directory, "whole", steps=12)
+  settings = _settings(
+    directory,
+    "whole",
+    steps=12,
+    rollout__stop=("00",),
+    rollout__total_tokens=80,
+  )
   summary = train.run(settings)
   assert summary.steps == 12
   left = {path.name for path in pathlib.Path(settings.run_dir).iterdir()}
@@ -103,6 +109,10 @@ def test_a_run_leaves_its_files_and_learns(directory):
   assert losses[-1] < losses[0]
   before, after = (logged[i]["rl/reward"] for i in (1, -1))
   assert after > before
+  assert max(line["rollout/tokens"] for line in logged[1:]) <= 80
+  assert max(line["rollout/cut_by_total"] for line in logged[1:]) > 0
+  texts = [row["completion"] for row in _logged(settings, "completions.jsonl")]
+  assert not [text for text in texts if "00" in text[:-1]]
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def draw(
   return token.astype(jnp.int32), chosen - top[:, 0] - jnp.log(total)
 
 
-def _blocks(x, fill=0):
+def _blocks(x, fill: float = 0):
   padding = ((0, 0), (0, -x.shape[-1] % _BLOCK))
   x = jnp.pad(x, padding, constant_values=fill)
   return x.reshape(len(x), -1, _BLOCK)
