@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from tools import benchmark_hypergradients
+from tools.problems import language_model
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "hypergradients.md"
 
@@ -30,6 +31,18 @@ def test_worked_example_prints_what_the_page_says(capsys):
   # Rounding errors are a machine's own; everything else must match.
   without = lambda text: [x for x in text.splitlines() if "CG" not in x]
   assert without(capsys.readouterr().out) == without(claimed)
+
+
+def test_the_penalty_form_keeps_no_activations_of_its_own():
+  """Beside GRPO's update: its state, and less than one more gradient."""
+  model = language_model.make(
+    layers=2, width=64, rows=15, tokens=64, micro_batch=5
+  )
+  costs = benchmark_hypergradients.cost(model, repeats=0, only="penalty")
+  leaves = jax.tree.leaves((model.base, model.adapter))
+  gradient_mib = sum(x.nbytes for x in leaves) / 2**20
+  more = costs["penalty"]["temporary_mib"] - costs["grpo"]["temporary_mib"]
+  assert more < gradient_mib
 
 
 def test_benchmark_writes_its_figures(tmp_path, capsys):

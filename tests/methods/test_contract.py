@@ -12,6 +12,20 @@ from bilevel_jax.objectives import weighting
 from bilevel_jax.training import step
 
 NAMES = sorted(methods.METHODS)
+FORMS = {
+  "unrolled": {"inner_steps": 2},
+  "implicit": {"solver_iterations": 2},
+  "one_step": {"rl_only_base": "one_step", "mixed_product": "exact"},
+}
+CASES = [(name, {}) for name in NAMES] + [
+  ("bridge", {"hypergradient": form, **options})
+  for form, options in FORMS.items()
+]
+every_case = pytest.mark.parametrize(
+  ("name", "settings"),
+  CASES,
+  ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
 
 
 def _empty(batch):
@@ -39,10 +53,18 @@ def test_an_update_is_deterministic(world, name):
   chex.assert_trees_all_equal(*results)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", NAMES)
-def test_micro_batches_change_nothing(world, name, rows):
-  whole, split = world.method(name), world.method(name, rows=rows)
+def _off_policy(world):
+  """The batch with log-probs of an older policy, as `Plan` may ask for."""
+  old = np.full(world.rl.weights.shape, -2.0, np.float32)
+  world.rl = dataclasses.replace(world.rl, old_logprobs=old)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@every_case
+def test_micro_batches_change_nothing(world, name, settings, rows):
+  _off_policy(world)
+  whole = world.method(name, **settings)
+  split = world.method(name, rows=rows, **settings)
   expected, expected_metrics = jax.jit(whole.update)(
     world.start(whole), world.batch()
   )
@@ -85,9 +107,10 @@ def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, rows, empty):
     chex.assert_trees_all_equal(after.base, world.base)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_devices_change_nothing(world, name):
-  method = world.method(name)
+@every_case
+def test_devices_change_nothing(world, name, settings):
+  _off_policy(world)
+  method = world.method(name, **settings)
   update = jax.jit(method.update)
   expected, _ = update(world.start(method), world.batch())
   mesh = jax.make_mesh(
