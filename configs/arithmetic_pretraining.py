@@ -40,6 +40,6 @@ def get_config():
   c.optimizer.base.learning_rate = 3e-3
   c.optimizer.base.schedule = "cosine"
   c.optimizer.base.warmup_steps = 50
-  c.checkpoints.every = None
+  c.checkpoints.every = 200
   c.checkpoints.keep_best = 0
   return c
