@@ -114,6 +114,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     metavar="N",
     help="a completion (default 256)",
   )
+  add(
+    "--stop",
+    action="append",
+    default=[],
+    metavar="TEXT",
+    help="ends a completion, and is kept; repeatable",
+  )
   add("--system", metavar="TEXT", help="system message")
   add(
     "--template",
@@ -172,7 +179,9 @@ def _generate(
       eos_ids=model.tokenizer.eos_ids,
       sampling=drawing,
       key=jax.random.key(options.seed),
+      stop=tuple(options.stop),
     ),
+    decode=model.tokenizer.decode,
     segment=_SEGMENT,
     watch=lambda segment: printer.show(segment.so_far),
   )

@@ -37,6 +37,16 @@ def run(directory, capsys):
   return run
 
 
+def test_a_stop_string_ends_the_text(run):
+  """Where it comes, and at the end of the budget where it does not."""
+  _, whole, _ = run("--prompt", "1+1", "--temperature", "1")
+  text = whole.rstrip("\n")
+  middle = text[len(text) // 2]
+  code, out, _ = run("--prompt", "1+1", "--temperature", "1", "--stop", middle)
+  assert code == 0
+  assert out == text[: text.index(middle) + 1] + "\n"
+
+
 def _expected(directory, prompts, *, samples, seed, temperature):
   """The engine's own texts, with a policy made here."""
   architecture = huggingface.read_architecture(directory)
