@@ -19,6 +19,7 @@ from bilevel_jax.training import (
   display,
   metrics,
   parts,
+  profiler,
   report,
   run_directory,
   sharding,
@@ -86,6 +87,9 @@ def run(settings: config.Config) -> Summary:
       metrics.Writers(directory, settings) as writers,
       display.Display(settings.steps, first, settings.logging) as screen,
       termination.Requested() as terminated,
+      profiler.Profiler(
+        settings.logging.profile_steps, directory.path / "profile"
+      ) as profile,
     ):
       screen.note(_opening(story))
       before = after = None
@@ -96,7 +100,9 @@ def run(settings: config.Config) -> Summary:
         before = benchmarks.Result.from_metrics(directory.logged_at(0))
       for step in range(first, settings.steps):
         done = step + 1
+        profile.before(done)
         logged = _step(story, step, writers, screen)
+        profile.after(done)
         screen.step(done, logged)
         after = None
         if _due(settings.evaluation.every, done, settings.steps):

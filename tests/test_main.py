@@ -81,6 +81,7 @@ def _refused(settings) -> str:
       {"method.hypergradient": "unrolled", "optimizer.base.eps_root": 0.0},
       "the optimiser of base has no finite derivative at a zero gradient",
     ),
+    ({"logging.profile_steps": (3, 2)}, "counted from 1, got 3, 2"),
     ({"mesh.data": 8}, "the number of devices"),
     ({"adapter.targets": ("q", "query")}, "query"),
     (

@@ -90,6 +90,7 @@ def test_a_run_leaves_its_files_and_learns(directory):
     "rl/clip_fraction",
     "rl/kl_to_reference",
     "rl/gradient_norm",
+    "training/padding_share",
     "rollout/length",
     "rollout/truncated_share",
     "sft/loss",
@@ -197,10 +198,18 @@ def test_updates_that_stay_non_finite_end_the_run(directory):
 
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 def test_every_method_runs_by_its_name(directory, method):
-  settings = _settings(directory, method, method__name=method, steps=2)
+  settings = _settings(
+    directory,
+    method,
+    method__name=method,
+    steps=2,
+    logging__profile_steps=(2,),
+  )
   summary = train.run(settings)
   assert summary.steps == 2
   assert summary.after is not None
+  profile = pathlib.Path(settings.run_dir) / "profile"
+  assert len(list(profile.rglob("*.xplane.pb"))) == 1
 
 
 @pytest.mark.parametrize("form", ["unrolled", "one_step"])

@@ -4,8 +4,8 @@ Error: relative, on a quadratic bilevel problem in float64 whose hypergradient
 is known in closed form, with the lower level at its optimum. Memory and time:
 of BRIDGE's whole update of a language model in float32, beside GRPO's on the
 same rollouts; demonstrations have a fifth of their tokens. Memory is the
-compiler's own count of temporary bytes; time the median of the ratios of
-interleaved runs on this machine.
+compiler's own count of temporary bytes; time the median of the ratios to the
+GRPO update that ran just before, on this machine.
 
   python tools/benchmark_hypergradients.py --json hypergradients.json
 """
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import rich.console
+import rich.progress
 import rich.table
 
 from bilevel_jax import config, methods
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   for name, default, meaning in (
-    ("layers", 4, "of the language model"),
+    ("layers", 2, "of the language model"),
     ("width", 128, "of the language model"),
-    ("rows", 64, "rollouts of an update"),
+    ("rows", 32, "rollouts of an update"),
     ("tokens", 128, "of each row"),
     ("micro-batch", 8, "rows of a forward pass"),
   ):
@@ -65,15 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   try:
     with console.status("errors against the closed form"):
       errors = accuracy(chosen.only)
-    with console.status("memory and time"):
-      model = language_model.make(
-        layers=chosen.layers,
-        width=chosen.width,
-        rows=chosen.rows,
-        tokens=chosen.tokens,
-        micro_batch=chosen.micro_batch,
-      )
-      costs = cost(model, repeats=chosen.repeats, only=chosen.only)
+    model = language_model.make(
+      layers=chosen.layers,
+      width=chosen.width,
+      rows=chosen.rows,
+      tokens=chosen.tokens,
+      micro_batch=chosen.micro_batch,
+    )
+    costs = cost(model, repeats=chosen.repeats, only=chosen.only)
   except KeyboardInterrupt:
     return 130
   rows = [
@@ -243,10 +243,13 @@ def naive_unroll(
 
   def run(state, batch):
     def end(objective, base, inner, adapter):
-      for _ in range(4):
+      def step(carry, _):
+        base, inner = carry
         grad = jax.grad(objective)(base, adapter, batch)
-        step, inner = adam.update(grad, inner, base)
-        base = optax.apply_updates(base, step)
+        update, inner = adam.update(grad, inner, base)
+        return (optax.apply_updates(base, update), inner), None
+
+      (base, _), _ = jax.lax.scan(step, (base, inner), None, length=4)
       return objective(base, adapter, batch)
 
     def outcome(adapter):
@@ -269,24 +272,23 @@ def cost(
   """Returns name -> memory and time of an update, beside GRPO's."""
   names = ["grpo", *(name for name in (*FORMS, NAIVE) if only in name)]
   compiled, states = {}, {}
-  for name in dict.fromkeys(names):
+  for name in rich.progress.track(list(dict.fromkeys(names)), "compiling"):
     run, states[name] = (
       naive_unroll(model) if name == NAIVE else update(FORMS[name], model)
     )
     compiled[name] = jax.jit(run).lower(states[name], model.batch).compile()
-  seconds = {name: [] for name in compiled}
-  for _ in range(repeats and repeats + 1):  # The first runs warm up.
-    for name, program in compiled.items():
-      start = time.perf_counter()
-      jax.block_until_ready(program(states[name], model.batch))
-      seconds[name].append(time.perf_counter() - start)
-  ratios = {
-    name: statistics.median(
-      mine / grpo for mine, grpo in zip(s[1:], seconds["grpo"][1:], strict=True)
-    )
-    for name, s in seconds.items()
-    if s[1:]
-  }
+
+  def seconds(name: str) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(compiled[name](states[name], model.batch))
+    return time.perf_counter() - start
+
+  # Each beside a GRPO update of its own; the first pair warms up.
+  ratios = {}
+  for name in rich.progress.track(list(compiled), "measuring"):
+    pairs = [(seconds("grpo"), seconds(name)) for _ in range(repeats + 1)]
+    if repeats:
+      ratios[name] = statistics.median(b / a for a, b in pairs[1:])
   bytes_ = {
     name: program.memory_analysis().temp_size_in_bytes
     for name, program in compiled.items()

@@ -107,6 +107,12 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       f"updates of a step, got {data.demonstrations_per_step}"
     )
   yield from _broken_method_rules(config.method)
+  traced = list(config.logging.profile_steps)
+  if traced and (len(traced) > 2 or not 1 <= traced[0] <= traced[-1]):
+    yield (
+      "logging.profile_steps must be the first and the last step to trace, "
+      f"counted from 1, got {', '.join(map(str, traced))}"
+    )
   reward = config.reward
   if reward.weights and len(reward.weights) != len(reward.verifiers):
     yield (

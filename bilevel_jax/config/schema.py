@@ -324,6 +324,9 @@ class Logging:
   completions_per_step: int = setting(
     4, "completions written to completions.jsonl", at_least=0
   )
+  profile_steps: tuple[int, ...] = setting(
+    (), "first and last step to trace with JAX's profiler, into run_dir/profile"
+  )
   show_every: int = setting(10, "steps between shown completions", at_least=1)
   progress: bool = setting(True, "live progress display on a terminal")
 

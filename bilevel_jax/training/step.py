@@ -75,6 +75,13 @@ def compile_programs(
   )
 
 
+def padding_share(batch: StepBatch) -> jax.Array:
+  """Returns the share of the columns of an update that hold no token."""
+  parts = [part for part in (batch.rl, batch.sft) if part is not None]
+  held = jnp.stack([jnp.sum(part.segment_ids > 0) for part in parts])
+  return 1.0 - jnp.sum(held) / sum(part.segment_ids.size for part in parts)
+
+
 def guarded(
   update: Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]],
 ) -> Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]:
@@ -100,6 +107,10 @@ def guarded(
       skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
     skipped = 1.0 - finite.astype(jnp.float32)
-    return kept, {**metrics, "training/skipped_updates": skipped}
+    return kept, {
+      **metrics,
+      "training/skipped_updates": skipped,
+      "training/padding_share": padding_share(batch),
+    }
 
   return guarded_update
