@@ -15,7 +15,7 @@ from multiprocessing import connection
 from typing import Any
 
 from bilevel_jax import config
-from bilevel_jax.rewards import verifiers
+from bilevel_jax.rewards import mathematics, verifiers
 
 # A late item is ended by the parent; where there is no parent any more, the
 # process ends itself this much after the deadline.
@@ -42,8 +42,8 @@ def main(pipe: connection.Connection) -> None:
     return
   if "math" in parts:
     # The first use builds the parser of LaTeX, which takes long.
-    blank = question(*("2y" for _ in fields))
-    verifiers.mathematics(r"\boxed{\frac{x}{2}}", blank)
+    blank = question(**dict.fromkeys(fields, "2y") | {"meta": {}})
+    mathematics.verify(r"\boxed{\frac{x}{2}}", blank)
   pipe.send("ready")
   with open(os.devnull, "w") as nowhere:
     while True:

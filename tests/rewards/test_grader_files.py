@@ -57,7 +57,8 @@ def test_agrees_on_whole_answers_of_a_model(scorer):
 
 
 def test_agrees_with_the_tests_of_math_verify(scorer):
-  assert _agreement(scorer, "math_verify", boxed=False) >= 0.97
+  # The four exceptions are in docs/grading.md.
+  assert _agreement(scorer, "math_verify", boxed=False) >= 236 / 240
 
 
 def test_agrees_on_equivalent_latex(scorer):
@@ -66,7 +67,28 @@ def test_agrees_on_equivalent_latex(scorer):
   assert share >= 14 / 16
 
 
+def test_agrees_on_olympiad_answers(scorer):
+  assert _agreement(scorer, "olympiadbench_scoring", boxed=True) == 1
+
+
 def test_agrees_on_texts_normalised_beyond_mathematics(scorer):
-  # Most exceptions lost a line break of a matrix, or their units' \text.
-  share = _agreement(scorer, "math_boxed_vs_normalised", boxed=True, every=5)
-  assert share >= 0.85
+  # The nine exceptions lost an `and`, a unit, or half of a command.
+  share = _agreement(scorer, "math_boxed_vs_normalised", boxed=True)
+  assert share >= 1000 / 1009
+
+
+def test_closed_forms_are_judged_in_no_time(scorer):
+  texts = [
+    rf"\boxed{{\frac{{{n}\sqrt{{{n}}}}}{{2x}} + {n}}}" for n in range(400)
+  ]
+  questions = [
+    types.Question("", "", rf"{n + 1}+\frac{{\sqrt{{{n}}}}}{{x}}", None, {})
+    for n in range(400)
+  ]
+  start = time.monotonic()
+  scores = scorer.score(texts, questions)
+  assert scores.scored.all()
+  assert not scores.correct.any()
+  rate = len(texts) / (time.monotonic() - start)
+  print(f"closed forms: {rate:.0f} per second")
+  assert rate > 100  # the parser does 20 a second; a busy machine is slow

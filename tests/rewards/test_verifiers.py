@@ -6,7 +6,7 @@ import pytest
 
 from bilevel_jax import config, types
 from bilevel_jax.data import tasks
-from bilevel_jax.rewards import verifiers
+from bilevel_jax.rewards import extraction, mathematics, verifiers
 
 
 def _question(answer, **meta):
@@ -22,6 +22,8 @@ def _question(answer, **meta):
     (r"\boxed{\{1\}}", r"\{1\}"),
     (r"\boxed{\boxed{3}}", "3"),
     (r"\boxed{1} then \boxed{2", "1"),
+    (r"\boxed{1} The final answer is $1,2$. I hope it is correct.", "1,2"),
+    (r"The final answer is $x$. I hope it is correct. \boxed{1}", "1"),
     ("<answer> a\nb </answer> later", "a\nb"),
     ("<answer>1</answer><answer>2</answer>", "2"),
     ("sum\n#### 18\nbye", "18"),
@@ -33,7 +35,7 @@ def _question(answer, **meta):
   ],
 )
 def test_the_final_answer_is_extracted(completion, answer):
-  assert verifiers.extract(completion) == answer
+  assert extraction.extract(completion) == answer
 
 
 @pytest.mark.parametrize(
@@ -102,13 +104,13 @@ def test_number_compares_the_last_number(completion, answer, value):
   ],
 )
 def test_math_compares_as_mathematics(completion, answer, value):
-  assert verifiers.mathematics(completion, _question(answer)) == value
+  assert mathematics.verify(completion, _question(answer)) == value
 
 
 def test_math_needs_neither_the_main_thread_nor_its_alarm():
   with concurrent.futures.ThreadPoolExecutor(1) as thread:
     judged = thread.submit(
-      verifiers.mathematics, r"\boxed{y(y+1)}", _question("y^2+y")
+      mathematics.verify, r"\boxed{y(y+1)}", _question("y^2+y")
     )
     assert judged.result() == 1
 
@@ -162,7 +164,7 @@ def test_expression_accepts_every_generated_solution():
 
 def test_exact_accepts_every_generated_solution():
   for question in tasks.generate("arithmetic", count=100):
-    for verify in (verifiers.exact, verifiers.number, verifiers.mathematics):
+    for verify in (verifiers.exact, verifiers.number, mathematics.verify):
       assert verify(str(question.solution), question) == 1
 
 
