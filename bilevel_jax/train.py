@@ -12,6 +12,7 @@ import numpy as np
 from bilevel_jax import config
 from bilevel_jax.data import batches
 from bilevel_jax.evaluation import benchmarks
+from bilevel_jax.methods import contract
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers, assemble, cache
 from bilevel_jax.training import (
@@ -132,16 +133,18 @@ def _gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   streams = parts.build_streams(settings, model.tokenizer)
   mesh = parts.make_mesh(settings.mesh)
   learner = parts.build_learner(settings, model.policy, mesh)
-  plan = learner.method.plan(0)
-  if not plan.rollouts and streams.demonstrations is None:
+  plans = [learner.method.plan(step) for step in range(settings.steps)]
+  alone = [number for number, plan in enumerate(plans) if not plan.rollouts]
+  if alone and streams.demonstrations is None:
     raise config.ConfigError(
-      f"method {settings.method.name} learns from demonstrations alone: "
-      "data.demonstrations_per_step must be at least 1, got 0"
+      f"method {settings.method.name} learns from demonstrations alone in step "
+      f"{alone[0]}: data.demonstrations_per_step must be at least 1, got 0"
     )
   base = parts.load_base(settings, model, mesh)
   reference = None
-  if plan.rollouts and settings.rl.kl_coef > 0:
-    dtype = settings.model.compute_dtype
+  dtype = parts.reference_dtype(settings)
+  own = learner.method.reference is not None  # it is in the method's state
+  if dtype and not own and any(plan.rollouts for plan in plans):
     reference = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
   state = parts.initial_state(settings, learner, model.policy, base)
   return Run(
@@ -172,7 +175,10 @@ def _step(
   settings, learner = story.settings, story.learner
   logged: dict[str, float] = {}
   answered = None
-  if learner.method.plan(step).rollouts:
+  plan = learner.method.plan(step)
+  if learner.method.narrow is not None:
+    plan = learner.method.narrow(story.state, plan)
+  if plan.rollouts:
     answered = _sample(story, step)
     logged |= answers.measure(answered)
     story.host["tokens"] += int(answered.rollout.lengths.sum())
@@ -182,7 +188,7 @@ def _step(
       screen.completions(step + 1, rows)
   update_started = time.perf_counter()
   updates = []
-  for batch in _batches(story, step, answered):
+  for batch in _batches(story, step, plan, answered):
     story.state, measured = learner.programs.update(story.state, batch)
     updates.append(measured)
   updates = jax.device_get(updates)
@@ -236,7 +242,10 @@ def _sample(story: Run, step: int) -> answers.Answers:
 
 
 def _batches(
-  story: Run, step: int, answered: answers.Answers | None
+  story: Run,
+  step: int,
+  plan: contract.Plan,
+  answered: answers.Answers | None,
 ) -> Iterator[StepBatch]:
   """Yields what each update of a step sees, on the devices."""
   settings, learner = story.settings, story.learner
@@ -254,11 +263,11 @@ def _batches(
       seed=(settings.seed, step),
       row_multiple=multiple,
     )
-    old = count > 1 or learner.method.plan(step).old_logprobs
+    old = count > 1 or plan.old_logprobs
     rl_batches = [_with_logprobs(story, batch, old) for batch in rl_batches]
   for rl in rl_batches:
     sft = None
-    if learner.method.plan(step).demonstrations:
+    if plan.demonstrations:
       sft = _demonstrations(story, count, multiple)
     yield StepBatch(rl=rl, sft=sft)
 
@@ -274,8 +283,11 @@ def _with_logprobs(story: Run, batch: Any, old_logprobs: bool) -> Any:
   if old_logprobs:
     old = logprobs(story.state.base, story.state.adapter, batch)
     batch = dataclasses.replace(batch, old_logprobs=old)
-  if story.reference is not None:
-    ref = logprobs(story.reference, None, batch)
+  reference, method = story.reference, story.learner.method
+  if method.reference is not None:
+    reference = method.reference(story.state)
+  if reference is not None:
+    ref = logprobs(reference, None, batch)
     batch = dataclasses.replace(batch, ref_logprobs=ref)
   return batch
 

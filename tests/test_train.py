@@ -239,3 +239,23 @@ def test_sft_without_demonstrations_is_refused(directory):
   )
   with pytest.raises(config.ConfigError, match="demonstrations_per_step must"):
     train.run(settings)
+
+
+def test_a_cold_start_resumes_in_its_second_stage_to_the_bit(directory):
+  """The KL's reference, made by SFT, is in the checkpoint."""
+  changes = {"method__name": "sft_then_rl", "rl__kl_coef": 0.1}
+  whole = _settings(directory, "cold-whole", **changes)
+  train.run(whole)
+  logged = _logged(whole)
+  assert ["rl/reward" in line for line in logged[1:]] == [False] * 2 + [
+    True
+  ] * 2
+  assert logged[3]["rl/kl_to_reference"] == 0.0
+  assert logged[4]["rl/kl_to_reference"] > 0.0
+  parted = _settings(directory, "cold-parted", **changes)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.termination, "Requested", lambda: _Stop(after=3))
+    with pytest.raises(train.TrainingStopped, match="after step 3 of 4"):
+      train.run(parted)
+  train.run(_settings(directory, "cold-parted", resume=True, **changes))
+  _assert_same_run(whole, parted)

@@ -115,7 +115,7 @@ def combine(terms: Terms, penalty: jax.typing.ArrayLike) -> Updates:
 def mix(penalty: jax.typing.ArrayLike, upper: Tree, lower: Tree) -> Tree:
   """Returns (1 - penalty) upper + penalty lower, without terms of weight 0."""
   return jax.tree.map(
-    lambda u, v: _weigh(1 - penalty, u) + _weigh(penalty, v), upper, lower
+    lambda u, v: weigh(1 - penalty, u) + weigh(penalty, v), upper, lower
   )
 
 
@@ -125,13 +125,14 @@ def excess(x: Tree, weight: jax.typing.ArrayLike, y: Tree) -> Tree:
   # A compiler may fuse the product behind x into a multiply-add with -y, which
   # skips x's rounding: equal terms would then differ by a rounding error.
   def one(x, y):
-    y = _weigh(weight, y)
+    y = weigh(weight, y)
     return jnp.where(x == y, 0, x - y)
 
   return jax.tree.map(one, x, y)
 
 
-def _weigh(weight: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
+def weigh(weight: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
+  """Returns weight * x; exactly 0 where weight is, whatever x is."""
   return jnp.where(weight == 0, 0, weight * x).astype(x.dtype)
 
 

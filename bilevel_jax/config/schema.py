@@ -3,28 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
-
-def setting(default: Any, doc: str, **rules: float) -> Any:
-  """Returns a field with a default, its meaning, and bounds on its value.
-
-  Args:
-    default: the default value.
-    doc: one line of meaning, units included.
-    **rules: any of at_least, above, at_most, below.
-  """
-  metadata = {"doc": doc, "rules": rules}
-  if isinstance(default, (dict, list)):
-    return dataclasses.field(
-      default_factory=lambda: type(default)(default), metadata=metadata
-    )
-  return dataclasses.field(default=default, metadata=metadata)
-
-
-def section(cls: type, doc: str) -> Any:
-  """Returns a field that is a group of settings of its own."""
-  return dataclasses.field(
-    default_factory=cls, metadata={"doc": doc, "rules": {}}
-  )
+from bilevel_jax.config import comparators
+from bilevel_jax.config.fields import section, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +178,22 @@ class SFT:
   weighting: Literal["token_mean", "sequence_mean", "constant"] = setting(
     "token_mean", "how tokens are weighted (objectives.weighting)"
   )
+  token_weight: Literal["one", "probability", "uncertain", "trust_region"] = (
+    setting(
+      "one",
+      "each token's weight by its probability p: 1, p (DFT), "
+      "p(1-p) (CHORD's phi), min(1, p / trust_region) (TRAPO)",
+    )
+  )
+  trust_region: float = setting(
+    0.1, "of token_weight=trust_region", above=0, at_most=1
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
+  """BRIDGE's settings, and a section for each other method that has any."""
+
   name: str = setting("bridge", "a key of methods.METHODS")
   penalty: float = setting(
     0.5, "lambda: weight of RL against SFT", at_least=0, at_most=1
@@ -256,6 +248,19 @@ class Method:
   rl_only_optimizer: Literal["same", "sgd"] = setting(
     "same", "optimiser of the RL-only base: like the base's, or plain SGD"
   )
+  sft_then_rl: comparators.SFTThenRL = section(
+    comparators.SFTThenRL, "of the method sft_then_rl"
+  )
+  mixed: comparators.Mixed = section(comparators.Mixed, "of the method mixed")
+  alternating: comparators.Alternating = section(
+    comparators.Alternating, "of the method alternating"
+  )
+  chord: comparators.Chord = section(comparators.Chord, "of the method chord")
+  gta: comparators.GTA = section(comparators.GTA, "of the method gta")
+  meta_gradient: comparators.MetaGradient = section(
+    comparators.MetaGradient, "of the method meta_gradient"
+  )
+  sasr: comparators.SASR = section(comparators.SASR, "of the method sasr")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax.typing
 import optax
 
 from bilevel_jax.bilevel import problem as bilevel_problem
+from bilevel_jax.objectives.token_weights import TokenWeight
 from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
 
 
@@ -30,6 +32,11 @@ class Method(NamedTuple):
   """step -> what to sample and draw. Runs on the host."""
   update: Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]
   """(state, batch) -> (state, metrics). Jittable, and pure."""
+  narrow: Callable[[TrainState, Plan], Plan] | None = None
+  """(state, plan) -> what of the plan the step needs, where only the state
+  knows. Runs on the host, and waits for the state."""
+  reference: Callable[[TrainState], Tree] | None = None
+  """state -> base that the KL is taken to; None: the one the run began with."""
 
 
 class Ingredients(NamedTuple):
@@ -45,6 +52,16 @@ class Ingredients(NamedTuple):
   """For each tree of TrainState that can move: base, adapter, rl_only_base."""
   total_updates: int
   """Updates of the whole run, for schedules."""
+  supervised: Callable[[TokenWeight], bilevel_problem.Objective]
+  """Makes the SFT loss with a weight of its own on demonstration tokens."""
+  base_optimizer: Callable[[float | None, int], optax.GradientTransformation]
+  """(peak learning rate, updates) -> an optimiser like the base's in all
+  else; None: the base's own peak."""
+  updates_per_step: int = 1
+  reference_dtype: jax.typing.DTypeLike | None = None
+  """Of a copy of the KL's reference policy; None: there is no KL term."""
+  seed: int = 0
+  """Of a method's own random choices."""
 
 
 def new_state(

@@ -71,12 +71,32 @@ def rl_only_metrics(
   }
 
 
-def gradient_metrics(agreement: Agreement) -> dict:
-  """Returns the norms and the cosine of the base's SFT and RL gradients."""
+def gradient_metrics(
+  agreement: Agreement,
+  *,
+  sft_weight: jax.typing.ArrayLike,
+  rl_weight: jax.typing.ArrayLike,
+) -> dict:
+  """Returns the norms and the cosine of the base's SFT and RL gradients.
+
+  And mix/sft_share = s / (s + r), s and r the norms times their weights: the
+  effective mix. Two losses with the same coefficient are rarely mixed 1:1,
+  since normalisers and reward scales differ. 0 where both are 0.
+
+  Args:
+    agreement: of the two gradients, SFT's first.
+    sft_weight: what the SFT gradient is multiplied by.
+    rl_weight: what the RL gradient is multiplied by.
+  """
+  sft, rl = sft_weight * agreement.upper_norm, rl_weight * agreement.lower_norm
+  total = sft + rl
   return {
     "sft/gradient_norm": agreement.upper_norm,
     "rl/gradient_norm": agreement.lower_norm,
     "bilevel/gradient_cosine": agreement.cosine,
+    "mix/sft_share": jnp.where(
+      total > 0, sft / jnp.where(total > 0, total, 1), 0
+    ),
   }
 
 

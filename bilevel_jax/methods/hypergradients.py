@@ -22,7 +22,12 @@ from bilevel_jax import config
 from bilevel_jax.bilevel import cooperative, implicit, unrolled
 from bilevel_jax.bilevel import penalty as penalty_form
 from bilevel_jax.bilevel.mixed_mode import MixedProduct
-from bilevel_jax.bilevel.problem import Gradient, Hypergradient, agreement
+from bilevel_jax.bilevel.problem import (
+  Agreement,
+  Gradient,
+  Hypergradient,
+  agreement,
+)
 from bilevel_jax.methods import contract, diagnostics
 from bilevel_jax.types import Metrics, RLBatch, StepBatch, TrainState, Tree
 
@@ -79,7 +84,7 @@ def penalty(settings: config.Method, ingredients: contract.Ingredients) -> Form:
           penalty_form.mix(penalty, upper.adapter, zeros),
           penalty_form.mix(penalty, zeros, minus_gain),
         ),
-        **diagnostics.gradient_metrics(agreement(upper.base, lower.base)),
+        **_mix(agreement(upper.base, lower.base), penalty),
         **diagnostics.rollout_metrics(batch.rl, lower.aux),
         **diagnostics.rl_only_metrics(batch.rl, lower.aux, rl_only.aux),
       },
@@ -130,7 +135,7 @@ def unroll(settings: config.Method, ingredients: contract.Ingredients) -> Form:
     return Proposal(
       state,
       {"adapter": found.gradient},
-      _metrics(batch.rl, found, first),
+      _metrics(batch.rl, found, first, penalty),
     )
 
   return propose
@@ -179,7 +184,7 @@ def by_implicit_function(
     return Proposal(
       state,
       gradients,
-      _metrics(batch.rl, found, found.joint.lower_aux)
+      _metrics(batch.rl, found, found.joint.lower_aux, penalty)
       | {
         "bilevel/solver_residual": jnp.maximum(
           *(d["residual"] for d in solved)
@@ -226,7 +231,7 @@ def one_step(
         "sft/loss": at_upper.loss,
         "rl/loss": at_lower.loss,
         **diagnostics.parts_metrics(found.direct, found.implicit),
-        **diagnostics.gradient_metrics(agreement(at_upper.base, at_lower.base)),
+        **_mix(agreement(at_upper.base, at_lower.base), penalty),
         **diagnostics.rollout_metrics(batch.rl, at_lower.aux),
       },
     )
@@ -297,15 +302,22 @@ def _metrics(
   batch: RLBatch,
   found: cooperative.Cooperative,
   before: cooperative.JointAux,
+  penalty: jax.Array,
 ) -> dict:
   """What the two forms with an F of two branches log."""
   return {
     "sft/loss": before.upper_loss,
     "rl/loss": before.lower_loss,
     **diagnostics.parts_metrics(found.direct, found.implicit),
-    **diagnostics.gradient_metrics(before.agreement),
+    **_mix(before.agreement, penalty),
     **diagnostics.rollout_metrics(batch, before.lower),
     **diagnostics.rl_only_metrics(
       batch, found.joint.upper.aux.lower, found.rl_only.upper.aux
     ),
   }
+
+
+def _mix(agreement: Agreement, penalty: jax.Array) -> dict:
+  return diagnostics.gradient_metrics(
+    agreement, sft_weight=1 - penalty, rl_weight=penalty
+  )

@@ -12,7 +12,12 @@ import jax.numpy as jnp
 
 from bilevel_jax.bilevel.problem import Objective
 from bilevel_jax.objectives import logprobs as logprobs_lib
-from bilevel_jax.objectives import policy_gradient, sft, surrogates
+from bilevel_jax.objectives import (
+  policy_gradient,
+  sft,
+  surrogates,
+  token_weights,
+)
 from bilevel_jax.types import Policy, RLBatch, TokenBatch, Tree
 
 
@@ -44,14 +49,27 @@ def token_logprobs(
   return jnp.where(batch.segment_ids > 0, logprobs, 0.0), entropies
 
 
-def sft_objective(policy: Policy, *, chunk: int) -> Objective:
-  """Returns minus J_SFT: the weighted negative log-likelihood of a batch."""
+def sft_objective(
+  policy: Policy,
+  *,
+  chunk: int,
+  token_weight: token_weights.TokenWeight = token_weights.one,
+) -> Objective:
+  """Returns minus J_SFT: the weighted negative log-likelihood of a batch.
+
+  Args:
+    policy: the model.
+    chunk: positions whose logits are in memory at once.
+    token_weight: what a token's probability adds to its weight.
+  """
 
   def objective(base: Tree, adapter: Tree, batch: TokenBatch):
     logprobs, _ = token_logprobs(
       policy, base, adapter, batch, temperature=1.0, chunk=chunk
     )
-    return sft.negative_log_likelihood(logprobs, batch.weights), {}
+    # How likely a token is now is data: only its log-prob is descended.
+    weights = batch.weights * jax.lax.stop_gradient(token_weight(logprobs))
+    return sft.negative_log_likelihood(logprobs, weights), {}
 
   return objective
 

@@ -1,5 +1,6 @@
 """Everything that a run is made of, built from its settings."""
 
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from bilevel_jax.models import (
   presets,
 )
 from bilevel_jax.models import policy as policy_lib
-from bilevel_jax.objectives import weighting
+from bilevel_jax.objectives import token_weights, weighting
 from bilevel_jax.rollout import engine
 from bilevel_jax.training import optimizers, sharding
 from bilevel_jax.training import step as step_lib
@@ -190,6 +191,11 @@ def updates_per_step(settings: config.Config) -> int:
   return settings.rl.updates_per_rollout * settings.rl.passes_per_rollout
 
 
+def reference_dtype(settings: config.Config) -> str | None:
+  """Returns the dtype of the KL's reference policy, None without a KL term."""
+  return settings.model.compute_dtype if settings.rl.kl_coef > 0 else None
+
+
 def _second_order(settings: config.Method) -> list[str]:
   """The forms of a method that differentiate its losses twice."""
   wanted = (settings.hypergradient, *settings.compare_with)
@@ -213,8 +219,14 @@ def build_learner(
     )
   total_updates = settings.steps * updates_per_step(settings)
   rollout, rl = settings.rollout, settings.rl
-  base_optimizer = optimizers.build(settings.optimizer.base, total_updates)
-  rl_only_optimizer = base_optimizer
+
+  def base_optimizer(learning_rate: float | None, updates: int):
+    group = settings.optimizer.base
+    if learning_rate is not None:
+      group = dataclasses.replace(group, learning_rate=learning_rate)
+    return optimizers.build(group, updates)
+
+  rl_only_optimizer = base_optimizer(None, total_updates)
   if settings.method.rl_only_optimizer == "sgd":
     rl_only_optimizer = optimizers.build(
       config.Optimizer(
@@ -226,11 +238,18 @@ def build_learner(
     )
   chunk = settings.model.logprob_chunk
   twice = _second_order(settings.method)
+  supervised = lambda weight: terms.sft_objective(
+    policy, chunk=chunk, token_weight=weight
+  )
   method = methods.METHODS[settings.method.name](
     settings.method,
     contract.Ingredients(
       problem=Problem(
-        upper=terms.sft_objective(policy, chunk=chunk),
+        upper=supervised(
+          token_weights.build(
+            settings.sft.token_weight, settings.sft.trust_region
+          )
+        ),
         lower=terms.rl_objective(
           policy,
           temperature=rollout.temperature,
@@ -246,11 +265,16 @@ def build_learner(
         settings.training.micro_batch_sequences
       ),
       optimizers={
-        "base": base_optimizer,
+        "base": base_optimizer(None, total_updates),
         "adapter": optimizers.build(settings.optimizer.adapter, total_updates),
         "rl_only_base": rl_only_optimizer,
       },
       total_updates=total_updates,
+      supervised=supervised,
+      base_optimizer=base_optimizer,
+      updates_per_step=updates_per_step(settings),
+      reference_dtype=reference_dtype(settings),
+      seed=settings.seed,
     ),
   )
   programs = step_lib.compile_programs(

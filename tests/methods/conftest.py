@@ -48,17 +48,29 @@ class World:
     rows: int | None = None,
     kl_coef=0.0,
     optimizer=None,
+    total_updates=10,
     **settings,
   ) -> contract.Method:
+    """Returns the method; its own settings, as a dict, by its name."""
     sgd = optax.sgd(0.1)
     inner = optimizer or sgd
+    if name in settings:
+      own = getattr(config.Method(), name)
+      settings[name] = dataclasses.replace(own, **settings[name])
     return methods.METHODS[name](
       config.Method(name=name, **settings),
       contract.Ingredients(
         problem=self.problem(kl_coef=kl_coef),
         gradient=accumulation.gradient_over(rows),
         optimizers={"base": inner, "adapter": sgd, "rl_only_base": inner},
-        total_updates=10,
+        total_updates=total_updates,
+        supervised=lambda weight: terms.sft_objective(
+          self.policy, chunk=64, token_weight=weight
+        ),
+        base_optimizer=lambda learning_rate, updates: (
+          inner if learning_rate is None else optax.sgd(learning_rate)
+        ),
+        reference_dtype=np.float32 if kl_coef else None,
       ),
     )
 
@@ -67,8 +79,15 @@ class World:
     state = jax.jit(method.init)(self.base, adapter)
     return dataclasses.replace(state, **changes)
 
-  def batch(self) -> types.StepBatch:
-    return types.StepBatch(rl=self.rl, sft=self.sft)
+  def batch(
+    self, method: contract.Method | None = None, step: int = 0
+  ) -> types.StepBatch:
+    """Returns both parts, or those that the method plans to have at a step."""
+    plan = contract.Plan(True, True) if method is None else method.plan(step)
+    return types.StepBatch(
+      rl=self.rl if plan.rollouts else None,
+      sft=self.sft if plan.demonstrations else None,
+    )
 
 
 def pairs(rng, count):
@@ -104,6 +123,10 @@ def batches(rng, *, sft: int, rl: int) -> types.StepBatch:
 
 @pytest.fixture
 def world() -> World:
+  return make_world()
+
+
+def make_world() -> World:
   rng = np.random.default_rng(0)
   policy = tabular.policy(VOCABULARY)
   adapter = policy.init_adapter(jax.random.key(1))

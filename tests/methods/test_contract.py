@@ -1,6 +1,8 @@
-"""One contract over every method."""
+"""One contract over every method, at each kind of step that it plans."""
 
 import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 
 from bilevel_jax import methods
+from bilevel_jax.methods import contract, terms
 from bilevel_jax.objectives import weighting
-from bilevel_jax.training import step
+from bilevel_jax.training import step as step_lib
+from tests.methods import conftest
 
 NAMES = sorted(methods.METHODS)
 FORMS = {
@@ -26,31 +30,28 @@ every_case = pytest.mark.parametrize(
   CASES,
   ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
+MICRO_ROWS = 3  # of 6 demonstrations and 8 rollouts: with and without padding
 
 
-def _empty(batch):
-  return dataclasses.replace(batch, weights=np.zeros_like(batch.weights))
+class Case(NamedTuple):
+  method: contract.Method
+  update: Any  # guarded and jitted
+  steps: list[int]  # one for each kind of step that the method plans
+  traces: list[None]  # one for each time that `update` was traced
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_update_keeps_the_structure_and_is_traced_once(world, name):
-  method = world.method(name)
-  update = jax.jit(chex.assert_max_traces(method.update, n=1))
-  state = world.start(method)
-  for _ in range(3):
-    new, metrics = update(state, world.batch())
-    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
-    assert all(np.isfinite(float(v)) for v in metrics.values()), metrics
-    assert int(new.updates) == int(state.updates) + 1
-    state = new
+@functools.cache
+def _compiled(name: str, rows: int | None = None, **settings) -> Case:
+  """Compiled once for all tests: nearly all of their time is compilation."""
+  method = conftest.make_world().method(name, rows=rows, **settings)
+  kinds = {method.plan(step): step for step in range(10)}
+  traces = []
 
+  def counted(state, batch):
+    traces.append(None)
+    return step_lib.guarded(method.update)(state, batch)
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_update_is_deterministic(world, name):
-  method = world.method(name)
-  update = jax.jit(method.update)
-  results = [update(world.start(method), world.batch()) for _ in range(2)]
-  chex.assert_trees_all_equal(*results)
+  return Case(method, jax.jit(counted), sorted(kinds.values()), traces)
 
 
 def _off_policy(world):
@@ -59,18 +60,66 @@ def _off_policy(world):
   world.rl = dataclasses.replace(world.rl, old_logprobs=old)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@every_case
-def test_micro_batches_change_nothing(world, name, settings, rows):
-  _off_policy(world)
-  whole = world.method(name, **settings)
-  split = world.method(name, rows=rows, **settings)
-  expected, expected_metrics = jax.jit(whole.update)(
-    world.start(whole), world.batch()
+def _assert_finite(metrics):
+  assert all(np.isfinite(float(v)) for v in metrics.values()), metrics
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_keeps_the_structure_and_is_traced_once(world, name):
+  method, update, steps, traces = _compiled(name)
+  state, before = world.start(method), len(traces)
+  for step in 2 * steps:
+    new, metrics = update(state, world.batch(method, step))
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+    _assert_finite(metrics)
+    assert int(new.updates) == int(state.updates) + 1
+    state = new
+  assert len(traces) - before <= len(steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_is_deterministic(world, name):
+  method, update, steps, _ = _compiled(name)
+  for step in steps:
+    batch = world.batch(method, step)
+    results = [update(world.start(method), batch) for _ in range(2)]
+    chex.assert_trees_all_equal(*results)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_learns_what_it_descends(world, name):
+  """Demonstrations, or the tokens with an advantage, become likelier."""
+  method, update, *_ = _compiled(name)
+  score = jax.jit(
+    functools.partial(
+      terms.token_logprobs, world.policy, chunk=64, temperature=1.0
+    )
   )
-  actual, metrics = jax.jit(split.update)(world.start(split), world.batch())
-  chex.assert_trees_all_close(actual, expected, atol=1e-6)
-  chex.assert_trees_all_close(metrics, expected_metrics, atol=1e-5)
+
+  def goals(state):
+    sft = score(state.base, state.adapter, world.sft)[0] * world.sft.weights
+    rl = score(state.base, state.adapter, world.rl)[0] * world.rl.weights
+    return float(sft.sum()), float((rl * world.rl.advantages).sum())
+
+  state = world.start(method)
+  before = goals(state)
+  for step in range(10):
+    state, _ = update(state, world.batch(method, step))
+  after = goals(state)
+  assert after[0] > before[0] + 1e-3 or after[1] > before[1] + 1e-3
+
+
+@every_case
+def test_micro_batches_change_nothing(world, name, settings):
+  _off_policy(world)
+  method, whole, steps, _ = _compiled(name, **settings)
+  _, split, *_ = _compiled(name, rows=MICRO_ROWS, **settings)
+  for step in steps:
+    batch = world.batch(method, step)
+    expected, expected_metrics = whole(world.start(method), batch)
+    actual, metrics = split(world.start(method), batch)
+    chex.assert_trees_all_close(actual, expected, atol=1e-6)
+    chex.assert_trees_all_close(metrics, expected_metrics, atol=1e-5)
 
 
 def test_a_naive_mean_over_micro_batches_would_be_caught(world):
@@ -80,39 +129,40 @@ def test_a_naive_mean_over_micro_batches_would_be_caught(world):
   for half, rows in zip(halves, (slice(0, 3), slice(3, 6)), strict=True):
     half[rows] = weighting.token_mean(mask[rows].astype(np.float32)) / 2
   naive = dataclasses.replace(world.sft, weights=halves[0] + halves[1])
-  method = world.method("sft")
-  update = jax.jit(method.update)
-  right, _ = update(world.start(method), world.batch())
+  method, update, *_ = _compiled("sft")
+  right, _ = update(world.start(method), world.batch(method))
   wrong, _ = update(
-    world.start(method), dataclasses.replace(world.batch(), sft=naive)
+    world.start(method), dataclasses.replace(world.batch(method), sft=naive)
   )
   difference = np.abs(right.base["table"] - wrong.base["table"]).max()
   assert difference > 1e-4
 
 
 @pytest.mark.parametrize("empty", ["sft", "rl", "both"])
-@pytest.mark.parametrize("rows", [None, 2])
+@pytest.mark.parametrize("rows", [None, MICRO_ROWS])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, rows, empty):
-  method = world.method(name, rows=rows)
-  batch = world.batch()
+  _off_policy(world)
+  method, update, steps, _ = _compiled(name, rows=rows)
+  none = lambda part: dataclasses.replace(
+    part, weights=np.zeros_like(part.weights)
+  )
   if empty in ("sft", "both"):
-    batch = dataclasses.replace(batch, sft=_empty(batch.sft))
+    world.sft = none(world.sft)
   if empty in ("rl", "both"):
-    batch = dataclasses.replace(batch, rl=_empty(batch.rl))
-  after, metrics = jax.jit(method.update)(world.start(method), batch)
-  chex.assert_tree_all_finite(after)
-  assert all(np.isfinite(float(v)) for v in metrics.values()), metrics
-  if empty == "both":
-    chex.assert_trees_all_equal(after.base, world.base)
+    world.rl = none(world.rl)
+  for step in steps:
+    after, metrics = update(world.start(method), world.batch(method, step))
+    chex.assert_tree_all_finite(after)
+    _assert_finite(metrics)
+    if empty == "both":
+      chex.assert_trees_all_equal(after.base, world.base)
 
 
 @every_case
 def test_devices_change_nothing(world, name, settings):
   _off_policy(world)
-  method = world.method(name, **settings)
-  update = jax.jit(method.update)
-  expected, _ = update(world.start(method), world.batch())
+  method, update, steps, _ = _compiled(name, **settings)
   mesh = jax.make_mesh(
     (2,),
     ("data",),
@@ -121,30 +171,35 @@ def test_devices_change_nothing(world, name, settings):
   )
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  actual, _ = update(
-    jax.device_put(world.start(method), everywhere),
-    jax.device_put(world.batch(), place),
-  )
-  chex.assert_trees_all_close(actual, expected, atol=1e-6)
+  for step in steps:
+    batch = world.batch(method, step)
+    expected, _ = update(world.start(method), batch)
+    actual, _ = update(
+      jax.device_put(world.start(method), everywhere),
+      jax.device_put(batch, place),
+    )
+    chex.assert_trees_all_close(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_non_finite_update_is_skipped_and_counted(world, name):
-  method = world.method(name)
-  update = jax.jit(step.guarded(method.update))
-  state = world.start(method)
-  bad = world.batch()
-  nan = lambda batch: dataclasses.replace(
-    batch, weights=np.where(batch.weights > 0, np.nan, 0).astype(np.float32)
+  method, update, steps, _ = _compiled(name)
+  good = world.batch(method, steps[0])
+  nan = lambda part: (
+    part
+    and dataclasses.replace(
+      part, weights=np.where(part.weights > 0, np.nan, 0).astype(np.float32)
+    )
   )
-  bad = dataclasses.replace(bad, sft=nan(bad.sft), rl=nan(bad.rl))
+  bad = dataclasses.replace(good, sft=nan(good.sft), rl=nan(good.rl))
+  state = world.start(method)
   for count in (1, 2):
     state, metrics = update(state, bad)
     assert int(state.skipped_in_a_row) == count
     assert float(metrics["training/skipped_updates"]) == 1.0
   chex.assert_trees_all_equal(state.base, world.base)
   assert int(state.updates) == 0
-  state, metrics = update(state, world.batch())
+  state, metrics = update(state, good)
   assert int(state.skipped_in_a_row) == 0
   assert float(metrics["training/skipped_updates"]) == 0.0
   assert (state.base["table"] != world.base["table"]).any()

@@ -68,6 +68,8 @@ class Model(NamedTuple):
           "rl_only_base": optimizer,
         },
         total_updates=10,
+        supervised=lambda weight: self.problem(surrogate).upper,
+        base_optimizer=lambda learning_rate, updates: optimizer,
       ),
     )
     state = method.init(self.base, self.adapter)

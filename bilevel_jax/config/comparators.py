@@ -1,0 +1,75 @@
+"""Settings of the methods that BRIDGE is compared with: a section each."""
+
+import dataclasses
+from typing import Literal
+
+from bilevel_jax.config.fields import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTThenRL:
+  sft_share: float = setting(
+    0.5, "share of the steps that are of SFT", at_least=0, at_most=1
+  )
+  sft_learning_rate: float | None = setting(
+    None, "peak of the SFT stage; default: the base's", at_least=0
+  )
+  reference: Literal["after_sft", "start"] = setting(
+    "after_sft", "policy that the KL of the RL stage is taken to"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+  sft_weight: float = setting(
+    1.0, "of the SFT loss, beside 1 for the RL loss", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternating:
+  rl_steps: int = setting(1, "steps of RL in a row", at_least=1)
+  sft_steps: int = setting(1, "steps of SFT after them", at_least=1)
+  sft_learning_rate: float | None = setting(
+    None, "peak of the SFT steps; default: the base's", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Chord:
+  peak: float = setting(
+    0.1, "mu after the warm-up: SFT's weight", at_least=0, at_most=1
+  )
+  valley: float = setting(0.1, "mu after the decay", at_least=0, at_most=1)
+  warmup_updates: int = setting(0, "from 0 to the peak, linearly", at_least=0)
+  decay_updates: int | None = setting(
+    None, "from the peak to the valley; default: all that are left", at_least=1
+  )
+  token_weight: Literal["phi", "sft"] = setting(
+    "phi", "p(1-p) on demonstration tokens, or what sft.token_weight says"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class GTA:
+  sft_weight: float = setting(
+    1.0, "of an SFT gradient that does not oppose RL's", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaGradient:
+  start: float = setting(0.5, "first mu, SFT's weight", at_least=0, at_most=1)
+  lowest: float = setting(0.05, "bound of mu", at_least=0, at_most=1)
+  highest: float = setting(0.95, "bound of mu", at_least=0, at_most=1)
+  rate: float = setting(
+    0.02, "largest change of mu in an update: at a cosine of 1", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SASR:
+  warmup_steps: int = setting(5, "steps of SFT before the gate", at_least=1)
+  gamma: float = setting(
+    1.0, "weight of the warm-up's gradient norm: high is more RL", at_least=0
+  )

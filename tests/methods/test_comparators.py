@@ -1,0 +1,255 @@
+"""The methods that BRIDGE is compared with: limits, identities, slopes."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bilevel_jax import config
+from bilevel_jax.bilevel import problem as problem_lib
+from bilevel_jax.methods import chord, sasr, terms
+
+RATE = 0.1  # the world's learning rate
+
+
+def _run(world, name, steps=2, **settings):
+  """Returns the base after steps of a method, and the metrics of each."""
+  method = world.method(name, **settings)
+  state, update, seen = world.start(method), jax.jit(method.update), []
+  for step in range(steps):
+    state, metrics = update(state, world.batch(method, step))
+    seen.append(metrics)
+  return state.base, seen
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "limit"),
+  [
+    ("mixed", {"sft_weight": 0.0}, "grpo"),
+    ("gta", {"sft_weight": 0.0}, "grpo"),
+    ("chord", {"peak": 0.0, "valley": 0.0}, "grpo"),
+    ("chord", {"peak": 1.0, "valley": 1.0, "token_weight": "sft"}, "sft"),
+    ("chord", {"peak": 1.0, "valley": 1.0}, "uncertain"),
+    ("sft_then_rl", {"sft_share": 0.0}, "grpo"),
+    ("sft_then_rl", {"sft_share": 1.0}, "sft"),
+    (
+      "meta_gradient",
+      {"start": 0.0, "lowest": 0.0, "rate": 0.0},
+      "grpo",
+    ),
+  ],
+  ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_limit_is_the_simpler_method(world, name, options, limit):
+  def doubt(base):
+    """What a weight of p (1 - p) descends."""
+    logprobs, _ = terms.token_logprobs(
+      world.policy, base, None, world.sft, temperature=1.0, chunk=64
+    )
+    return jnp.sum(world.sft.weights * (1 - jnp.exp(logprobs)) ** 2) / 2
+
+  base, _ = _run(world, name, **{name: options})
+  if limit == "uncertain":
+    expected = world.base
+    for _ in range(2):
+      expected = _descended(expected, jax.grad(doubt)(expected))
+  else:
+    expected, _ = _run(world, limit)
+  chex.assert_trees_all_close(base, expected, atol=1e-6)
+  assert optax.tree.norm(optax.tree.sub(base, world.base)) > 1e-3
+
+
+def _descended(base, gradient, rate=RATE):
+  return jax.tree.map(lambda x, g: x - rate * g, base, gradient)
+
+
+def _gradients(world, base):
+  problem = world.problem()
+  sft = problem_lib.gradient(problem.upper)(base, None, world.sft)
+  rl = problem_lib.gradient(problem.lower)(base, None, world.rl)
+  return sft.base, rl.base
+
+
+def test_dft_ascends_the_mean_probability(world):
+  """p's gradient is p grad log p: DFT's loss is minus p itself."""
+
+  def mean_probability(base):
+    logprobs, _ = terms.token_logprobs(
+      world.policy, base, None, world.sft, temperature=1.0, chunk=64
+    )
+    return jnp.sum(world.sft.weights * jnp.exp(logprobs))
+
+  after, _ = _run(world, "dft", steps=1)
+  ascent = jax.grad(lambda base: -mean_probability(base))(world.base)
+  chex.assert_trees_all_close(after, _descended(world.base, ascent), atol=1e-6)
+
+
+def test_mixed_descends_the_weighted_sum_and_logs_the_effective_mix(world):
+  after, (metrics,) = _run(world, "mixed", steps=1, mixed={"sft_weight": 0.3})
+  sft, rl = _gradients(world, world.base)
+  total = jax.tree.map(lambda s, r: 0.3 * s + r, sft, rl)
+  chex.assert_trees_all_close(after, _descended(world.base, total), atol=1e-6)
+  norms = 0.3 * optax.tree.norm(sft), optax.tree.norm(rl)
+  np.testing.assert_allclose(
+    metrics["mix/sft_share"], norms[0] / (norms[0] + norms[1]), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gta_drops_an_sft_gradient_that_opposes_rl(world, sign):
+  """Demonstrations as rollouts: RL agrees with SFT, or is its opposite."""
+  count = len(world.sft.tokens)
+  values = {
+    f.name: getattr(world.rl, f.name)[:count]
+    for f in dataclasses.fields(world.rl)
+    if getattr(world.rl, f.name) is not None
+  } | {
+    f.name: getattr(world.sft, f.name) for f in dataclasses.fields(world.sft)
+  }
+  shape = world.sft.weights.shape
+  values["advantages"] = np.full(shape, 2 * sign, np.float32)
+  values["sampler_logprobs"] = np.zeros(shape, np.float32)
+  world.rl = dataclasses.replace(world.rl, **values)
+  after, (metrics,) = _run(world, "gta", steps=1)
+  sft, rl = _gradients(world, world.base)
+  kept = optax.tree.add(sft, rl) if sign > 0 else rl
+  chex.assert_trees_all_close(after, _descended(world.base, kept), atol=1e-6)
+  np.testing.assert_allclose(metrics["bilevel/gradient_cosine"], sign, 1e-5)
+
+
+def test_alternating_takes_each_step_with_its_own_rate(world):
+  after, seen = _run(
+    world, "alternating", steps=3, alternating={"sft_learning_rate": 0.03}
+  )
+  base = _descended(world.base, _gradients(world, world.base)[1])
+  base = _descended(base, _gradients(world, base)[0], rate=0.03)
+  base = _descended(base, _gradients(world, base)[1])
+  chex.assert_trees_all_close(after, base, atol=2e-6)
+  assert ["rl/loss" in metrics for metrics in seen] == [True, False, True]
+
+
+def test_alternating_keeps_an_optimiser_state_for_each(world):
+  """Adam's moments of SFT do not see RL's gradients."""
+  adam = optax.adam(0.05)
+  after, _ = _run(world, "alternating", steps=4, optimizer=adam)
+  states = {"rl": adam.init(world.base), "sft": adam.init(world.base)}
+  base = world.base
+  for turn in ("rl", "sft", "rl", "sft"):
+    gradient = _gradients(world, base)[("sft", "rl").index(turn)]
+    update, states[turn] = adam.update(gradient, states[turn], base)
+    base = optax.apply_updates(base, update)
+  chex.assert_trees_all_close(after, base, atol=1e-5)
+
+
+def test_the_rl_stage_starts_afresh_and_keeps_to_what_sft_made(world):
+  adam = optax.adam(0.05)
+  method = world.method("sft_then_rl", optimizer=adam, kl_coef=0.1)
+  state, update, bases = world.start(method), jax.jit(method.update), []
+  for step in range(7):
+    state, _ = update(state, world.batch(method, step))
+    bases.append(state.base)
+    reference = method.reference(state)
+    chex.assert_trees_all_equal(reference, bases[min(step, 4)])
+  moments = adam.init(world.base)
+  base = bases[4]  # five of the ten steps are of SFT
+  for _ in range(2):
+    step, moments = adam.update(_gradients(world, base)[1], moments, base)
+    base = optax.apply_updates(base, step)
+  chex.assert_trees_all_close(bases[6], base, atol=1e-5)
+
+
+def test_chords_schedule_rises_linearly_and_falls_by_a_cosine():
+  options = config.comparators.Chord(
+    peak=0.9, valley=0.1, warmup_updates=4, decay_updates=10
+  )
+  mu = chord.schedule(options, 100)
+  rise = [0.9 * (i + 1) / 4 for i in range(4)]
+  fall = [
+    0.1 + 0.8 * (1 + np.cos(np.pi * min(i, 10) / 10)) / 2 for i in range(14)
+  ]
+  np.testing.assert_allclose([mu(i) for i in range(18)], rise + fall, 1e-6)
+
+
+def test_the_meta_gradient_is_the_slope_of_what_one_step_earned(world):
+  """mu moves against d L_RL(base') / d mu, here by central differences."""
+  method = world.method("meta_gradient", meta_gradient={"rate": 0.02})
+  state, _ = jax.jit(method.update)(world.start(method), world.batch())
+  _, metrics = jax.jit(method.update)(state, world.batch())
+  sft, rl = _gradients(world, world.base)
+
+  def loss(mu):
+    """Of the next batch, off the policy that is tried: a plain surrogate."""
+    mixed = jax.tree.map(lambda s, r: mu * s + (1 - mu) * r, sft, rl)
+    base = _descended(world.base, mixed)
+    old = terms.token_logprobs(
+      world.policy, state.base, None, world.rl, temperature=1.0, chunk=64
+    )[0]
+    batch = dataclasses.replace(world.rl, old_logprobs=old)
+    return world.problem().lower(base, None, batch)[0]
+
+  with jax.enable_x64(True):
+    slope = (loss(0.5 + 1e-2) - loss(0.5 - 1e-2)) / 2e-2
+  direction = optax.tree.sub(sft, rl)
+  new_rl = _gradients(world, state.base)[1]
+  size = RATE * optax.tree.norm(direction) * optax.tree.norm(new_rl)
+  moved = float(metrics["mix/sft_weight"]) - 0.5
+  np.testing.assert_allclose(moved, -0.02 * slope / size, rtol=2e-2)
+  assert abs(moved) > 1e-4
+
+
+def test_sasrs_gate_runs_from_sft_to_rl():
+  norms = jnp.float32(2.0), jnp.float32(3.0)
+  assert float(sasr.probability(*norms, gamma=0.0)) == 1.0
+  assert float(sasr.probability(*norms, gamma=1e30)) < 1e-20
+  np.testing.assert_allclose(sasr.probability(*norms, gamma=2.0), 2 / 8)
+  assert float(sasr.probability(*jnp.zeros((2, 1)), gamma=1.0)[0]) == 0.0
+
+
+@pytest.mark.parametrize(("gamma", "kinds"), [(0.0, "SSSSSS"), (1e9, "SSRRRR")])
+def test_sasr_warms_up_by_sft_and_then_asks_the_gate(world, gamma, kinds):
+  method = world.method(
+    "sasr", kl_coef=0.1, sasr={"warmup_steps": 2, "gamma": gamma}
+  )
+  state, update, seen, bases = (
+    world.start(method),
+    jax.jit(method.update),
+    "",
+    [],
+  )
+  for _ in kinds:
+    plan = method.narrow(state, method.plan(0))
+    assert plan.rollouts != plan.demonstrations
+    seen += "R" if plan.rollouts else "S"
+    whole = world.batch()
+    state, _ = update(
+      state,
+      dataclasses.replace(
+        whole,
+        rl=whole.rl if plan.rollouts else None,
+        sft=whole.sft if plan.demonstrations else None,
+      ),
+    )
+    bases.append(state.base)
+  assert seen == kinds
+  chex.assert_trees_all_equal(method.reference(state), bases[1])
+
+
+def test_bridge_takes_the_demonstrations_weights_as_they_come(world):
+  """DFT as BRIDGE's supervised loss: its base moves by DFT alone at 0."""
+  weighted = terms.sft_objective(
+    world.policy, chunk=64, token_weight=lambda logprobs: jnp.exp(logprobs)
+  )
+  plain = world.problem
+  world.problem = lambda **settings: plain(**settings)._replace(upper=weighted)
+  bridge, _ = _run(world, "bridge", steps=1, penalty=0.0)
+  world.problem = plain
+  world.base = {
+    "table": world.base["table"] + world.adapter["A"] @ world.adapter["B"]
+  }
+  dft, _ = _run(world, "dft", steps=1)
+  delta = world.adapter["A"] @ world.adapter["B"]
+  np.testing.assert_allclose(bridge["table"] + delta, dft["table"], atol=1e-5)
