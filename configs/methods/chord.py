@@ -4,8 +4,8 @@
 
 (1 - mu) L_RL + mu L_SFT with phi = p (1 - p) on the tokens of demonstrations.
 Defaults are the reference code's (Trinity-RFT): mu 0.1 throughout, phi on;
-method.chord.peak=0.9, valley=0.05 and token_weight=sft are the paper's CHORD-
-mu. Each part is normalised over its own batch, as in that code.
+method.chord.peak=0.9, valley=0.05 and token_weight=sft are the paper's
+CHORD-mu. Each part is normalised over its own batch, as in that code.
 
 Hardware: 2 CPU cores, no download. The same as configs/quickstart.py in
 everything but the method. Expected: close to GRPO, pulled towards
