@@ -59,7 +59,10 @@ def _refused(settings) -> str:
       "may take 1000 bytes, but must hold one row of 64 columns, which takes",
     ),
     ({"evaluation.max_new_tokens": 113}, "the model has 128 positions"),
-    ({"method.name": "bridg"}, "method.name must be one of bridge, grpo, sft"),
+    (
+      {"method.name": "bridg"},
+      "method.name must be one of alternating, bridge",
+    ),
     (
       {"method.hypergradient": "one_step"},
       "method.rl_only_base must be one_step, got persistent",

@@ -156,9 +156,19 @@ class RL:
   clip_low: float = setting(0.2, "lower clip of the ratio", at_least=0)
   clip_high: float = setting(0.2, "upper clip of the ratio", at_least=0)
   kl_coef: float = setting(1e-3, "weight of the KL to the start", at_least=0)
-  advantage: Literal["group_std", "group_mean"] = setting(
-    "group_std", "reward minus the group's mean, over its std or not"
+  ratio: Literal["token", "sequence"] = setting(
+    "token", "what is clipped: each token's ratio, or its sequence's (GSPO)"
   )
+  clip: Literal["objective", "weight"] = setting(
+    "objective", "PPO's clip of the objective, or CISPO's of a token's weight"
+  )
+  advantage: Literal[
+    "group_std",
+    "group_mean",
+    "leave_one_out",
+    "batch_std",
+    "group_mean_batch_std",
+  ] = setting("group_std", "baseline and scale of a reward (docs/methods.md)")
   weighting: Literal["token_mean", "sequence_mean", "constant"] = setting(
     "token_mean", "how tokens are weighted (objectives.weighting)"
   )

@@ -84,6 +84,8 @@ def rl_objective(
   chunk: int,
   importance_cap: float | None = None,
   surrogate: Literal["fixed_sample", "dice"] = "fixed_sample",
+  ratio: Literal["token", "sequence"] = "token",
+  clip: Literal["objective", "weight"] = "objective",
 ) -> Objective:
   """Returns minus J_RL: a policy-gradient loss plus KL to the start.
 
@@ -107,7 +109,14 @@ def rl_objective(
     importance_cap: each token's loss is multiplied by min(old / sampler, cap),
       a constant, where the batch has `sampler_logprobs`; None: by 1.
     surrogate: what is differentiated.
+    ratio: of each token, or of its sequence (GSPO); not of `dice`.
+    clip: what the ratio's bounds are put on: PPO's objective, or the weight of
+      grad log pi (CISPO); not of `dice`.
   """
+  surrogates_by_clip = {
+    "objective": policy_gradient.clipped_surrogate,
+    "weight": policy_gradient.clipped_weight,
+  }
 
   def objective(base: Tree, adapter: Tree, batch: RLBatch):
     logprobs, entropies = token_logprobs(
@@ -132,12 +141,13 @@ def rl_objective(
         logprobs, costs, counted, old_logprobs
       )
     else:
-      losses, clipped = policy_gradient.clipped_surrogate(
+      losses, clipped = surrogates_by_clip[clip](
         logprobs,
         old_logprobs,
         batch.advantages,
         clip_low=clip_low,
         clip_high=clip_high,
+        sequences=batch.weights > 0 if ratio == "sequence" else None,
       )
       cost = lambda costs: costs
     truncated = jnp.zeros(logprobs.shape, bool)

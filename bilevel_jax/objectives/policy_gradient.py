@@ -8,6 +8,14 @@ import numpy as np
 
 from bilevel_jax.types import Array
 
+Advantage = Literal[
+  "group_std",
+  "group_mean",
+  "leave_one_out",
+  "batch_std",
+  "group_mean_batch_std",
+]
+
 
 def clipped_surrogate(
   logprobs: Array,
@@ -16,6 +24,7 @@ def clipped_surrogate(
   *,
   clip_low: float,
   clip_high: float,
+  sequences: Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns PPO's clipped loss of each token, and where the clip binds.
 
@@ -29,15 +38,67 @@ def clipped_surrogate(
     advantages: [B, T].
     clip_low: how far below 1 the ratio counts.
     clip_high: how far above 1 the ratio counts.
+    sequences: [B, T] bool, the sampled tokens; r is then GSPO's (`ratio`).
 
   Returns:
     losses [B, T], and clipped [B, T]: 1 where the token's gradient is cut.
   """
-  # The sampling policy is data: only the trained policy has a gradient.
-  ratio = jnp.exp(logprobs - jax.lax.stop_gradient(old_logprobs))
-  bounded = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-  unclipped, clipped = ratio * advantages, bounded * advantages
+  r = ratio(logprobs, old_logprobs, sequences)
+  bounded = jnp.clip(r, 1.0 - clip_low, 1.0 + clip_high)
+  unclipped, clipped = r * advantages, bounded * advantages
   return -jnp.minimum(unclipped, clipped), clipped < unclipped
+
+
+def clipped_weight(
+  logprobs: Array,
+  old_logprobs: Array,
+  advantages: Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+  sequences: Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns CISPO's loss of each token, and where the clip binds.
+
+  -sg[clip(r, 1 - low, 1 + high)] A log pi: the clip bounds a token's weight
+  and never drops its gradient (arXiv 2506.13585).
+
+  Args:
+    logprobs: [B, T] of the policy that is trained.
+    old_logprobs: [B, T] of the policy that sampled; no gradient flows in.
+    advantages: [B, T].
+    clip_low: how far below 1 the ratio counts; 1 or more: no lower clip.
+    clip_high: how far above 1 the ratio counts.
+    sequences: as in `clipped_surrogate`.
+  """
+  # The weight is a constant: the gradient is that of log pi alone.
+  r = jax.lax.stop_gradient(ratio(logprobs, old_logprobs, sequences))
+  bounded = jnp.clip(r, 1.0 - clip_low, 1.0 + clip_high)
+  return -bounded * advantages * logprobs, bounded != r
+
+
+def ratio(
+  logprobs: Array, old_logprobs: Array, sequences: Array | None = None
+) -> jax.Array:
+  """Returns r = pi / pi_old of each token, or GSPO's of its sequence.
+
+  GSPO (arXiv 2507.18071) takes s = exp(mean over tokens of log r) for all
+  tokens of a sequence. The token form: each has the value s and the gradient
+  s grad log pi, so that a mean over the sequence has the gradient of s.
+
+  Args:
+    logprobs: [B, T] of the policy that is trained.
+    old_logprobs: [B, T] of the policy that sampled; no gradient flows in.
+    sequences: [B, T] bool, the sampled tokens of each row; None: per token.
+  """
+  # The sampling policy is data: only the trained policy has a gradient.
+  log_ratio = logprobs - jax.lax.stop_gradient(old_logprobs)
+  if sequences is not None:
+    total = jnp.sum(jnp.where(sequences, log_ratio, 0), axis=1, keepdims=True)
+    length = sequences.sum(axis=1, keepdims=True).clip(min=1)
+    # The value is the sequence's, the derivative each token's own.
+    log_ratio = jax.lax.stop_gradient(total / length - logprobs) + logprobs
+  return jnp.exp(log_ratio)
 
 
 def truncated_importance(
@@ -77,19 +138,26 @@ def group_advantages(
   rewards: np.ndarray,
   scored: np.ndarray,
   *,
-  normalise: Literal["group_std", "group_mean"],
+  normalise: Advantage,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns GRPO's advantages and each sample's leave-one-out baseline.
+  """Returns the advantages and each sample's leave-one-out baseline.
 
-  A = (r - mean) / (std + 1e-6) over the group's scored samples, std with
-  ddof 1 (DeepSeekMath, arXiv 2402.03300), or r - mean (Dr. GRPO, arXiv
-  2503.20783). Zero for a sample that was not scored, a group with one scored
-  sample, and a group whose rewards are all equal.
+      group_std      (r - mean) / (std + 1e-6)      GRPO, arXiv 2402.03300
+      group_mean     r - mean                       Dr. GRPO, arXiv 2503.20783
+      leave_one_out  r - mean of the others         RLOO, arXiv 2402.14740
+      batch_std      as group_std, the batch one group
+                                                    REINFORCE++, 2501.03262
+      group_mean_batch_std
+                     r - mean, over its std in the batch: its variant with a
+                     group baseline
+
+  over scored samples, std with ddof 1. Zero for a sample that was not scored,
+  and, but for batch_std, in a group with one scored sample or equal rewards.
 
   Args:
     rewards: [P, G].
     scored: [P, G] bool.
-    normalise: divide by the group's standard deviation, or not.
+    normalise: one of the rules above.
 
   Returns:
     advantages [P, G] float32, and baselines [P, G] float32: the mean reward
@@ -103,12 +171,21 @@ def group_advantages(
   lowest = np.where(scored, rewards, np.inf).min(axis=1, keepdims=True)
   # Equal rewards must give 0, not rounding errors divided by almost 0.
   advantages = np.where(highest > lowest, centred, 0.0)
+  degrees = np.maximum(count - 1, 1)
   if normalise == "group_std":
     variance = (centred**2).sum(axis=1, keepdims=True)
-    std = np.sqrt(variance / np.maximum(count - 1, 1))
-    advantages = advantages / (std + 1e-6)
+    advantages = advantages / (np.sqrt(variance / degrees) + 1e-6)
+  elif normalise == "leave_one_out":
+    advantages = advantages * count / degrees
+  elif normalise == "batch_std":
+    as_one = rewards.reshape(1, -1), scored.reshape(1, -1)
+    advantages, _ = group_advantages(*as_one, normalise="group_std")
+    advantages = advantages.reshape(rewards.shape)
+  elif normalise == "group_mean_batch_std":
+    variance = (advantages**2).sum() / max(int(scored.sum()) - 1, 1)
+    advantages = advantages / (np.sqrt(variance) + 1e-6)
   others = np.where(scored, total - rewards, 0.0)
-  baselines = others / np.maximum(count - 1, 1)
+  baselines = others / degrees
   return advantages.astype(np.float32), baselines.astype(np.float32)
 
 

@@ -6,7 +6,6 @@ lengths, never from token values, so it does not matter what the pad id is.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -62,7 +61,7 @@ def minibatches(
   scores: Scores,
   weighting: Weighting,
   *,
-  normalise: Literal["group_std", "group_mean"],
+  normalise: policy_gradient.Advantage,
   updates: int = 1,
   passes: int = 1,
   seed: Sequence[int] = (0,),

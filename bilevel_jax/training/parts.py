@@ -258,6 +258,8 @@ def build_learner(
           kl_coef=rl.kl_coef,
           chunk=chunk,
           importance_cap=rl.importance_cap,
+          ratio=rl.ratio,
+          clip=rl.clip,
           surrogate=settings.method.surrogate if twice else "fixed_sample",
         ),
       ),
