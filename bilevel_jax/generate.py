@@ -12,22 +12,18 @@ they ended goes to stderr.
 """
 
 import argparse
-import dataclasses
-import json
 import pathlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 import jax
 import numpy as np
 import rich.console
 
-from bilevel_jax import config, types
+from bilevel_jax import config, loading, types
 from bilevel_jax.data import tokenizer as tokenizer_lib
-from bilevel_jax.models import policy as policy_lib
-from bilevel_jax.models import presets, sources
 from bilevel_jax.rollout import engine, sampling
 
 _SEGMENT = 8  # tokens between two looks at what came
@@ -138,13 +134,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   return parser.parse_args(arguments)
 
 
-class _Model(NamedTuple):
-  architecture: presets.Architecture
-  policy: types.Policy
-  weights: types.Tree
-  tokenizer: tokenizer_lib.Tokenizer
-
-
 def _generate(
   options: argparse.Namespace, scratch: pathlib.Path, out: TextIO
 ) -> types.Rollout:
@@ -158,7 +147,18 @@ def _generate(
   _check(options, drawing)
   screen = rich.console.Console(stderr=True)
   with screen.status(f"reading {options.weights}"):
-    model = _load(options, scratch)
+    model = loading.load(
+      options.weights,
+      scratch,
+      loading.wording(
+        options.weights,
+        config.Tokenizer(prompt="{question}"),
+        system=options.system,
+        template=options.template,
+      ),
+      revision=options.revision,
+      dtype=options.dtype,
+    )
   prompts = [_tokens(options, model.tokenizer, text) for text in texts]
   longest = max(map(len, prompts)) + options.max_new_tokens
   if longest > model.architecture.max_positions:
@@ -223,50 +223,6 @@ def _check(options: argparse.Namespace, drawing: types.Sampling) -> None:
   except ValueError as error:
     message = str(error).replace("sampling.", "--").replace("_", "-")
     raise config.ConfigError(message) from None
-
-
-def _load(options: argparse.Namespace, scratch: pathlib.Path) -> _Model:
-  source = sources.load(options.weights, scratch, revision=options.revision)
-  wording = _wording(options)
-  tokenizer = tokenizer_lib.load(
-    source.files,
-    chat_template=wording.chat_template,
-    system_prompt=wording.system_prompt,
-    prompt=wording.prompt,
-    use_chat_template=wording.use_chat_template,
-  )
-  tokenizer.check_fits(source.architecture.vocab_size)
-  on_cpu = jax.default_backend() == "cpu"
-  policy = policy_lib.make(
-    source.architecture,
-    adapter_rank=1,
-    adapter_alpha=1.0,
-    adapter_targets=("q",),
-    compute_dtype=options.dtype or ("float32" if on_cpu else "bfloat16"),
-    attention="auto",
-    remat="none",
-  )
-  weights = jax.jit(policy.merge)(source.base, None)
-  return _Model(source.architecture, policy, weights, tokenizer)
-
-
-def _wording(options: argparse.Namespace) -> config.Tokenizer:
-  """How a prompt is put: as in the run that left the weights, or plainly."""
-  wording = config.Tokenizer(prompt="{question}")
-  weights = pathlib.Path(options.weights)
-  run = weights.parent if weights.name == "export" else weights
-  settings = run / "config.json"
-  if settings.is_file() and (run / "export").is_dir():
-    try:
-      given = json.loads(settings.read_text(encoding="utf-8"))
-      wording = config.Tokenizer(**given["config"]["tokenizer"])
-    except (ValueError, LookupError, TypeError) as error:
-      raise config.ConfigError(
-        f"{settings} must hold a run's settings, got: {error}"
-      ) from error
-  given = {"system_prompt": options.system, "prompt": options.template}
-  changes = {name: text for name, text in given.items() if text is not None}
-  return dataclasses.replace(wording, **changes)
 
 
 def _tokens(

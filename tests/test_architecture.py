@@ -15,6 +15,7 @@ RANKS = {
   "rewards": 1,
   "objectives": 1,
   "rollout": 2,
+  "loading": 2,
   "bilevel": 2,
   "methods": 3,
   "training": 4,
@@ -22,6 +23,7 @@ RANKS = {
   "train": 5,
   "main": 6,
   "generate": 6,
+  "evaluate": 6,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

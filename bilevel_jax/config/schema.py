@@ -70,6 +70,7 @@ class Source:
   )
   hub: str | None = setting(None, "Hugging Face dataset id or directory")
   name: str | None = setting(None, "configuration name of the hub dataset")
+  revision: str | None = setting(None, "branch, tag or commit of the dataset")
   split: str = setting(
     "train", "split of the hub dataset, or of the task: train or test"
   )

@@ -13,6 +13,7 @@ from bilevel_jax import config, types
 from bilevel_jax.data import tasks
 
 FIELDS = ("id", "question", "answer", "solution")
+_BETWEEN = {"answer": ",", "solution": "\n\n"}  # where there are several
 
 # (where it stands, for messages; its default id; its fields)
 _Row = tuple[str, str, Mapping[str, Any]]
@@ -21,11 +22,12 @@ _Row = tuple[str, str, Mapping[str, Any]]
 def load(source: config.Source) -> list[types.Question]:
   """Returns the questions that a source names.
 
-  A row's `question` and `answer` must be there. Without an `answer`, what
-  follows `####` in the `solution` is taken (the format of GSM8K: its own
-  files load with `fields={"solution": "answer"}`). `id` defaults to the
-  file's name and the line, `solution` to None. Other fields go to `meta`, and
-  a field `meta` that is a mapping is merged into it.
+  A row's `question` and `answer` must be there; of several answers, or
+  solutions, one text is made. Without an `answer`, what follows `####` in the
+  `solution` is taken (the format of GSM8K: its own files load with
+  `fields={"solution": "answer"}`). `id` defaults to the file's name and the
+  line, `solution` to None. Other fields go to `meta`, and a field `meta` that
+  is a mapping is merged into it.
 
   Args:
     source: a procedural task, a JSONL or JSONL.gz file, or a Hugging Face
@@ -121,7 +123,9 @@ def _hub_rows(source: config.Source) -> Iterator[_Row]:
     elif (local / "state.json").is_file():
       rows = datasets.load_from_disk(hub)
     else:
-      rows = datasets.load_dataset(hub, source.name, split=source.split)
+      rows = datasets.load_dataset(
+        hub, source.name, split=source.split, revision=source.revision
+      )
   except Exception as error:  # the hub's clients raise dozens of types
     reason = " ".join(str(error).split())
     raise config.ConfigError(
@@ -150,6 +154,8 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
         raise _missing(str(name), row)
       return None
     value = values[name]
+    if field in _BETWEEN and _are_texts(value):
+      value = _BETWEEN[field].join(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
       raise config.ConfigError(
         f"{where}: field {name!r} must be text or a number, got {_kind(value)}"
@@ -171,6 +177,14 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
     rest["meta"] = nested
   return types.Question(
     read("id") or default_id, question, answer, solution or None, rest
+  )
+
+
+def _are_texts(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and bool(value)
+    and all(isinstance(text, str) for text in value)
   )
 
 

@@ -90,6 +90,15 @@ def _plain(latex: str) -> str:
   return _NOISE.sub("", unwrapped).replace("dfrac", "frac")
 
 
+def normalised(answer: str) -> str:
+  """Returns an answer without what does not matter: equal texts are equal.
+
+  Args:
+    answer: as `extraction.extract` returns it.
+  """
+  return _as_text(_plain(answer[:_LONGEST_FORMULA]))
+
+
 def _as_text(plain: str) -> str:
   # Some data double every backslash, and some halve those that end a row.
   return _GROUP.sub(r"\1", _BACKSLASHES.sub(r"\\", plain))

@@ -123,7 +123,7 @@ def test_lines_after_the_slice_are_not_read(write):
       "(`fields` maps our names to theirs)",
     ),
     (
-      [ROW | {"answer": ["2"]}],
+      [ROW | {"answer": [2]}],
       {},
       "{path} line 1: field 'answer' must be text or a number, got a list",
     ),
@@ -231,7 +231,9 @@ def test_a_hub_id_is_loaded_with_its_name_and_split(monkeypatch):
   assert corpora.load(source) == [
     types.Question("gsm8k-0", "1+1", "2", "two\n#### 2", {})
   ]
-  assert asked == [(("openai/gsm8k", "main"), {"split": "test"})]
+  assert asked == [
+    (("openai/gsm8k", "main"), {"split": "test", "revision": None})
+  ]
 
 
 def test_a_hub_failure_is_one_sentence(monkeypatch):
@@ -276,3 +278,11 @@ def test_a_file_beside_a_hub_id_is_its_copy_with_our_names(tmp_path):
   )
   (question,) = corpora.load(source)
   assert question.answer == "2"
+
+
+def test_a_list_of_answers_is_one_text(tmp_path):
+  path = tmp_path / "data.jsonl"
+  row = {"question": "q", "final_answer": ["1", "x"]}
+  path.write_text(json.dumps(row))
+  source = config.Source(path=str(path), fields={"answer": "final_answer"})
+  assert corpora.load(source)[0].answer == "1,x"

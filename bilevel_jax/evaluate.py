@@ -1,0 +1,348 @@
+"""Scores weights on benchmarks of mathematics, with intervals.
+
+WEIGHTS is a run directory or its export, a Hugging Face directory, a hub id or
+a .gguf file. Benchmarks come from the hub, or with --data from JSONL files.
+
+  python -m bilevel_jax.evaluate --weights runs/mine --out results/mine \\
+    --benchmarks math500,aime24 --samples 8 --temperature 0.6
+
+--out gets scores.json (scores, and the prompt and limits that they depend on)
+and records/BENCHMARK.jsonl (a line a question). The same command again goes on
+where it stopped.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import sys
+import tempfile
+import zlib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+
+from bilevel_jax import config, loading, types
+from bilevel_jax.data import corpora
+from bilevel_jax.evaluation import (
+  benchmark_table,
+  contamination,
+  result_files,
+  summary,
+)
+from bilevel_jax.rewards import pool
+from bilevel_jax.rollout import answers, cache, sampling
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    self.exit(2, f"error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
+  options = _parse(arguments)
+  try:
+    _check(options)
+    with tempfile.TemporaryDirectory() as scratch:
+      _evaluate(options, pathlib.Path(scratch))
+  except (config.ConfigError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+    return 130
+  return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+  parser = _Parser(
+    prog="python -m bilevel_jax.evaluate",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+
+  def add(name: str, help: str, kind: Any = str, default: Any = None, **more):
+    if default is not None:
+      help += f" (default {default})"
+    parser.add_argument(name, help=help, type=kind, default=default, **more)
+
+  add("--weights", "where the model is", required=True)
+  add("--revision", "branch, tag or commit of a hub id")
+  add(
+    "--benchmarks",
+    f"names, with commas between: {', '.join(benchmark_table.BENCHMARKS)}",
+    default=",".join(benchmark_table.FIVE),
+  )
+  add("--data", "directory of JSONL files, in place of the hub", pathlib.Path)
+  add("--limit", "the first questions of each benchmark alone", int)
+  add("--out", "directory of the results", pathlib.Path, required=True)
+  add("--samples", "completions of each question", int, 1)
+  add("--temperature", "0 is greedy", float, 0.0)
+  add("--top-p", "nucleus kept", float, 1.0)
+  add("--max-new-tokens", "longest completion", int, 2048)
+  add("--stop", "ends a completion; repeatable", action="append")
+  add("--seed", "same seed, same completions", int, 0)
+  add("--system", "system message")
+  add("--template", "the user's turn, with {question} where that goes")
+  add("--verifier", "what says whether an answer is right", default="math")
+  add("--rows", "completions sampled at once", int, 64)
+  add("--dtype", "float32 or bfloat16: of weights and cache")
+  add(
+    "--check-overlap",
+    "JSONL of training data: which questions does it hold?",
+    metavar="FILE",
+  )
+  return parser.parse_args(arguments)
+
+
+def _check(options: argparse.Namespace) -> None:
+  for name in ("samples", "max_new_tokens", "rows", "limit"):
+    value = getattr(options, name)
+    if value is not None and value < 1:
+      flag = name.replace("_", "-")
+      raise config.ConfigError(f"--{flag} must be at least 1, got {value}")
+  if options.dtype not in (None, "float32", "bfloat16"):
+    raise config.ConfigError(
+      f"--dtype takes float32 or bfloat16, got {options.dtype!r}"
+    )
+  if options.samples > 1 and options.temperature == 0:
+    raise config.ConfigError(
+      f"--samples {options.samples} at --temperature 0 would all be the same"
+    )
+  try:
+    sampling.rules(_drawing(options), 1)
+  except ValueError as error:
+    message = str(error).replace("sampling.", "--").replace("_", "-")
+    raise config.ConfigError(message) from None
+
+
+def _drawing(options: argparse.Namespace) -> types.Sampling:
+  return types.Sampling(temperature=options.temperature, top_p=options.top_p)
+
+
+def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
+  console = rich.console.Console(stderr=True, highlight=False)
+  names = list(dict.fromkeys(options.benchmarks.split(",")))
+  asked = {
+    name: benchmark_table.load(name, options.data, options.limit)
+    for name in names
+  }
+  overlap = None
+  if options.check_overlap is not None:
+    overlap = _overlap(options.check_overlap, asked, console)
+  wording = loading.wording(
+    options.weights,
+    config.Tokenizer(),
+    system=options.system,
+    template=options.template,
+  )
+  settings = _settings(options, wording, asked)
+  with console.status(f"reading {options.weights}"):
+    model = loading.load(
+      options.weights,
+      scratch,
+      wording,
+      revision=options.revision,
+      dtype=options.dtype,
+    )
+  prompts = {
+    name: [model.tokenizer.prompt_tokens(q) for q in questions]
+    for name, questions in asked.items()
+  }
+  for name, tokens in prompts.items():
+    _check_length(options, model, name, max(map(len, tokens)))
+  results: dict[str, Any] = {}
+  with (
+    pool.Scorer({options.verifier: 1.0}, deadline_s=10.0) as scorer,
+    rich.progress.Progress(
+      rich.progress.TextColumn("{task.description}"),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeRemainingColumn(),
+      console=console,
+      disable=not console.is_terminal,
+      transient=True,
+    ) as progress,
+  ):
+    result_files.claim(options.out, settings)
+    task = progress.add_task("", total=sum(map(len, asked.values())))
+    for name, questions in asked.items():
+      progress.update(task, description=name)
+      path = options.out / "records" / f"{name}.jsonl"
+      records = result_files.read(path, questions)
+      progress.advance(task, len(records))
+      with path.open("a", encoding="utf-8") as file:
+        while len(records) < len(questions):
+          new = _answer(
+            options,
+            model,
+            scorer,
+            name,
+            questions,
+            prompts[name],
+            len(records),
+          )
+          file.write("".join(json.dumps(line) + "\n" for line in new))
+          file.flush()
+          records += new
+          progress.advance(task, len(new))
+          if not console.is_terminal:
+            console.print(f"{name}: {len(records)} of {len(questions)}")
+      first = model.tokenizer.decode(prompts[name][0])
+      results[name] = summary.summarise(records) | {"first_prompt": first}
+  mean = summary.mean_of(benchmark_table.FIVE, results)
+  result_files.write(options.out, settings, results, mean, overlap)
+  _show(results, mean)
+
+
+def _settings(
+  options: argparse.Namespace,
+  wording: config.Tokenizer,
+  asked: dict[str, list[types.Question]],
+) -> dict[str, Any]:
+  """What the scores depend on, as JSON."""
+  return {
+    "weights": options.weights,
+    "revision": options.revision,
+    "benchmarks": {
+      name: {
+        "from": str(options.data)
+        if options.data
+        else benchmark_table.BENCHMARKS[name].source.hub,
+        "revision": None
+        if options.data
+        else benchmark_table.BENCHMARKS[name].source.revision,
+        "questions": len(questions),
+        "sha256": hashlib.sha256(
+          json.dumps([[q.question, q.answer] for q in questions]).encode()
+        ).hexdigest(),
+      }
+      for name, questions in asked.items()
+    },
+    "system_prompt": wording.system_prompt,
+    "prompt": wording.prompt,
+    "chat_template": wording.chat_template,
+    "use_chat_template": wording.use_chat_template,
+    "samples": options.samples,
+    "temperature": options.temperature,
+    "top_p": options.top_p,
+    "max_new_tokens": options.max_new_tokens,
+    "stop": options.stop or [],
+    "seed": options.seed,
+    "verifier": options.verifier,
+    "dtype": options.dtype,
+    "versions": {
+      package: importlib.metadata.version(package)
+      for package in ("bilevel_jax", "jax", "math-verify")
+    },
+  }
+
+
+def _check_length(
+  options: argparse.Namespace, model: loading.Model, name: str, longest: int
+) -> None:
+  most = model.architecture.max_positions
+  if longest + options.max_new_tokens > most:
+    raise config.ConfigError(
+      f"the longest prompt of {name} and --max-new-tokens "
+      f"{options.max_new_tokens} come to {longest + options.max_new_tokens} "
+      f"tokens, but the model has {most} positions"
+    )
+
+
+def _answer(
+  options: argparse.Namespace,
+  model: loading.Model,
+  scorer: pool.Scorer,
+  name: str,
+  questions: list[types.Question],
+  prompts: list[np.ndarray],
+  start: int,
+) -> list[dict[str, Any]]:
+  """Returns the records of the next few questions."""
+  count = max(1, options.rows // options.samples)
+  chosen = slice(start, start + count)
+  # A question's samples depend on neither the chunk nor the other benchmarks.
+  key = jax.random.fold_in(
+    jax.random.key(options.seed), zlib.crc32(name.encode())
+  )
+  answered = answers.answer(
+    model.policy,
+    model.weights,
+    questions[chosen],
+    types.Requests(
+      prompts=prompts[chosen],
+      prompt_ids=np.arange(start, start + len(prompts[chosen])),
+      samples_per_prompt=options.samples,
+      max_new_tokens=options.max_new_tokens,
+      eos_ids=model.tokenizer.eos_ids,
+      stop=tuple(options.stop or ()),
+      sampling=_drawing(options),
+      key=key,
+    ),
+    model.tokenizer,
+    scorer,
+    max_rows=options.rows,
+    cache_bytes=cache.default_bytes(jax.devices()[:1]),
+  )
+  return [
+    summary.record(answered, number) for number in range(len(prompts[chosen]))
+  ]
+
+
+def _overlap(
+  path: str,
+  asked: dict[str, list[types.Question]],
+  console: rich.console.Console,
+) -> dict[str, list[dict[str, Any]]]:
+  training = corpora.load(config.Source(path=path))
+  found = {
+    name: contamination.find(questions, training)
+    for name, questions in asked.items()
+  }
+  for name, overlaps in found.items():
+    console.print(
+      f"{name}: {len(overlaps)} of {len(asked[name])} questions are in {path}"
+    )
+  return {
+    name: [overlap._asdict() for overlap in overlaps]
+    for name, overlaps in found.items()
+  }
+
+
+def _show(results: dict[str, Any], mean: float | None) -> None:
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+  metrics = list(next(iter(results.values()))["scores"])
+  table.add_column("")
+  for heading in ("questions", *metrics, "tokens", "truncated", "unscorable"):
+    table.add_column(heading, justify="right", no_wrap=True)
+  for name, result in results.items():
+    table.add_row(
+      name,
+      str(result["questions"]),
+      *(
+        f"{value:.1%} ({low:.1%} to {high:.1%})"
+        for value, low, high in result["scores"].values()
+      ),
+      f"{result['tokens'][0]:,.0f}",
+      f"{result['truncated_share']:.1%}",
+      f"{result['unscorable_share']:.1%}",
+    )
+  screen = rich.console.Console(highlight=False)
+  if not screen.is_terminal:  # a log has lines as long as need be
+    screen = rich.console.Console(highlight=False, width=240)
+  screen.print(table)
+  if mean is not None:
+    screen.print(f"mean of the five: {mean:.1%}")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

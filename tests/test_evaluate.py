@@ -1,0 +1,204 @@
+"""Scores of weights on benchmarks: the engine's answers, graded and counted."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bilevel_jax import evaluate, types
+from bilevel_jax.data import tokenizer
+from bilevel_jax.evaluation import summary
+from bilevel_jax.models import huggingface
+from bilevel_jax.rewards import verifiers
+from bilevel_jax.rollout import engine
+from tests import tiny_run
+
+BUDGET = 8
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+  """Weights, and two benchmarks of five and three questions beside them."""
+  path = tmp_path_factory.mktemp("evaluate")
+  tiny_run.weights(path)
+  for name, count in (("gsm8k_test", 5), ("math500", 3)):
+    rows = [
+      {"id": f"{name}-{n}", "question": f"{n}+{n}", "answer": str(n)}
+      for n in range(count)
+    ]
+    (path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  return path
+
+
+@pytest.fixture
+def run(directory, tmp_path, capsys):
+  def run(*arguments, benchmarks="gsm8k,math500"):
+    code = evaluate.main(
+      [
+        *("--weights", str(directory / "policy"), "--data", str(directory)),
+        *("--out", str(tmp_path / "out"), "--benchmarks", benchmarks),
+        *("--max-new-tokens", str(BUDGET), "--template", "{question}="),
+        *("--verifier", "number", "--rows", "4", *arguments),
+      ]
+    )
+    return code, *capsys.readouterr()
+
+  run.out = tmp_path / "out"
+  return run
+
+
+def _lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_greedy_scores_are_those_of_the_engines_texts(directory, run):
+  code, out, _ = run()
+  assert code == 0
+  architecture = huggingface.read_architecture(directory / "policy")
+  policy = tiny_run.make_policy(architecture)
+  loaded = tokenizer.load(directory / "policy", prompt="{question}=")
+  questions = [
+    types.Question("", f"{n}+{n}", str(n), None, {}) for n in range(5)
+  ]
+  rollout = engine.generate(
+    policy,
+    policy.merge(
+      huggingface.load_base(directory / "policy", architecture), None
+    ),
+    types.Requests(
+      prompts=[loaded.prompt_tokens(question) for question in questions],
+      prompt_ids=np.arange(5),
+      samples_per_prompt=1,
+      max_new_tokens=BUDGET,
+      eos_ids=loaded.eos_ids,
+      sampling=types.Sampling(temperature=0.0),
+      key=jax.random.key(0),
+    ),
+  )
+  texts = [
+    loaded.decode(tokens[:length])
+    for tokens, length in zip(rollout.tokens, rollout.lengths, strict=True)
+  ]
+  records = _lines(run.out / "records" / "gsm8k.jsonl")
+  assert [r["completions"] for r in records] == [[text] for text in texts]
+  right = [
+    verifiers.number(text, question) == 1
+    for text, question in zip(texts, questions, strict=True)
+  ]
+  assert [r["correct"] for r in records] == [[r] for r in right]
+  scores = json.loads((run.out / "scores.json").read_text())
+  found = scores["benchmarks"]["gsm8k"]
+  assert found["scores"]["pass@1"][0] == np.mean(right)
+  assert found["tokens"][0] == rollout.lengths.mean()
+  assert found["truncated_share"] == rollout.share_ended_by("length")
+  assert found["first_prompt"] == "0+0=\n"
+  assert scores["settings"]["prompt"] == "{question}="
+  assert scores["settings"]["max_new_tokens"] == BUDGET
+  assert "mean_of_five" not in scores
+  assert "pass@1" in out
+
+
+def test_a_call_goes_on_where_the_last_one_stopped(run):
+  arguments = ("--samples", "2", "--temperature", "1")
+  run(*arguments)
+  path = run.out / "records" / "gsm8k.jsonl"
+  whole, scores = path.read_text(), (run.out / "scores.json").read_text()
+  lines = whole.splitlines(keepends=True)
+  marked = lines[0].replace('"finish_reason"', '"kept": 1, "finish_reason"')
+  path.write_text(marked + lines[1] + lines[2][:30])
+  code, *_ = run(*arguments)
+  assert code == 0
+  assert path.read_text() == marked + "".join(lines[1:])
+  assert (run.out / "scores.json").read_text() == scores
+
+
+def test_other_settings_need_another_directory(run):
+  run(benchmarks="math500")
+  code, _, err = run("--seed", "1")
+  assert code == 2
+  assert "has results for another seed: 0, not 1" in err
+  assert run()[0] == 0  # another benchmark may come
+
+
+def test_questions_in_training_data_are_named(run, tmp_path):
+  path = tmp_path / "training.jsonl"
+  path.write_text(
+    json.dumps({"id": "t", "question": "so 3 + 3 is?", "answer": "6"})
+  )
+  code, _, err = run("--check-overlap", str(path), "--limit", "4")
+  assert code == 0
+  assert "gsm8k: 1 of 4 questions are in" in err
+  scores = json.loads((run.out / "scores.json").read_text())
+  assert scores["overlap"] == {
+    "gsm8k": [
+      {"question_id": "gsm8k_test-3", "training_id": "t", "share": 1.0}
+    ],
+    "math500": [],
+  }
+
+
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
+    (["--benchmarks", "maths"], "--benchmarks takes math500, minerva_math,"),
+    (["--benchmarks", "aime24"], "--data must have aime24.jsonl or aime24.js"),
+    (["--samples", "0"], "--samples must be at least 1, got 0"),
+    (["--samples", "4"], "--samples 4 at --temperature 0 would all be the"),
+    (["--dtype", "int8"], "--dtype takes float32 or bfloat16, got 'int8'"),
+    (["--top-p", "0"], "--top-p must be above 0, at most 1"),
+    (["--max-new-tokens", "999"], "but the model has 128 positions"),
+    (["--verifier", "maths"], "reward.verifiers takes math, exact, number"),
+    (["--weights", "no/such/place/at/all"], "no/such/place"),
+    (["--check-overlap", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+  ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, run):
+  code, out, err = run(*arguments)
+  assert (code, out) == (2, "")
+  assert err.startswith("error: ")
+  assert sentence in err
+  assert err.count("\n") == 1
+  assert not run.out.exists()
+
+
+def _record(correct, final):
+  return {
+    "correct": correct,
+    "scored": [True] * len(correct),
+    "final": final,
+    "tokens": [4] * len(correct),
+    "finish_reason": ["stop", "length"] * (len(correct) // 2),
+  }
+
+
+def test_several_samples_are_counted_by_question():
+  records = [
+    _record([True, True, False, False], ["1/2", "0.5", "3", "4"]),
+    _record([False] * 4, ["1", "2", "2", "3"]),
+    _record([True, False, False, False], ["1", "2", "2", "3"]),
+    _record([True] * 4, ["7"] * 4),
+  ]
+  found = summary.summarise(records)
+  values = {name: estimate[0] for name, estimate in found["scores"].items()}
+  assert values == pytest.approx(
+    {
+      "avg@4": 7 / 16,
+      "pass@2": (5 / 6 + 0 + 1 / 2 + 1) / 4,
+      "pass@4": 3 / 4,
+      "maj@4": 2 / 4,  # 1/2 and 0.5 are one answer
+    }
+  )
+  for value, low, high in found["scores"].values():
+    assert low <= value <= high
+  assert found["truncated_share"] == 0.5
+  assert found["unscorable_share"] == 0
+
+
+def test_the_mean_of_five_needs_all_five():
+  results = {
+    name: {"scores": {"pass@1": [value, 0, 1]}}
+    for name, value in zip("abcde", (0.5, 0.1, 0.2, 0, 0), strict=True)
+  }
+  assert summary.mean_of("abcde", results) == pytest.approx(0.16)
+  assert summary.mean_of("abcdef", results) is None
