@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import config
-from bilevel_jax.data import batches
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.methods import contract
 from bilevel_jax.rewards import pool
-from bilevel_jax.rollout import answers, assemble, cache
+from bilevel_jax.rollout import answers, assemble, cache, routing
 from bilevel_jax.training import (
   checkpoint,
   display,
@@ -134,11 +133,13 @@ def _gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   mesh = parts.make_mesh(settings.mesh)
   learner = parts.build_learner(settings, model.policy, mesh)
   plans = [learner.method.plan(step) for step in range(settings.steps)]
-  alone = [number for number, plan in enumerate(plans) if not plan.rollouts]
-  if alone and streams.demonstrations is None:
+  routes = learner.method.route is not None
+  alone = any(not plan.rollouts for plan in plans)
+  if (alone or routes) and streams.demonstrations is None:
     raise config.ConfigError(
-      f"method {settings.method.name} learns from demonstrations alone in step "
-      f"{alone[0]}: data.demonstrations_per_step must be at least 1, got 0"
+      f"method {settings.method.name} learns from demonstrations alone"
+      f"{' where it routes' * routes}: data.demonstrations_per_step must be at "
+      "least 1, got 0"
     )
   base = parts.load_base(settings, model, mesh)
   reference = None
@@ -174,13 +175,21 @@ def _step(
   started = time.perf_counter()
   settings, learner = story.settings, story.learner
   logged: dict[str, float] = {}
-  answered = None
+  answered = routed = None
   plan = learner.method.plan(step)
   if learner.method.narrow is not None:
     plan = learner.method.narrow(story.state, plan)
   if plan.rollouts:
     answered = _sample(story, step)
     logged |= answers.measure(answered)
+    if learner.method.route is not None and story.streams.demonstrations:
+      routed = routing.follow(
+        learner.method.route,
+        answered,
+        story.streams.demonstrations,
+        parts=settings.rl.updates_per_rollout,
+      )
+      logged |= routed.metrics()
     story.host["tokens"] += int(answered.rollout.lengths.sum())
     rows = answers.records(answered, settings.logging.completions_per_step)
     writers.completions(step + 1, rows)
@@ -188,7 +197,7 @@ def _step(
       screen.completions(step + 1, rows)
   update_started = time.perf_counter()
   updates = []
-  for batch in _batches(story, step, plan, answered):
+  for batch in _batches(story, step, plan, answered, routed):
     story.state, measured = learner.programs.update(story.state, batch)
     updates.append(measured)
   updates = jax.device_get(updates)
@@ -246,6 +255,7 @@ def _batches(
   step: int,
   plan: contract.Plan,
   answered: answers.Answers | None,
+  routed: routing.Routed | None,
 ) -> Iterator[StepBatch]:
   """Yields what each update of a step sees, on the devices."""
   settings, learner = story.settings, story.learner
@@ -255,9 +265,10 @@ def _batches(
   if answered is not None:
     rl_batches = assemble.minibatches(
       answered.rollout,
-      answered.scores,
+      routed.scores if routed else answered.scores,
       learner.rl_weighting,
       normalise=settings.rl.advantage,
+      advantages=routed.advantages if routed else None,
       updates=settings.rl.updates_per_rollout,
       passes=settings.rl.passes_per_rollout,
       seed=(settings.seed, step),
@@ -265,11 +276,15 @@ def _batches(
     )
     old = count > 1 or plan.old_logprobs
     rl_batches = [_with_logprobs(story, batch, old) for batch in rl_batches]
-  for rl in rl_batches:
+  for number, rl in enumerate(rl_batches):
     sft = None
-    if plan.demonstrations:
+    if routed:
+      sft = routed.demonstrations(
+        number, learner.sft_weighting, row_multiple=multiple
+      )
+    elif plan.demonstrations:
       sft = _demonstrations(story, count, multiple)
-    yield StepBatch(rl=rl, sft=sft)
+    yield StepBatch(rl=rl, sft=jax.device_put(sft, story.rows))
 
 
 def _with_logprobs(story: Run, batch: Any, old_logprobs: bool) -> Any:
@@ -302,8 +317,7 @@ def _demonstrations(story: Run, updates: int, multiple: int) -> Any:
     )
   story.host["demonstrations"] += len(pairs)
   rows = -(-max(wanted, 1) // multiple) * multiple
-  batch = assemble.token_batch(pairs, story.learner.sft_weighting, rows=rows)
-  return jax.device_put(batch, story.rows)
+  return assemble.token_batch(pairs, story.learner.sft_weighting, rows=rows)
 
 
 def _evaluate(
@@ -374,22 +388,10 @@ def _opening(story: Run) -> str:
   lines = [
     f"{settings.method.name} on {name}"
     f", {story.host['model']['parameters'] / 1e6:.2f}M parameters",
-    f"questions: {_counted(streams.prompts.counts)}",
+    f"questions: {streams.prompts.counts}",
   ]
   if streams.demonstrations is not None:
-    lines.append(f"demonstrations: {_counted(streams.demonstrations.counts)}")
+    lines.append(f"demonstrations: {streams.demonstrations.counts}")
   if streams.held_out is not None:
-    lines.append(f"held out: {_counted(streams.held_out.counts)}")
+    lines.append(f"held out: {streams.held_out.counts}")
   return "\n".join(lines)
-
-
-def _counted(counts: batches.Counts) -> str:
-  """Returns what became of a stream's examples, in words."""
-  left_out = {
-    "without a solution": counts.without_solution,
-    "outside the share": counts.not_in_share,
-    "too long, dropped": counts.dropped,
-    "too long, truncated": counts.truncated,
-  }
-  words = [f"{number} {why}" for why, number in left_out.items() if number]
-  return ", ".join([f"{counts.kept} of {counts.given}", *words])

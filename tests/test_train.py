@@ -196,7 +196,7 @@ def test_updates_that_stay_non_finite_end_the_run(directory):
     train.run(settings)
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo"])
+@pytest.mark.parametrize("method", ["sft", "luffy"])
 def test_every_method_runs_by_its_name(directory, method):
   settings = _settings(
     directory,

@@ -73,3 +73,17 @@ class SASR:
   gamma: float = setting(
     1.0, "weight of the warm-up's gradient norm: high is more RL", at_least=0
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class HPT:
+  gate: float = setting(
+    0.0, "share of right samples up to which a question goes to SFT", at_most=1
+  )
+  sft_weight: float = setting(1.0, "of its SFT loss, beside 1", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LUFFY:
+  gamma: float = setting(0.1, "p at which a token weighs most", above=0)
+  demonstration_reward: float = setting(1.0, "reward of a demonstration")

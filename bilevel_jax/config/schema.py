@@ -272,6 +272,8 @@ class Method:
     comparators.MetaGradient, "of the method meta_gradient"
   )
   sasr: comparators.SASR = section(comparators.SASR, "of the method sasr")
+  hpt: comparators.HPT = section(comparators.HPT, "of the method hpt")
+  luffy: comparators.LUFFY = section(comparators.LUFFY, "of the method luffy")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,17 @@ class Counts:
   truncated: int = 0  # over-long
   kept: int  # the truncated ones included
 
+  def __str__(self) -> str:
+    """Returns what became of them, in words."""
+    left_out = {
+      "without a solution": self.without_solution,
+      "outside the share": self.not_in_share,
+      "too long, dropped": self.dropped,
+      "too long, truncated": self.truncated,
+    }
+    words = [f"{number} {why}" for why, number in left_out.items() if number]
+    return ", ".join([f"{self.kept} of {self.given}", *words])
+
 
 def order(size: int, start: int, count: int, seed: int) -> np.ndarray:
   """Returns [count] int64, the examples at positions start to start + count.
@@ -170,11 +181,16 @@ class Demonstrations:
     lengths = [len(prompt) + len(solution) for prompt, solution in encoded]
     truncate = overlong == "truncate"
     self._seed = seed
-    self._examples = [
-      (prompt, solution[: max_tokens - len(prompt)])
-      for (prompt, solution), length in zip(encoded, lengths, strict=True)
+    ids = [solved[i].id for i in np.sort(chosen)]
+    fitted = [
+      (name, (prompt, solution[: max_tokens - len(prompt)]))
+      for name, (prompt, solution), length in zip(
+        ids, encoded, lengths, strict=True
+      )
       if length <= max_tokens or (truncate and len(prompt) < max_tokens)
     ]
+    self._examples = [pair for _, pair in fitted]
+    self._by_id = dict(fitted)
     if encoded and not self._examples:
       shortest = (
         f"prompt has {min(len(prompt) for prompt, _ in encoded)} tokens"
@@ -215,3 +231,9 @@ class Demonstrations:
     return [
       self._examples[i] for i in order(len(self), position, count, self._seed)
     ]
+
+  def of(
+    self, questions: Sequence[types.Question]
+  ) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """Returns each question's own pair, by its id; None where there is none."""
+    return [self._by_id.get(question.id) for question in questions]

@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.typing
+import numpy as np
 import optax
 
 from bilevel_jax.bilevel import problem as bilevel_problem
 from bilevel_jax.objectives.token_weights import TokenWeight
+from bilevel_jax.rollout import routing
 from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
 
 
@@ -35,6 +37,9 @@ class Method(NamedTuple):
   narrow: Callable[[TrainState, Plan], Plan] | None = None
   """(state, plan) -> what of the plan the step needs, where only the state
   knows. Runs on the host, and waits for the state."""
+  route: routing.Router | None = None
+  """What becomes of a step's rollouts and demonstrations. Runs on the host; the
+  demonstrations are then those of the step's own questions."""
   reference: Callable[[TrainState], Tree] | None = None
   """state -> base that the KL is taken to; None: the one the run began with."""
 
@@ -57,6 +62,8 @@ class Ingredients(NamedTuple):
   base_optimizer: Callable[[float | None, int], optax.GradientTransformation]
   """(peak learning rate, updates) -> an optimiser like the base's in all
   else; None: the base's own peak."""
+  advantages: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+  """(rewards [P, G], scored [P, G]) -> advantages and baselines, [P, G]."""
   updates_per_step: int = 1
   reference_dtype: jax.typing.DTypeLike | None = None
   """Of a copy of the KL's reference policy; None: there is no KL term."""

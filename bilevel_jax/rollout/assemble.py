@@ -62,6 +62,7 @@ def minibatches(
   weighting: Weighting,
   *,
   normalise: policy_gradient.Advantage,
+  advantages: np.ndarray | None = None,
   updates: int = 1,
   passes: int = 1,
   seed: Sequence[int] = (0,),
@@ -74,17 +75,20 @@ def minibatches(
     scores: their rewards.
     weighting: [B, T] mask of completions -> weights.
     normalise: as in `policy_gradient.group_advantages`.
+    advantages: [N], in place of those.
     updates: mini-batches of a pass, of N / updates rows each.
     passes: times that the rollouts are gone through.
     seed: of the order of rows; used where there is more than one batch.
     row_multiple: rows are padded to a multiple of this.
   """
   groups = (-1, rollout.requests.samples_per_prompt)
-  advantages, baselines = policy_gradient.group_advantages(
+  of_groups, baselines = policy_gradient.group_advantages(
     scores.rewards.reshape(groups),
     (scores.scored & (rollout.lengths > 0)).reshape(groups),
     normalise=normalise,
   )
+  if advantages is None:
+    advantages = of_groups.ravel()
   total = len(rollout.tokens)
   prompt_lengths = [len(prompt) for prompt in rollout.requests.prompts]
   lengths = np.array(prompt_lengths)[rollout.prompt_index] + rollout.lengths
@@ -97,7 +101,7 @@ def minibatches(
       rl_batch(
         rollout,
         scores,
-        advantages.ravel(),
+        advantages,
         baselines.ravel(),
         weighting,
         selected=selected,

@@ -1,6 +1,7 @@
 """Everything that a run is made of, built from its settings."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from bilevel_jax.models import (
   presets,
 )
 from bilevel_jax.models import policy as policy_lib
-from bilevel_jax.objectives import token_weights, weighting
+from bilevel_jax.objectives import policy_gradient, token_weights, weighting
 from bilevel_jax.rollout import engine
 from bilevel_jax.training import optimizers, sharding
 from bilevel_jax.training import step as step_lib
@@ -273,6 +274,9 @@ def build_learner(
       },
       total_updates=total_updates,
       supervised=supervised,
+      advantages=functools.partial(
+        policy_gradient.group_advantages, normalise=rl.advantage
+      ),
       base_optimizer=base_optimizer,
       updates_per_step=updates_per_step(settings),
       reference_dtype=reference_dtype(settings),

@@ -1,6 +1,7 @@
 """A tabular problem small enough to know every answer."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,14 @@ import pytest
 from bilevel_jax import config, methods, types
 from bilevel_jax.bilevel.problem import Problem
 from bilevel_jax.methods import accumulation, contract, terms
-from bilevel_jax.objectives import weighting
+from bilevel_jax.objectives import policy_gradient, weighting
 from bilevel_jax.rollout import assemble
 from tests import tabular
 
 VOCABULARY = 7
+ADVANTAGES = functools.partial(
+  policy_gradient.group_advantages, normalise="group_mean"
+)
 
 
 @dataclasses.dataclass
@@ -70,6 +74,7 @@ class World:
         base_optimizer=lambda learning_rate, updates: (
           inner if learning_rate is None else optax.sgd(learning_rate)
         ),
+        advantages=ADVANTAGES,
         reference_dtype=np.float32 if kl_coef else None,
       ),
     )

@@ -12,6 +12,7 @@ import pytest
 from bilevel_jax import config
 from bilevel_jax.bilevel import problem as problem_lib
 from bilevel_jax.methods import chord, sasr, terms
+from bilevel_jax.objectives import token_weights
 
 RATE = 0.1  # the world's learning rate
 
@@ -238,18 +239,33 @@ def test_sasr_warms_up_by_sft_and_then_asks_the_gate(world, gamma, kinds):
   chex.assert_trees_all_equal(method.reference(state), bases[1])
 
 
-def test_bridge_takes_the_demonstrations_weights_as_they_come(world):
-  """DFT as BRIDGE's supervised loss: its base moves by DFT alone at 0."""
-  weighted = terms.sft_objective(
-    world.policy, chunk=64, token_weight=lambda logprobs: jnp.exp(logprobs)
+@pytest.mark.parametrize(("penalty", "alone"), [(0.0, "sft"), (1.0, "grpo")])
+def test_bridge_takes_any_weight_of_tokens_and_any_rl_objective(
+  world, penalty, alone
+):
+  """DFT above, CISPO with GSPO's ratio below: at the ends each is by itself."""
+  world.rl = dataclasses.replace(
+    world.rl, old_logprobs=np.full(world.rl.weights.shape, -2.0, np.float32)
   )
-  plain = world.problem
-  world.problem = lambda **settings: plain(**settings)._replace(upper=weighted)
-  bridge, _ = _run(world, "bridge", steps=1, penalty=0.0)
-  world.problem = plain
-  world.base = {
-    "table": world.base["table"] + world.adapter["A"] @ world.adapter["B"]
-  }
-  dft, _ = _run(world, "dft", steps=1)
+  problem = problem_lib.Problem(
+    upper=terms.sft_objective(
+      world.policy, chunk=64, token_weight=token_weights.probability
+    ),
+    lower=terms.rl_objective(
+      world.policy,
+      temperature=1.0,
+      clip_low=0.2,
+      clip_high=0.2,
+      kl_coef=0.0,
+      chunk=64,
+      ratio="sequence",
+      clip="weight",
+    ),
+  )
+  world.problem = lambda **settings: problem
+  joint, _ = _run(world, "bridge", steps=1, penalty=penalty)
   delta = world.adapter["A"] @ world.adapter["B"]
-  np.testing.assert_allclose(bridge["table"] + delta, dft["table"], atol=1e-5)
+  world.base = {"table": world.base["table"] + delta}
+  merged, _ = _run(world, alone, steps=1)
+  np.testing.assert_allclose(joint["table"] + delta, merged["table"], atol=1e-5)
+  assert np.abs(merged["table"] - world.base["table"]).max() > 1e-3

@@ -70,6 +70,7 @@ class Model(NamedTuple):
         total_updates=10,
         supervised=lambda weight: self.problem(surrogate).upper,
         base_optimizer=lambda learning_rate, updates: optimizer,
+        advantages=conftest.ADVANTAGES,
       ),
     )
     state = method.init(self.base, self.adapter)

@@ -1,0 +1,121 @@
+"""Which rollouts and which demonstrations of its questions a step learns from.
+
+A route is decided in numpy once the rewards are known; shapes stay as they
+are, and what is left out has weight 0.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from bilevel_jax.objectives.weighting import Weighting
+from bilevel_jax.rollout import answers, assemble
+from bilevel_jax.types import Question, Scores, TokenBatch
+
+Pair: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Prompt and solution, int32 token ids."""
+
+
+class Solutions(Protocol):
+  """Finds questions' own demonstrations."""
+
+  def of(self, questions: Sequence[Question]) -> Sequence[Pair | None]: ...
+
+
+class Groups(NamedTuple):
+  """What is known of a step's P questions with G samples each."""
+
+  rewards: np.ndarray  # [P, G]
+  correct: np.ndarray  # [P, G] bool
+  scored: np.ndarray  # [P, G] bool
+  demonstrated: np.ndarray  # [P] bool: there is a worked solution
+
+
+class Route(NamedTuple):
+  """What becomes of them."""
+
+  rollouts: np.ndarray  # [P, G] bool: it counts
+  advantages: np.ndarray  # [P, G] of those
+  demonstrations: np.ndarray  # [P] bool: it counts
+  coefficients: np.ndarray  # [P] of those, beside the weights of their tokens
+
+
+Router: TypeAlias = Callable[[Groups], Route]
+
+
+class Routed(NamedTuple):
+  """A step's rollouts and demonstrations, routed."""
+
+  scores: Scores  # not scored: also what does not count
+  advantages: np.ndarray  # [N]
+  route: Route
+  pairs: Sequence[Pair | None]  # P
+  parts: int  # updates that the questions are split over
+
+  def demonstrations(
+    self, number: int, weighting: Weighting, *, row_multiple: int
+  ) -> TokenBatch:
+    """Returns the demonstrations of an update's part of the questions as rows.
+
+    Args:
+      number: of the step's updates, from 0; each pass has all `parts`.
+      weighting: [B, T] mask of solutions -> weights.
+      row_multiple: rows are padded to a multiple of this.
+    """
+    questions = np.array_split(np.arange(len(self.pairs)), self.parts)
+    questions = questions[number % self.parts]
+    counted = [q for q in questions if self.route.demonstrations[q]]
+    most = -(-len(self.pairs) // self.parts)
+    rows = -(-most // row_multiple) * row_multiple
+    coefficients = np.zeros((rows, 1), np.float32)
+    coefficients[: len(counted), 0] = self.route.coefficients[counted]
+    return assemble.token_batch(
+      [pair for q in counted if (pair := self.pairs[q]) is not None],
+      lambda mask: weighting(mask) * coefficients,
+      rows=rows,
+    )
+
+  def metrics(self) -> dict[str, float]:
+    """Returns the shares of questions that have and that get an SFT loss."""
+    return {
+      "mix/demonstrated_questions": float(
+        np.mean([pair is not None for pair in self.pairs])
+      ),
+      "mix/sft_questions": float(np.mean(self.route.demonstrations)),
+    }
+
+
+def follow(
+  router: Router,
+  answered: answers.Answers,
+  solutions: Solutions,
+  *,
+  parts: int = 1,
+) -> Routed:
+  """Returns a step's rollouts and demonstrations as the router says.
+
+  Args:
+    router: decides.
+    answered: N = P * G completions, prompt-major.
+    solutions: where a question's demonstration is found, if it has one.
+    parts: updates that the questions are split over.
+  """
+  scores = answered.scores
+  groups = (-1, answered.rollout.requests.samples_per_prompt)
+  pairs = solutions.of(answered.questions[:: groups[1]])
+  demonstrated = np.array([pair is not None for pair in pairs])
+  route = router(
+    Groups(
+      rewards=scores.rewards.reshape(groups),
+      correct=scores.correct.reshape(groups),
+      scored=scores.scored.reshape(groups),
+      demonstrated=demonstrated,
+    )
+  )
+  route = route._replace(demonstrations=route.demonstrations & demonstrated)
+  kept = dataclasses.replace(
+    scores, scored=scores.scored & route.rollouts.ravel()
+  )
+  return Routed(kept, route.advantages.ravel(), route, pairs, parts)

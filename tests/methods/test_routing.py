@@ -1,0 +1,127 @@
+"""Which rollouts and demonstrations of a question HPT and LUFFY learn from."""
+
+import types
+
+import numpy as np
+import pytest
+
+from bilevel_jax.objectives import policy_gradient, weighting
+from bilevel_jax.rollout import routing
+from bilevel_jax.types import Scores
+
+REWARDS = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0], [1, 1, 0]])
+SCORED = np.ones(REWARDS.shape, bool)
+SCORED[4, 2] = False
+GROUPS = routing.Groups(
+  rewards=REWARDS,
+  correct=REWARDS > 0,
+  scored=SCORED,
+  demonstrated=np.array([True, True, True, False, False]),
+)
+
+
+def _advantages(rewards, scored):
+  return policy_gradient.group_advantages(
+    rewards, scored, normalise="group_mean"
+  )[0]
+
+
+def test_hpt_gives_sft_the_questions_that_are_never_solved(world):
+  route = world.method("hpt").route(GROUPS)
+  np.testing.assert_array_equal(route.demonstrations, [1, 0, 0, 0, 0])
+  np.testing.assert_array_equal(
+    route.rollouts, np.array([0, 1, 1, 1, 1], bool)[:, None] & (REWARDS >= 0)
+  )
+  # One question of five: a fifth of the whole, four fifths for the others.
+  np.testing.assert_allclose(route.coefficients, 0.2)
+  np.testing.assert_allclose(
+    route.advantages, 0.8 * _advantages(REWARDS, SCORED), rtol=1e-6
+  )
+
+
+def test_hpt_with_a_gate_below_zero_is_rl(world):
+  route = world.method("hpt", hpt={"gate": -1.0}).route(GROUPS)
+  assert route.rollouts.all()
+  assert not route.demonstrations.any()
+  np.testing.assert_array_equal(route.advantages, _advantages(REWARDS, SCORED))
+
+
+def test_hpt_with_a_gate_of_one_is_sft_where_there_are_demonstrations(world):
+  route = world.method("hpt", hpt={"gate": 1.0}).route(
+    GROUPS._replace(demonstrated=np.ones(5, bool))
+  )
+  assert not route.rollouts.any()
+  assert route.demonstrations.all()
+  np.testing.assert_array_equal(route.coefficients, 1.0)
+
+
+def test_luffy_counts_a_demonstration_as_one_more_sample(world):
+  route = world.method("luffy").route(GROUPS)
+  assert route.rollouts.all()
+  rows = 5 * 3 - 1, 3  # samples that were scored, and demonstrations
+  for q in range(5):
+    group = list(REWARDS[q, SCORED[q]])
+    group += [1.0] * int(GROUPS.demonstrated[q])
+    for g in np.flatnonzero(SCORED[q]):
+      expected = (REWARDS[q, g] - np.mean(group)) * rows[0] / sum(rows)
+      np.testing.assert_allclose(route.advantages[q, g], expected, atol=1e-6)
+    expected = (1 - np.mean(group)) * rows[1] / sum(rows)
+    if GROUPS.demonstrated[q]:
+      np.testing.assert_allclose(route.coefficients[q], expected, atol=1e-6)
+
+
+def test_luffy_without_demonstrations_is_rl(world):
+  route = world.method("luffy").route(
+    GROUPS._replace(demonstrated=np.zeros(5, bool))
+  )
+  assert not route.demonstrations.any()
+  np.testing.assert_array_equal(route.advantages, _advantages(REWARDS, SCORED))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_each_update_gets_its_questions_demonstrations(world, parts):
+  """Every demonstration once a pass, with its coefficient, on its tokens."""
+  pair = lambda q: (np.full(2, 3, np.int32), np.full(q + 1, q, np.int32))
+  solutions = types.SimpleNamespace(
+    of=lambda questions: [
+      pair(q) if GROUPS.demonstrated[q] else None for q in questions
+    ]
+  )
+  answered = types.SimpleNamespace(
+    scores=Scores(
+      rewards=REWARDS.ravel(),
+      scored=SCORED.ravel(),
+      correct=GROUPS.correct.ravel(),
+    ),
+    questions=list(np.repeat(np.arange(5), 3)),
+    rollout=types.SimpleNamespace(
+      requests=types.SimpleNamespace(samples_per_prompt=3)
+    ),
+  )
+  router = lambda groups: routing.Route(
+    rollouts=REWARDS >= 0,
+    advantages=REWARDS,
+    demonstrations=np.array([1, 0, 1, 1, 0], bool),
+    coefficients=np.array([2.0, 9.0, 3.0, 9.0, 9.0]),
+  )
+  routed = routing.follow(router, answered, solutions, parts=parts)
+  assert routed.metrics() == {
+    "mix/demonstrated_questions": 0.6,
+    "mix/sft_questions": 0.4,
+  }
+  weights = {}
+  for number in range(parts):
+    batch = routed.demonstrations(
+      number, weighting.sequence_mean, row_multiple=4
+    )
+    again = routed.demonstrations(
+      number + parts, weighting.sequence_mean, row_multiple=4
+    )
+    np.testing.assert_array_equal(batch.weights, again.weights)
+    assert len(batch.weights) % 4 == 0
+    for tokens, row in zip(batch.tokens, batch.weights, strict=True):
+      if row.any():
+        weights[int(tokens[2])] = row.sum()
+        assert set(tokens[row > 0]) == {tokens[2]}
+  # Two rows share the batch of the only update, and that of the first of two.
+  assert weights == pytest.approx({0: 2.0 / 2, 2: 3.0 / 2})
