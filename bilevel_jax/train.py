@@ -133,7 +133,7 @@ def _gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   mesh = parts.make_mesh(settings.mesh)
   learner = parts.build_learner(settings, model.policy, mesh)
   plans = [learner.method.plan(step) for step in range(settings.steps)]
-  routes = learner.method.route is not None
+  routes = learner.method.route is not None and plans[0].demonstrations
   alone = any(not plan.rollouts for plan in plans)
   if (alone or routes) and streams.demonstrations is None:
     raise config.ConfigError(
@@ -182,12 +182,13 @@ def _step(
   if plan.rollouts:
     answered = _sample(story, step)
     logged |= answers.measure(answered)
-    if learner.method.route is not None and story.streams.demonstrations:
+    if learner.method.route is not None:
       routed = routing.follow(
         learner.method.route,
         answered,
-        story.streams.demonstrations,
+        story.streams.demonstrations if plan.demonstrations else None,
         parts=settings.rl.updates_per_rollout,
+        seed=(settings.seed, step),
       )
       logged |= routed.metrics()
     story.host["tokens"] += int(answered.rollout.lengths.sum())
@@ -278,7 +279,7 @@ def _batches(
     rl_batches = [_with_logprobs(story, batch, old) for batch in rl_batches]
   for number, rl in enumerate(rl_batches):
     sft = None
-    if routed:
+    if routed and plan.demonstrations:
       sft = routed.demonstrations(
         number, learner.sft_weighting, row_multiple=multiple
       )

@@ -87,3 +87,17 @@ class HPT:
 class LUFFY:
   gamma: float = setting(0.1, "p at which a token weighs most", above=0)
   demonstration_reward: float = setting(1.0, "reward of a demonstration")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffle:
+  kept_share: float = setting(
+    0.5,
+    "share of a question's pairs of samples that is kept",
+    at_least=0,
+    at_most=1,
+  )
+  rounds: int = setting(8, "in which the pairs are drawn", at_least=1)
+  power: float = setting(
+    1.0, "of a pair's advantages in its chance to be drawn", at_least=0
+  )

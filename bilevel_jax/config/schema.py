@@ -274,6 +274,9 @@ class Method:
   sasr: comparators.SASR = section(comparators.SASR, "of the method sasr")
   hpt: comparators.HPT = section(comparators.HPT, "of the method hpt")
   luffy: comparators.LUFFY = section(comparators.LUFFY, "of the method luffy")
+  shuffle: comparators.Shuffle = section(
+    comparators.Shuffle, "of the method shuffle"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

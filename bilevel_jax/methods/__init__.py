@@ -14,6 +14,7 @@ from bilevel_jax.methods import (
   sasr,
   sft,
   sft_then_rl,
+  shuffle,
 )
 
 METHODS = {
@@ -30,4 +31,5 @@ METHODS = {
   "sasr": sasr.build,
   "sft": sft.build,
   "sft_then_rl": sft_then_rl.build,
+  "shuffle": shuffle.build,
 }

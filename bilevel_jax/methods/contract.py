@@ -39,7 +39,7 @@ class Method(NamedTuple):
   knows. Runs on the host, and waits for the state."""
   route: routing.Router | None = None
   """What becomes of a step's rollouts and demonstrations. Runs on the host; the
-  demonstrations are then those of the step's own questions."""
+  demonstrations, where planned, are then those of the step's own questions."""
   reference: Callable[[TrainState], Tree] | None = None
   """state -> base that the KL is taken to; None: the one the run began with."""
 

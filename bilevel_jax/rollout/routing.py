@@ -31,6 +31,7 @@ class Groups(NamedTuple):
   correct: np.ndarray  # [P, G] bool
   scored: np.ndarray  # [P, G] bool
   demonstrated: np.ndarray  # [P] bool: there is a worked solution
+  seed: Sequence[int] = (0,)  # of a router's random choices in this step
 
 
 class Route(NamedTuple):
@@ -90,21 +91,27 @@ class Routed(NamedTuple):
 def follow(
   router: Router,
   answered: answers.Answers,
-  solutions: Solutions,
+  solutions: Solutions | None,
   *,
   parts: int = 1,
+  seed: Sequence[int] = (0,),
 ) -> Routed:
   """Returns a step's rollouts and demonstrations as the router says.
 
   Args:
     router: decides.
     answered: N = P * G completions, prompt-major.
-    solutions: where a question's demonstration is found, if it has one.
+    solutions: where a question's demonstration is found, if it has one; None:
+      none has.
     parts: updates that the questions are split over.
+    seed: of the router's random choices.
   """
   scores = answered.scores
   groups = (-1, answered.rollout.requests.samples_per_prompt)
-  pairs = solutions.of(answered.questions[:: groups[1]])
+  questions = answered.questions[:: groups[1]]
+  pairs = [None] * len(questions)
+  if solutions is not None:
+    pairs = solutions.of(questions)
   demonstrated = np.array([pair is not None for pair in pairs])
   route = router(
     Groups(
@@ -112,6 +119,7 @@ def follow(
       correct=scores.correct.reshape(groups),
       scored=scores.scored.reshape(groups),
       demonstrated=demonstrated,
+      seed=seed,
     )
   )
   route = route._replace(demonstrations=route.demonstrations & demonstrated)

@@ -1,10 +1,11 @@
-"""Which rollouts and demonstrations of a question HPT and LUFFY learn from."""
+"""Which rollouts and demonstrations hpt, luffy and shuffle learn from."""
 
 import types
 
 import numpy as np
 import pytest
 
+from bilevel_jax.methods import shuffle
 from bilevel_jax.objectives import policy_gradient, weighting
 from bilevel_jax.rollout import routing
 from bilevel_jax.types import Scores
@@ -76,6 +77,55 @@ def test_luffy_without_demonstrations_is_rl(world):
   )
   assert not route.demonstrations.any()
   np.testing.assert_array_equal(route.advantages, _advantages(REWARDS, SCORED))
+
+
+EVEN = routing.Groups(
+  rewards=np.random.default_rng(0).normal(size=(3, 4)),
+  correct=np.zeros((3, 4), bool),
+  scored=np.ones((3, 4), bool),
+  demonstrated=np.zeros(3, bool),
+)
+
+
+def test_shuffle_of_all_pairs_in_one_round_is_rl(world):
+  options = {"kept_share": 1.0, "rounds": 1}
+  route = world.method("shuffle", shuffle=options).route(EVEN)
+  assert route.rollouts.all()
+  np.testing.assert_allclose(
+    route.advantages, _advantages(EVEN.rewards, EVEN.scored), rtol=1e-6
+  )
+
+
+def test_shuffle_keeps_the_most_contrasting_pairs():
+  pairs = shuffle.contrasting(EVEN.rewards, share=0.5)
+  expected = {
+    (4 * q + np.argmax(row), 4 * q + np.argmin(row))
+    for q, row in enumerate(EVEN.rewards)
+  }
+  assert {tuple(pair) for pair in pairs} == expected
+
+
+def test_shuffle_draws_pairs_by_their_size_as_often_as_there_are_pairs():
+  sizes = np.array([3.0, 1.0, 0.0, 0.0])
+  random = np.random.default_rng(0)
+  drawn = np.array(
+    [
+      shuffle.draw(sizes, rounds=4, power=1.0, random=random)
+      for _ in range(500)
+    ]
+  )
+  assert (drawn.sum(axis=1) == 4).all()
+  np.testing.assert_allclose(drawn.mean(axis=0), [3, 1, 0, 0], atol=0.1)
+
+
+def test_shuffle_weighs_rows_as_if_they_were_repeated(world):
+  """The mean over counted rows is that over the rows as they were drawn."""
+  route = world.method("shuffle", shuffle={"rounds": 3}).route(EVEN)
+  advantages = _advantages(EVEN.rewards, EVEN.scored)
+  counts = np.where(route.rollouts, route.advantages / advantages, 0)
+  np.testing.assert_allclose(counts[route.rollouts].mean(), 1.0, rtol=1e-5)
+  times = counts / counts[route.rollouts].min()
+  np.testing.assert_allclose(times, np.round(times), atol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

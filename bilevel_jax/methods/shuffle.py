@@ -1,0 +1,87 @@
+"""Shuffle-R1: RL on the rollouts with the most to say (arXiv 2508.05612).
+
+Of each question's G samples, sorted by advantage, the first is paired with the
+last, the second with the last but one, and so on; the most contrasting share
+of the pairs is kept. Then the step's pairs are drawn in rounds, in each without
+replacement and with a probability that grows with |A1| + |A2|, so many in all
+as there are pairs.
+"""
+
+import numpy as np
+
+from bilevel_jax import config
+from bilevel_jax.methods import contract, grpo
+from bilevel_jax.rollout import routing
+
+
+def build(
+  settings: config.Method, ingredients: contract.Ingredients
+) -> contract.Method:
+  """Returns GRPO on the pairs that were drawn.
+
+  Ours: a sample that was drawn c times is a row with c times the advantage,
+  which is the same mean over rows, in fixed shapes; its KL term counts once.
+  """
+  options = settings.shuffle
+
+  def route(groups: routing.Groups) -> routing.Route:
+    advantages, _ = ingredients.advantages(groups.rewards, groups.scored)
+    pairs = contrasting(advantages, share=options.kept_share)
+    sizes = np.abs(advantages.ravel()[pairs]).sum(axis=1)
+    drawn = draw(
+      sizes,
+      rounds=options.rounds,
+      power=options.power,
+      random=np.random.default_rng(groups.seed),
+    )
+    counts = np.zeros(advantages.size)
+    counts[pairs] = drawn[:, None]
+    counts = counts.reshape(advantages.shape)
+    mean = counts.sum() / max((counts > 0).sum(), 1)
+    return routing.Route(
+      rollouts=counts > 0,
+      advantages=(advantages * counts / max(mean, 1)).astype(np.float32),
+      demonstrations=np.zeros(len(advantages), bool),
+      coefficients=np.zeros(len(advantages)),
+    )
+
+  return grpo.build(settings, ingredients)._replace(route=route)
+
+
+def contrasting(advantages: np.ndarray, *, share: float) -> np.ndarray:
+  """Returns [K, 2] indices of the pairs that are kept, into N = P * G.
+
+  Args:
+    advantages: [P, G]; of an odd G the middle one has no partner.
+    share: of each question's pairs; one at least, if there is one.
+  """
+  questions, samples = advantages.shape
+  kept = min(max(round(share * (samples // 2)), 1), samples // 2)
+  order = np.argsort(-advantages, axis=1, kind="stable")
+  pairs = np.stack([order[:, :kept], order[:, ::-1][:, :kept]], axis=-1)
+  first = samples * np.arange(questions)[:, None, None]
+  return (pairs + first).reshape(-1, 2)
+
+
+def draw(
+  sizes: np.ndarray,
+  *,
+  rounds: int,
+  power: float,
+  random: np.random.Generator,
+) -> np.ndarray:
+  """Returns [K] int, how often each pair is drawn.
+
+  Args:
+    sizes: [K] of |A1| + |A2|.
+    rounds: of K / rounds pairs each, one at least, none twice in a round.
+    power: a pair's chance is proportional to its size to this power.
+    random: draws.
+  """
+  chances = sizes.astype(np.float64) ** power + 1e-12  # all may be equal
+  each = max(len(sizes) // rounds, 1)
+  drawn = [
+    random.choice(len(sizes), each, replace=False, p=chances / chances.sum())
+    for _ in range(rounds)
+  ]
+  return np.bincount(np.concatenate(drawn), minlength=len(sizes))
