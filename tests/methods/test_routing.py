@@ -103,6 +103,8 @@ def test_shuffle_keeps_the_most_contrasting_pairs():
     for q, row in enumerate(EVEN.rewards)
   }
   assert {tuple(pair) for pair in pairs} == expected
+  every = shuffle.contrasting(np.array([[2.0, 0.0, 3.0, 1.0]]), share=1.0)
+  assert every.tolist() == [[2, 1], [0, 3]]  # best with worst, then inwards
 
 
 def test_shuffle_draws_pairs_by_their_size_as_often_as_there_are_pairs():
@@ -131,10 +133,11 @@ def test_shuffle_weighs_rows_as_if_they_were_repeated(world):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_each_update_gets_its_questions_demonstrations(world, parts):
   """Every demonstration once a pass, with its coefficient, on its tokens."""
+  demonstrated = np.array([1, 1, 0, 1, 1], bool)
   pair = lambda q: (np.full(2, 3, np.int32), np.full(q + 1, q, np.int32))
   solutions = types.SimpleNamespace(
     of=lambda questions: [
-      pair(q) if GROUPS.demonstrated[q] else None for q in questions
+      pair(q) if demonstrated[q] else None for q in questions
     ]
   )
   answered = types.SimpleNamespace(
@@ -149,16 +152,19 @@ def test_each_update_gets_its_questions_demonstrations(world, parts):
     ),
   )
   router = lambda groups: routing.Route(
-    rollouts=REWARDS >= 0,
+    rollouts=REWARDS > 0,
     advantages=REWARDS,
-    demonstrations=np.array([1, 0, 1, 1, 0], bool),
-    coefficients=np.array([2.0, 9.0, 3.0, 9.0, 9.0]),
+    demonstrations=np.array([1, 0, 1, 0, 1], bool),
+    coefficients=np.array([2.0, 9.0, 9.0, 9.0, 3.0]),
   )
   routed = routing.follow(router, answered, solutions, parts=parts)
   assert routed.metrics() == {
-    "mix/demonstrated_questions": 0.6,
+    "mix/demonstrated_questions": 0.8,
     "mix/sft_questions": 0.4,
   }
+  np.testing.assert_array_equal(
+    routed.scores.scored, (SCORED & (REWARDS > 0)).ravel()
+  )
   weights = {}
   for number in range(parts):
     batch = routed.demonstrations(
@@ -171,7 +177,8 @@ def test_each_update_gets_its_questions_demonstrations(world, parts):
     assert len(batch.weights) % 4 == 0
     for tokens, row in zip(batch.tokens, batch.weights, strict=True):
       if row.any():
+        assert int(tokens[2]) not in weights
         weights[int(tokens[2])] = row.sum()
         assert set(tokens[row > 0]) == {tokens[2]}
-  # Two rows share the batch of the only update, and that of the first of two.
-  assert weights == pytest.approx({0: 2.0 / 2, 2: 3.0 / 2})
+  # Of one update they share the batch; of two, each has its own.
+  assert weights == pytest.approx({0: 2.0 / (3 - parts), 4: 3.0 / (3 - parts)})
