@@ -106,11 +106,12 @@ def test_a_call_goes_on_where_the_last_one_stopped(run):
   whole, scores = path.read_text(), (run.out / "scores.json").read_text()
   lines = whole.splitlines(keepends=True)
   marked = lines[0].replace('"finish_reason"', '"kept": 1, "finish_reason"')
-  path.write_text(marked + lines[1] + lines[2][:30])
-  code, *_ = run(*arguments)
-  assert code == 0
-  assert path.read_text() == marked + "".join(lines[1:])
-  assert (run.out / "scores.json").read_text() == scores
+  for end in (30, -1):  # a line that was cut; one that lacks its end alone
+    path.write_text(marked + lines[1][:end])
+    code, *_ = run(*arguments)
+    assert code == 0
+    assert path.read_text() == marked + "".join(lines[1:])
+    assert (run.out / "scores.json").read_text() == scores
 
 
 def test_other_settings_need_another_directory(run):

@@ -42,6 +42,8 @@ def _equal(final: str, wanted: str, tolerance: float | None) -> bool | None:
   """Whether two answers are equal; None where it takes a parser to know."""
   if len(final) > _LONGEST_FORMULA:
     return None
+  if _depth(final) > _DEEPEST:
+    return False
   given, target = _plain(final), _plain(wanted)
   if target and _as_text(given) == _as_text(target):
     return True
@@ -76,6 +78,15 @@ _LIST = re.compile(r"\d,\s+\d")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _BACKSLASHES = re.compile(r"\\+")
 _GROUP = re.compile(r"(?<![\w}\]])\{([^{}]*)\}")
+
+
+def _depth(text: str) -> int:
+  """How deep brackets are nested, open ones that nothing closes included."""
+  depth = deepest = 0
+  for sign in text:
+    depth += (sign in "([{") - (sign in ")]}")
+    deepest = max(deepest, depth)
+  return deepest
 
 
 def _without_name(text: str, other: str) -> str:
@@ -130,6 +141,7 @@ def _math_verify(answer: str, completion: str) -> bool:
 
 
 _LONGEST_FORMULA = 2000  # characters; what is longer equals no answer
+_DEEPEST = 50  # brackets; what is nested deeper takes the parser minutes
 _CONTEXT = 500  # characters before the last box or `answer is`, or of the end
 
 

@@ -143,7 +143,8 @@ def test_a_process_that_is_killed_between_batches_costs_nothing():
 
 
 def test_interrupts_are_left_to_the_parent():
-  with _scorer(deadline_s=60.0) as scorer:
+  # One process, for another may not have come as far as to hear.
+  with _scorer(deadline_s=60.0, workers=1) as scorer:
     _score(scorer, *["1"] * 10)
     for process_id in scorer.process_ids:
       os.kill(process_id, signal.SIGINT)
@@ -173,6 +174,30 @@ def test_a_formula_that_hangs_sympy_is_unscorable():
     scores = scorer.score(texts, [question] * 4)
   assert scores.scored.tolist() == [False, True, True, True]
   assert scores.correct.tolist() == [False, True, False, False]
+
+
+def test_hostile_completions_cost_less_than_their_deadline():
+  box = lambda text: rf"\boxed{{{text}}}"
+  texts = [
+    r"\boxed{" * 3000,
+    box("{" * 900 + "1" + "}" * 900),
+    box("(" * 900 + "x" + ")" * 900),
+    box("9" * 100_000),
+    box("9^{9^{9^{9^{9}}}}"),
+    box("x^{10^{9}}+1"),
+    box("(x+y+z+w)^{900}"),
+    box(r"\frac{1}{1+" * 300 + "x" + "}" * 300),
+    box(r"\sqrt{" * 250 + "x" + "}" * 250),
+    box("(x+1)^2," * 200 + "x"),
+    "the final answer is " * 6000,
+    r"x = \frac{1}{2} and " * 5000,
+  ]
+  question = types.Question("", "", "x^2+1", None, {})
+  with pool.Scorer({"math": 1.0}, deadline_s=20.0) as scorer:
+    scores = scorer.score(texts, [question] * len(texts))
+    assert scorer.replaced == 0
+  assert scores.scored.all()
+  assert not scores.correct.any()
 
 
 def test_a_regular_expression_that_hangs_is_unscorable():
