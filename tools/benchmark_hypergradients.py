@@ -11,6 +11,7 @@ GRPO update that ran just before, on this machine.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
@@ -30,6 +31,7 @@ from bilevel_jax import config, methods
 from bilevel_jax.bilevel import implicit, penalty, unrolled
 from bilevel_jax.bilevel.problem import Estimator, Problem, gradient
 from bilevel_jax.methods import accumulation, contract
+from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.training import optimizers
 from bilevel_jax.types import TrainState
 
@@ -208,10 +210,16 @@ def update(
   inner = optimizers.build(
     config.Optimizer(name=form.optimizer, learning_rate=1e-4), 100
   )
+  problem = model.problem("dice" if twice else "fixed_sample")
   method = methods.METHODS[form.method](
     settings,
     contract.Ingredients(
-      problem=model.problem("dice" if twice else "fixed_sample"),
+      problem=problem,
+      supervised=lambda weight: problem.upper,
+      base_optimizer=lambda learning_rate, updates: inner,
+      advantages=functools.partial(
+        policy_gradient.group_advantages, normalise="group_std"
+      ),
       gradient=accumulation.gradient_over(model.micro_batch),
       optimizers={"base": inner, "adapter": inner, "rl_only_base": inner},
       total_updates=100,
@@ -285,10 +293,13 @@ def cost(
 
   # Each beside a GRPO update of its own; the first pair warms up.
   ratios = {}
-  for name in rich.progress.track(list(compiled), "measuring"):
-    pairs = [(seconds("grpo"), seconds(name)) for _ in range(repeats + 1)]
-    if repeats:
-      ratios[name] = statistics.median(b / a for a, b in pairs[1:])
+  try:
+    for name in rich.progress.track(list(compiled), "measuring"):
+      pairs = [(seconds("grpo"), seconds(name)) for _ in range(repeats + 1)]
+      if repeats:
+        ratios[name] = statistics.median(b / a for a, b in pairs[1:])
+  except KeyboardInterrupt:
+    pass  # the table has what was measured so far
   bytes_ = {
     name: program.memory_analysis().temp_size_in_bytes
     for name, program in compiled.items()
