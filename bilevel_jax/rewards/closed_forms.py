@@ -23,11 +23,13 @@ _MOST_PARTS = 20  # of a set: all pairs are compared
 _GREATEST_POWER = 8192  # bits of a rational
 _PARTS = re.compile(
   r"(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)"
-  r"|(?P<letter>(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda"
-  r"|mu|nu|rho|sigma|tau|phi|omega|Omega|hbar|infty)(?![a-zA-Z]))"
+  r"|(?P<letter>(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|epsilon|zeta"
+  r"|eta|theta|kappa|lambda|mu|nu|rho|sigma|tau|phi|psi|xi|omega|Delta|Omega|hbar|infty)(?![a-zA-Z]))"
   r"(?:_(?:\w|\\[a-zA-Z]+|\{\\?\w+\}))?)"
   r"|(?P<nothing>\{\})|(?P<command>\\[a-zA-Z]+)|(?P<sign>[-+*/^(){}\[\]])"
 )
+# A number that may have a unit behind it: no letter of a formula, that.
+_MEASURE = re.compile(r"-?(?:\d|\.|\\frac\{?\d|\\sqrt\{?\d)[^+(]*$")
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3}|^[a-zA-Z]{2,}$")
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
   "\\sin": cmath.sin,
@@ -132,7 +134,9 @@ def _equal(a: str, b: str, tolerance: float | None) -> bool | None:
       reader, other = _Reader(a, point), _Reader(b, point)
       value, target = reader.value(), other.value()
       if reader.letters != other.letters:
-        return None  # which may be a unit
+        odd = [a] * bool(reader.letters - other.letters)
+        odd += [b] * bool(other.letters - reader.letters)
+        return None if any(map(_MEASURE.match, odd)) else False
       if not reader.letters:
         return close(value, target, tolerance)
       scale = max(abs(value), abs(target))
