@@ -87,7 +87,7 @@ def test_policies_of_rematerialisation_give_equal_gradients_for_less_memory():
     family="llama",
     vocab_size=32,
     width=16,
-    layers=6,
+    layers=12,  # so that what a layer keeps outweighs what one works with
     heads=2,
     kv_heads=1,
     head_dim=8,
