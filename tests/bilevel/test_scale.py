@@ -1,10 +1,5 @@
 """Memory, devices and number formats."""
 
-import pathlib
-import socket
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bilevel_jax.bilevel import implicit, unrolled
+from tests import processes
 from tests.bilevel import network
 from tests.bilevel.quadratic import relative
 
@@ -63,7 +59,6 @@ def test_memory_of_the_unroll_grows_by_parameters_not_by_activations():
   assert needed(6) - needed(2) <= 4 * 3 * parameters * 1.01
 
 
-ROOT = pathlib.Path(__file__).parents[2]
 ESTIMATORS = {
   "unrolled": network.UNROLLED,
   "conjugate_gradient": implicit.implicit(
@@ -105,20 +100,8 @@ def test_four_devices_agree_with_one(name, tolerance):
 
 def test_two_processes_agree_with_one(tmp_path):
   """Over loopback, each with half of the parameters and of the rows."""
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
   file = tmp_path / "gradient.npz"
-  command = [sys.executable, "-m", "tests.bilevel.two_processes"]
-  processes = [
-    subprocess.Popen([*command, str(i), str(port), str(file)], cwd=ROOT)
-    for i in range(2)
-  ]
-  try:
-    assert [p.wait(timeout=180) for p in processes] == [0, 0]
-  finally:
-    for process in processes:
-      process.kill()
+  processes.run_pair("tests.bilevel.two_processes", file)
   base, adapter, batch = network.inputs()
   run = network.hypergradient(network.UNROLLED, network.objective())
   state = optax.sgd(network.STEP).init(base)

@@ -14,8 +14,9 @@ from hypothesis import strategies
 
 from bilevel_jax import config, types
 from bilevel_jax.rollout import decoding, engine, sampling
-from tests import tabular
+from tests import processes, tabular
 from tests.models import tiny
+from tests.rollout import two_processes
 
 VOCAB = 6
 TABLE = tabular.policy(VOCAB)
@@ -195,6 +196,21 @@ def test_tokens_do_not_depend_on_the_number_of_devices():
   )
   _same(spread, plain, atol=1e-5)
   assert all(part.rows % 4 == 0 for part in seen)
+
+
+def test_two_processes_sample_what_one_does(tmp_path):
+  """Each holds half of the rows; both are told all of the tokens."""
+  processes.run_pair("tests.rollout.two_processes", tmp_path / "rollout")
+  one = engine.generate(
+    tabular.policy(two_processes.VOCABULARY),
+    two_processes.weights(),
+    two_processes.requests(),
+    segment=4,
+  )
+  for process in range(2):
+    with np.load(tmp_path / f"rollout-{process}.npz") as both:
+      np.testing.assert_array_equal(both["tokens"], one.tokens)
+      np.testing.assert_array_equal(both["lengths"], one.lengths)
 
 
 def test_tokens_do_not_depend_on_the_other_requests():
