@@ -10,9 +10,9 @@ questions are trained on, 100 of the other 300 held out. The worked solutions
 are one equation each; the reward is the number.
 
 Hardware: 2 CPU cores and 16 GB, or any GPU. Cost: one to several minutes a step
-on two busy cores. Expected: after 13 steps of one seed, 14 of 100 held-out
-questions (95% interval 8.5% to 22.1%), from 1 of 100 (0.2% to 5.4%); the SFT
-loss fell from 2.51 to 0.46 and the rewards were mostly 0, so this is the
+on two busy cores. Expected: after 20 steps of one seed, 17 of 100 held-out
+questions (95% interval 10.9% to 25.5%), from 1 of 100 (0.2% to 5.4%); the SFT
+loss fell from 2.51 to 0.36 and the rewards were mostly 0, so this is the
 demonstrations' doing. The weights were quantised to four bits and add badly.
 """
 
