@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bilevel_jax import config, train
-from bilevel_jax.training import checkpoint, parts
+from bilevel_jax.training import checkpoint, learner, sharding, sources
 from tests import tiny_run
 
 
@@ -29,10 +29,10 @@ def _settings(directory, run_dir, **changes):
 
 def _last_state(settings):
   """The state in the last checkpoint of a run, and where its streams stood."""
-  model = parts.build_model(settings)
-  mesh = parts.make_mesh(settings.mesh)
-  learner = parts.build_learner(settings, model.policy, mesh)
-  abstract = parts.abstract_state(learner.method, model.policy)
+  model = sources.build_model(settings)
+  mesh = sharding.mesh_of(settings.mesh)
+  built = learner.build(settings, model.policy, mesh)
+  abstract = learner.abstract_state(built.method, model.policy)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract

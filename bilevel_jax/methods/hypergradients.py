@@ -250,6 +250,14 @@ SECOND_ORDER = frozenset({"unrolled", "implicit", "one_step"})
 DIFFERENTIATES_OPTIMIZER = frozenset({"unrolled", "one_step"})
 
 
+def second_order(settings: config.Method) -> list[str]:
+  """Returns the forms of a method that differentiate its losses twice."""
+  if settings.name != "bridge":
+    return []
+  wanted = (settings.hypergradient, *settings.compare_with)
+  return [name for name in wanted if name in SECOND_ORDER]
+
+
 def mixed_product(settings: config.Method, form: str) -> MixedProduct:
   """Returns how a form takes its products with second derivatives."""
   if settings.mixed_product is not None:

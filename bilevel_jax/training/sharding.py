@@ -154,3 +154,14 @@ def _axes(axes: str | tuple[str, ...] | None) -> Iterator[str]:
   if axes is None:
     return iter(())
   return iter((axes,) if isinstance(axes, str) else axes)
+
+
+def mesh_of(settings: config.Mesh) -> jax.sharding.Mesh:
+  """Returns the mesh: of all devices, or of the first if `fsdp` is smaller."""
+  devices, others = jax.devices(), settings.data * settings.tensor
+  if settings.fsdp is None:
+    fsdp = max(1, len(devices) // others)
+  else:
+    fsdp = settings.fsdp
+    devices = devices[: others * fsdp]
+  return make_mesh(settings.data, fsdp, settings.tensor, devices)

@@ -12,7 +12,7 @@ import pytest
 from bilevel_jax import methods
 from bilevel_jax.methods import contract, terms
 from bilevel_jax.objectives import weighting
-from bilevel_jax.training import step as step_lib
+from bilevel_jax.training import programs
 from tests.methods import conftest
 
 NAMES = sorted(methods.METHODS)
@@ -49,7 +49,7 @@ def _compiled(name: str, rows: int | None = None, **settings) -> Case:
 
   def counted(state, batch):
     traces.append(None)
-    return step_lib.guarded(method.update)(state, batch)
+    return programs.guarded(method.update)(state, batch)
 
   return Case(method, jax.jit(counted), sorted(kinds.values()), traces)
 

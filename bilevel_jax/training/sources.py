@@ -1,23 +1,15 @@
-"""Everything that a run is made of, built from its settings."""
+"""What a run reads and writes: the model, its examples, its weights."""
 
-import dataclasses
-import functools
 import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config, methods
-from bilevel_jax.bilevel.problem import Problem
+from bilevel_jax import config
 from bilevel_jax.data import batches, corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
-from bilevel_jax.methods import (
-  accumulation,
-  contract,
-  hypergradients,
-  terms,
-)
+from bilevel_jax.methods import hypergradients
 from bilevel_jax.models import (
   attention,
   gguf,
@@ -26,10 +18,8 @@ from bilevel_jax.models import (
   presets,
 )
 from bilevel_jax.models import policy as policy_lib
-from bilevel_jax.objectives import policy_gradient, token_weights, weighting
 from bilevel_jax.rollout import engine
-from bilevel_jax.training import optimizers, sharding
-from bilevel_jax.training import step as step_lib
+from bilevel_jax.training import sharding
 from bilevel_jax.types import Policy, TrainState, Tree
 
 
@@ -49,15 +39,6 @@ class Streams(NamedTuple):
   prompts: batches.Prompts
   demonstrations: batches.Demonstrations | None
   held_out: batches.Prompts | None
-
-
-class Learner(NamedTuple):
-  """The method with its compiled programs and how a batch is weighted."""
-
-  method: contract.Method
-  programs: step_lib.Programs
-  rl_weighting: weighting.Weighting
-  sft_weighting: weighting.Weighting
 
 
 def build_model(settings: config.Config) -> Model:
@@ -109,7 +90,7 @@ def build_model(settings: config.Config) -> Model:
     )
   exact = [
     form
-    for form in _second_order(settings.method)
+    for form in hypergradients.second_order(settings.method)
     if hypergradients.mixed_product(settings.method, form) == "exact"
   ]
   if exact and source.attention not in ("auto", *attention.SECOND_ORDER):
@@ -176,142 +157,6 @@ def build_streams(
   return Streams(prompts(questions, settings.seed), demonstrations, held_out)
 
 
-def make_mesh(settings: config.Mesh) -> jax.sharding.Mesh:
-  """Returns the mesh: of all devices, or of the first if `fsdp` is smaller."""
-  devices, others = jax.devices(), settings.data * settings.tensor
-  if settings.fsdp is None:
-    fsdp = max(1, len(devices) // others)
-  else:
-    fsdp = settings.fsdp
-    devices = devices[: others * fsdp]
-  return sharding.make_mesh(settings.data, fsdp, settings.tensor, devices)
-
-
-def updates_per_step(settings: config.Config) -> int:
-  """Returns the optimiser updates of one step."""
-  return settings.rl.updates_per_rollout * settings.rl.passes_per_rollout
-
-
-def reference_dtype(settings: config.Config) -> str | None:
-  """Returns the dtype of the KL's reference policy, None without a KL term."""
-  return settings.model.compute_dtype if settings.rl.kl_coef > 0 else None
-
-
-def _second_order(settings: config.Method) -> list[str]:
-  """The forms of a method that differentiate its losses twice."""
-  wanted = (settings.hypergradient, *settings.compare_with)
-  if settings.name != "bridge":
-    return []
-  return [name for name in wanted if name in hypergradients.SECOND_ORDER]
-
-
-def build_learner(
-  settings: config.Config, policy: Policy, mesh: jax.sharding.Mesh
-) -> Learner:
-  """Returns the method of the settings, compiled for a mesh.
-
-  Raises:
-    ConfigError: an unknown method.
-  """
-  if settings.method.name not in methods.METHODS:
-    raise config.ConfigError(
-      f"method.name must be one of {', '.join(methods.METHODS)}, got "
-      f"{settings.method.name!r}"
-    )
-  total_updates = settings.steps * updates_per_step(settings)
-  rollout, rl = settings.rollout, settings.rl
-
-  def base_optimizer(learning_rate: float | None, updates: int):
-    group = settings.optimizer.base
-    if learning_rate is not None:
-      group = dataclasses.replace(group, learning_rate=learning_rate)
-    return optimizers.build(group, updates)
-
-  rl_only_optimizer = base_optimizer(None, total_updates)
-  if settings.method.rl_only_optimizer == "sgd":
-    rl_only_optimizer = optimizers.build(
-      config.Optimizer(
-        name="sgd",
-        learning_rate=settings.optimizer.base.learning_rate,
-        clip_norm=settings.optimizer.base.clip_norm,
-      ),
-      total_updates,
-    )
-  chunk = settings.model.logprob_chunk
-  twice = _second_order(settings.method)
-  supervised = lambda weight: terms.sft_objective(
-    policy, chunk=chunk, token_weight=weight
-  )
-  method = methods.METHODS[settings.method.name](
-    settings.method,
-    contract.Ingredients(
-      problem=Problem(
-        upper=supervised(
-          token_weights.build(
-            settings.sft.token_weight, settings.sft.trust_region
-          )
-        ),
-        lower=terms.rl_objective(
-          policy,
-          temperature=rollout.temperature,
-          clip_low=rl.clip_low,
-          clip_high=rl.clip_high,
-          kl_coef=rl.kl_coef,
-          chunk=chunk,
-          importance_cap=rl.importance_cap,
-          ratio=rl.ratio,
-          clip=rl.clip,
-          surrogate=settings.method.surrogate if twice else "fixed_sample",
-        ),
-      ),
-      gradient=accumulation.gradient_over(
-        settings.training.micro_batch_sequences
-      ),
-      optimizers={
-        "base": base_optimizer(None, total_updates),
-        "adapter": optimizers.build(settings.optimizer.adapter, total_updates),
-        "rl_only_base": rl_only_optimizer,
-      },
-      total_updates=total_updates,
-      supervised=supervised,
-      advantages=functools.partial(
-        policy_gradient.group_advantages, normalise=rl.advantage
-      ),
-      base_optimizer=base_optimizer,
-      updates_per_step=updates_per_step(settings),
-      reference_dtype=reference_dtype(settings),
-      seed=settings.seed,
-    ),
-  )
-  programs = step_lib.compile_programs(
-    method,
-    policy,
-    temperature=rollout.temperature,
-    adapter_scale=settings.adapter.scale,
-    chunk=chunk,
-    state_shardings=sharding.shardings(abstract_state(method, policy), mesh),
-  )
-  return Learner(
-    method,
-    programs,
-    weighting.build(rl.weighting, rollout.max_new_tokens),
-    weighting.build(
-      settings.sft.weighting, settings.data.max_demonstration_tokens
-    ),
-  )
-
-
-def abstract_state(method: contract.Method, policy: Policy) -> TrainState:
-  """Returns the shapes and dtypes of a method's state; computes nothing."""
-
-  def make() -> TrainState:
-    keys = jax.random.split(jax.random.key(0))
-    adapter = policy.init_adapter(keys[1]) if method.trains_adapter else None
-    return method.init(policy.init(keys[0]), adapter)
-
-  return jax.eval_shape(make)
-
-
 def load_base(
   settings: config.Config, model: Model, mesh: jax.sharding.Mesh
 ) -> Tree:
@@ -328,33 +173,6 @@ def load_base(
   if source.weights is not None:
     return jax.device_put(gguf.load(pathlib.Path(source.weights))[1], placed)
   return jax.jit(policy.init, out_shardings=placed)(key)
-
-
-def initial_state(
-  settings: config.Config, learner: Learner, policy: Policy, base: Tree
-) -> TrainState:
-  """Returns the state before the first update; `base` is not consumed."""
-  adapter = None
-  if learner.method.trains_adapter:
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    adapter = jax.jit(policy.init_adapter)(key)
-  return learner.programs.init(jax.tree.map(jnp.copy, base), adapter)
-
-
-_STREAMS = ("rollout", "evaluation")
-
-
-def key(settings: config.Config, stream: str, step: int) -> jax.Array:
-  """Returns the key of a stream of random numbers at a step.
-
-  Args:
-    settings: for the seed.
-    stream: rollout or evaluation.
-    step: steps done before.
-  """
-  root = jax.random.key(settings.seed)
-  number = 2 + _STREAMS.index(stream)
-  return jax.random.fold_in(jax.random.fold_in(root, number), step)
 
 
 def fingerprint(base: Tree) -> dict[str, float]:

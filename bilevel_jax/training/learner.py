@@ -1,0 +1,157 @@
+"""The method of a run with everything it is made of, compiled for a mesh."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel_jax import config, methods
+from bilevel_jax.bilevel.problem import Problem
+from bilevel_jax.methods import (
+  accumulation,
+  contract,
+  hypergradients,
+  terms,
+)
+from bilevel_jax.objectives import policy_gradient, token_weights, weighting
+from bilevel_jax.training import optimizers, programs, sharding
+from bilevel_jax.types import Policy, TrainState, Tree
+
+
+class Learner(NamedTuple):
+  """The method with its compiled programs and how a batch is weighted."""
+
+  method: contract.Method
+  programs: programs.Programs
+  rl_weighting: weighting.Weighting
+  sft_weighting: weighting.Weighting
+
+
+def build(
+  settings: config.Config, policy: Policy, mesh: jax.sharding.Mesh
+) -> Learner:
+  """Returns the method of the settings, compiled for a mesh.
+
+  Raises:
+    ConfigError: an unknown method.
+  """
+  if settings.method.name not in methods.METHODS:
+    raise config.ConfigError(
+      f"method.name must be one of {', '.join(methods.METHODS)}, got "
+      f"{settings.method.name!r}"
+    )
+  total_updates = settings.steps * updates_per_step(settings)
+  rollout, rl = settings.rollout, settings.rl
+
+  def base_optimizer(learning_rate: float | None, updates: int):
+    group = settings.optimizer.base
+    if learning_rate is not None:
+      group = dataclasses.replace(group, learning_rate=learning_rate)
+    return optimizers.build(group, updates)
+
+  rl_only_optimizer = base_optimizer(None, total_updates)
+  if settings.method.rl_only_optimizer == "sgd":
+    rl_only_optimizer = optimizers.build(
+      config.Optimizer(
+        name="sgd",
+        learning_rate=settings.optimizer.base.learning_rate,
+        clip_norm=settings.optimizer.base.clip_norm,
+      ),
+      total_updates,
+    )
+  chunk = settings.model.logprob_chunk
+  twice = hypergradients.second_order(settings.method)
+  supervised = lambda weight: terms.sft_objective(
+    policy, chunk=chunk, token_weight=weight
+  )
+  method = methods.METHODS[settings.method.name](
+    settings.method,
+    contract.Ingredients(
+      problem=Problem(
+        upper=supervised(
+          token_weights.build(
+            settings.sft.token_weight, settings.sft.trust_region
+          )
+        ),
+        lower=terms.rl_objective(
+          policy,
+          temperature=rollout.temperature,
+          clip_low=rl.clip_low,
+          clip_high=rl.clip_high,
+          kl_coef=rl.kl_coef,
+          chunk=chunk,
+          importance_cap=rl.importance_cap,
+          ratio=rl.ratio,
+          clip=rl.clip,
+          surrogate=settings.method.surrogate if twice else "fixed_sample",
+        ),
+      ),
+      gradient=accumulation.gradient_over(
+        settings.training.micro_batch_sequences
+      ),
+      optimizers={
+        "base": base_optimizer(None, total_updates),
+        "adapter": optimizers.build(settings.optimizer.adapter, total_updates),
+        "rl_only_base": rl_only_optimizer,
+      },
+      total_updates=total_updates,
+      supervised=supervised,
+      advantages=functools.partial(
+        policy_gradient.group_advantages, normalise=rl.advantage
+      ),
+      base_optimizer=base_optimizer,
+      updates_per_step=updates_per_step(settings),
+      reference_dtype=reference_dtype(settings),
+      seed=settings.seed,
+    ),
+  )
+  compiled = programs.compile_programs(
+    method,
+    policy,
+    temperature=rollout.temperature,
+    adapter_scale=settings.adapter.scale,
+    chunk=chunk,
+    state_shardings=sharding.shardings(abstract_state(method, policy), mesh),
+  )
+  return Learner(
+    method,
+    compiled,
+    weighting.build(rl.weighting, rollout.max_new_tokens),
+    weighting.build(
+      settings.sft.weighting, settings.data.max_demonstration_tokens
+    ),
+  )
+
+
+def abstract_state(method: contract.Method, policy: Policy) -> TrainState:
+  """Returns the shapes and dtypes of a method's state; computes nothing."""
+
+  def make() -> TrainState:
+    keys = jax.random.split(jax.random.key(0))
+    adapter = policy.init_adapter(keys[1]) if method.trains_adapter else None
+    return method.init(policy.init(keys[0]), adapter)
+
+  return jax.eval_shape(make)
+
+
+def initial_state(
+  settings: config.Config, learner: Learner, policy: Policy, base: Tree
+) -> TrainState:
+  """Returns the state before the first update; `base` is not consumed."""
+  adapter = None
+  if learner.method.trains_adapter:
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    adapter = jax.jit(policy.init_adapter)(key)
+  return learner.programs.init(jax.tree.map(jnp.copy, base), adapter)
+
+
+def updates_per_step(settings: config.Config) -> int:
+  """Returns the optimiser updates of one step."""
+  return settings.rl.updates_per_rollout * settings.rl.passes_per_rollout
+
+
+def reference_dtype(settings: config.Config) -> str | None:
+  """Returns the dtype of the KL's reference policy, None without a KL term."""
+  return settings.model.compute_dtype if settings.rl.kl_coef > 0 else None

@@ -1,0 +1,92 @@
+"""What the chapters of a run share, gathered and checked before the first."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel_jax import config
+from bilevel_jax.rewards import pool
+from bilevel_jax.rollout import cache
+from bilevel_jax.training import learner as learner_lib
+from bilevel_jax.training import sharding, sources
+from bilevel_jax.types import TrainState, Tree
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+  """What the chapters of a run share. Only `state` and `host` ever change."""
+
+  settings: config.Config
+  model: sources.Model
+  streams: sources.Streams
+  learner: learner_lib.Learner
+  scorer: pool.Scorer
+  rows: jax.sharding.NamedSharding  # of arrays with a row per sequence
+  cache_bytes: int  # that the sampler's KV cache may take on a device
+  reference: Tree | None  # base of the KL's reference policy
+  state: TrainState
+  host: dict[str, Any]  # JSON: where the streams stand
+
+
+def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
+  """Returns the run before its first step; every check is made here."""
+  model = sources.build_model(settings)
+  streams = sources.build_streams(settings, model.tokenizer)
+  mesh = sharding.mesh_of(settings.mesh)
+  learner = learner_lib.build(settings, model.policy, mesh)
+  plans = [learner.method.plan(step) for step in range(settings.steps)]
+  routes = learner.method.route is not None and plans[0].demonstrations
+  alone = any(not plan.rollouts for plan in plans)
+  if (alone or routes) and streams.demonstrations is None:
+    raise config.ConfigError(
+      f"method {settings.method.name} learns from demonstrations alone"
+      f"{' where it routes' * routes}: data.demonstrations_per_step must be at "
+      "least 1, got 0"
+    )
+  base = sources.load_base(settings, model, mesh)
+  reference = None
+  dtype = learner_lib.reference_dtype(settings)
+  own = learner.method.reference is not None  # it is in the method's state
+  if dtype and not own and any(plan.rollouts for plan in plans):
+    reference = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
+  state = learner_lib.initial_state(settings, learner, model.policy, base)
+  return Run(
+    settings=settings,
+    model=model,
+    streams=streams,
+    learner=learner,
+    scorer=scorer,
+    rows=sharding.batch_sharding(mesh),
+    reference=reference,
+    cache_bytes=settings.rollout.kv_cache_bytes
+    or cache.default_bytes(list(mesh.devices.flat)),
+    state=state,
+    host={
+      "questions": 0,
+      "demonstrations": 0,
+      "tokens": 0,
+      "model": sources.fingerprint(base),
+    },
+  )
+
+
+_STREAMS = ("rollout", "evaluation")
+
+
+def key(settings: config.Config, stream: str, step: int) -> jax.Array:
+  """Returns the key of a stream of random numbers at a step.
+
+  Args:
+    settings: for the seed.
+    stream: rollout or evaluation.
+    step: steps done before.
+  """
+  root = jax.random.key(settings.seed)
+  number = 2 + _STREAMS.index(stream)
+  return jax.random.fold_in(jax.random.fold_in(root, number), step)
+
+
+def due(every: int | None, done: int, steps: int) -> bool:
+  return done == steps or (every is not None and done % every == 0)
