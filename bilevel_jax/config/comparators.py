@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from bilevel_jax.config.fields import setting
+from bilevel_jax.config.fields import section, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +101,21 @@ class Shuffle:
   power: float = setting(
     1.0, "of a pair's advantages in its chance to be drawn", at_least=0
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+  """The sections, by the names of the methods."""
+
+  sft_then_rl: SFTThenRL = section(SFTThenRL, "of the method sft_then_rl")
+  mixed: Mixed = section(Mixed, "of the method mixed")
+  alternating: Alternating = section(Alternating, "of the method alternating")
+  chord: Chord = section(Chord, "of the method chord")
+  gta: GTA = section(GTA, "of the method gta")
+  meta_gradient: MetaGradient = section(
+    MetaGradient, "of the method meta_gradient"
+  )
+  sasr: SASR = section(SASR, "of the method sasr")
+  hpt: HPT = section(HPT, "of the method hpt")
+  luffy: LUFFY = section(LUFFY, "of the method luffy")
+  shuffle: Shuffle = section(Shuffle, "of the method shuffle")

@@ -202,7 +202,7 @@ class SFT:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(comparators.Sections):
   """BRIDGE's settings, and a section for each other method that has any."""
 
   name: str = setting("bridge", "a key of methods.METHODS")
@@ -258,24 +258,6 @@ class Method:
   )
   rl_only_optimizer: Literal["same", "sgd"] = setting(
     "same", "optimiser of the RL-only base: like the base's, or plain SGD"
-  )
-  sft_then_rl: comparators.SFTThenRL = section(
-    comparators.SFTThenRL, "of the method sft_then_rl"
-  )
-  mixed: comparators.Mixed = section(comparators.Mixed, "of the method mixed")
-  alternating: comparators.Alternating = section(
-    comparators.Alternating, "of the method alternating"
-  )
-  chord: comparators.Chord = section(comparators.Chord, "of the method chord")
-  gta: comparators.GTA = section(comparators.GTA, "of the method gta")
-  meta_gradient: comparators.MetaGradient = section(
-    comparators.MetaGradient, "of the method meta_gradient"
-  )
-  sasr: comparators.SASR = section(comparators.SASR, "of the method sasr")
-  hpt: comparators.HPT = section(comparators.HPT, "of the method hpt")
-  luffy: comparators.LUFFY = section(comparators.LUFFY, "of the method luffy")
-  shuffle: comparators.Shuffle = section(
-    comparators.Shuffle, "of the method shuffle"
   )
 
 
