@@ -4,6 +4,8 @@ Letters in shapes
   B  rows of a batch          P  prompts               V  vocabulary
   T  tokens of a row          G  samples per prompt    D  width of the model
   S  columns of a KV cache    N  samples, N = P * G    L  layers
+  M  micro-batches            R  rows of one           C  columns of its rows
+  K  log-probs of such a row
 
 Alignment.  `logprobs[:, t]` scores `tokens[:, t]` given what precedes it;
 column 0 is zero. Nobody shifts twice.
@@ -61,10 +63,11 @@ class Policy(NamedTuple):
   """key -> base, float32."""
   init_adapter: Callable[[jax.Array], Tree]
   """key -> adapter, float32, whose product A @ B is zero."""
-  hidden: Callable[[Tree, Tree | None, Array, Array, Array], jax.Array]
-  """(base, adapter, tokens, positions, segment_ids), each [B, T] -> hidden
-  states [B, T, D] after the final norm. A token attends to earlier columns of
-  its own segment; segment 0 is padding."""
+  hidden: Callable[..., jax.Array]
+  """(base, adapter, tokens, positions, segment_ids, branches=None), each
+  [B, T] -> hidden states [B, T, D] after the final norm. A token attends to
+  earlier columns of its own segment; segment 0 is padding. With branches, to
+  those of its segment's branch 0, the trunk, and of its own branch."""
   unembedding: Callable[[Tree], jax.Array]
   """base -> [D, V]; logits are hidden @ unembedding, in float32."""
   merge: Callable[[Tree, Tree | None], Tree]
@@ -84,6 +87,25 @@ class Policy(NamedTuple):
 
 
 @pytree
+class Layout:
+  """Where the tokens of a batch are computed: M micro-batches of R rows.
+
+  A row of C columns holds as many sequences as fit, and what several share,
+  such as the prompt of a group, once. Padded rows are computed for nothing;
+  these are not.
+  """
+
+  tokens: Array  # [M, R, C] int32
+  positions: Array  # [M, R, C] int32, from 0 in each sequence
+  segment_ids: Array  # [M, R, C] int32, 0 is padding
+  branches: Array | None  # [M, R, C] int32; see `Policy.hidden`
+  columns: Array  # [M, R, K] int32, whose hidden state predicts a target
+  targets: Array  # [M, R, K] int32, tokens
+  where: Array  # [B, T] int32, a token's index in M * R * K; -1: not computed
+  used: Array  # [] int32, micro-batches that hold anything, the first ones
+
+
+@pytree
 class TokenBatch:
   """Rows of tokens with a weight each: all that an SFT loss needs."""
 
@@ -91,6 +113,7 @@ class TokenBatch:
   positions: Array  # [B, T] int32, from 0 in each segment
   segment_ids: Array  # [B, T] int32, 0 is padding
   weights: Array  # [B, T] float32; 0 on prompts, padding and column 0
+  layout: Layout | None = None  # how to compute it; None: as it stands
 
 
 @pytree

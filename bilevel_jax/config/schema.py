@@ -291,8 +291,23 @@ class Optimizers:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  micro_batch_sequences: int | None = setting(
-    None, "rows per forward pass; default: all at once", at_least=1
+  micro_batch_tokens: int | None = setting(
+    None,
+    "tokens of a forward pass, on all devices; default: all at once",
+    at_least=1,
+  )
+  packing: Literal["auto", "on", "off"] = setting(
+    "auto",
+    "several sequences in a row, shared prompts once; auto: where the "
+    "attention kernel can",
+  )
+  row_tokens: int = setting(
+    0, "columns of a packed row, at least; default: the longest sequence's"
+  )
+  skip_idle_rollouts: bool = setting(
+    True,
+    "leave rollouts without advantage out of the update, where they have no "
+    "gradient: with rl.kl_coef=0",
   )
   max_skipped_in_a_row: int = setting(
     5, "non-finite updates in a row that end the run", at_least=1

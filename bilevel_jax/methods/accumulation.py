@@ -1,67 +1,102 @@
-"""Gradients summed over micro-batches: exact, because weights are global."""
+"""Micro-batches: exact, because every token's weight is global.
 
+A batch's layout says which of its rows each micro-batch computes. For the
+others it is as if they were empty, so a micro-batch's loss is its share of the
+batch's, and the shares are added up. The loop ends with the last micro-batch
+that holds anything: what a step costs follows its tokens, with one program.
+"""
+
+import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from bilevel_jax.bilevel import problem
-from bilevel_jax.types import Tree
+from bilevel_jax.types import TokenBatch, Tree
+
+_Batch = TypeVar("_Batch", bound=TokenBatch)
 
 
-def gradient_over(
-  rows: int | None,
-) -> Callable[[problem.Objective], problem.GradientFunction]:
-  """Returns `bilevel.problem.gradient`, `rows` rows of the batch at a time.
-
-  The sum over micro-batches is the gradient of the whole batch, since every
-  token's weight was fixed over the global batch beforehand.
+def gradient(objective: problem.Objective) -> problem.GradientFunction:
+  """Returns `bilevel.problem.gradient`, one micro-batch at a time.
 
   Args:
-    rows: rows of a micro-batch; None: the whole batch at once.
+    objective: function of (base, adapter, batch) whose aux has a row for each
+      row of the batch.
   """
+  whole = problem.gradient(objective)
 
-  def gradient(objective: problem.Objective) -> problem.GradientFunction:
-    whole = problem.gradient(objective)
+  def accumulated(base: Tree, adapter: Tree, batch: TokenBatch):
+    found, aux = map_micro_batches(
+      lambda part: _sums_and_rows(whole(base, adapter, part)), batch
+    )
+    return found._replace(aux=aux)
 
-    def accumulated(base: Tree, adapter: Tree, batch: Tree):
-      total = jax.tree.leaves(batch)[0].shape[0]
-      if rows is None or rows >= total:
-        return whole(base, adapter, batch)
-      count = -(-total // rows)
+  return accumulated
 
-      # Strided: micro-batch i takes rows i, i + count, ..., so rows that are
-      # sharded over devices in blocks need not move.
-      def split(x: jax.Array) -> jax.Array:
-        padding = ((0, count * rows - total),) + ((0, 0),) * (x.ndim - 1)
-        x = jnp.pad(x, padding)
-        return x.reshape(rows, count, *x.shape[1:]).swapaxes(0, 1)
 
-      def join(x: jax.Array) -> jax.Array:
-        x = x.swapaxes(0, 1)
-        return x.reshape(rows * count, *x.shape[2:])[:total]
+def map_micro_batches(
+  function: Callable[[_Batch], tuple[Tree, Tree]], batch: _Batch
+) -> tuple[Tree, Tree]:
+  """Returns (sums over the micro-batches, rows put together again).
 
-      def add(sums, micro_batch):
-        part = whole(base, adapter, micro_batch)
-        sums = jax.tree.map(jnp.add, sums, (part.base, part.adapter, part.loss))
-        return sums, part.aux
+  Args:
+    function: part -> (what is to be added up, arrays with a row for each row
+      of the batch). Arrays of rows that no micro-batch computes are zero.
+    batch: rows and their layout; without one, or with one micro-batch, the
+      function sees the batch as it is.
+  """
+  layout = batch.layout
+  if layout is None or layout.tokens.shape[0] == 1:
+    return function(batch)
 
-      zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), (base, adapter)
-      )
-      loss_dtype = jnp.result_type(*jax.tree.leaves(base), jnp.float32)
-      (base_sum, adapter_sum, loss), aux = jax.lax.scan(
-        add,
-        (*zeros, jnp.zeros((), loss_dtype)),
-        jax.tree.map(split, batch),
-      )
-      return problem.Gradient(
-        base=base_sum,
-        adapter=adapter_sum,
-        loss=loss,
-        aux=jax.tree.map(join, aux),
-      )
+  def add(number: jax.Array, totals: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+    part, members = _part(batch, number)
+    sums, rows = function(part)
+    return (
+      jax.tree.map(jnp.add, totals[0], sums),
+      jax.tree.map(
+        lambda row, kept: jnp.where(_over(members, row), row, kept),
+        rows,
+        totals[1],
+      ),
+    )
 
-    return accumulated
+  empty = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(lambda: function(_part(batch, 0)[0])),
+  )
+  return jax.lax.fori_loop(0, layout.used, add, empty)
 
-  return gradient
+
+def _part(
+  batch: _Batch, number: jax.typing.ArrayLike
+) -> tuple[_Batch, jax.Array]:
+  """A micro-batch, its other rows empty; and which rows are its own, [B]."""
+  layout = batch.layout
+  assert layout is not None
+  size = layout.columns[0].size
+  own = (layout.where >= 0) & (layout.where // size == number)
+  members = own.any(axis=1)
+  pick = lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, axis=0)
+  moved = dataclasses.replace(
+    jax.tree.map(pick, dataclasses.replace(layout, where=None, used=None)),
+    where=jnp.where(own, layout.where % size, -1),
+    used=jnp.ones_like(layout.used),
+  )
+  rows = jax.tree.map(
+    lambda x: jnp.where(_over(members, x), x, jnp.zeros_like(x)),
+    dataclasses.replace(batch, layout=None),
+  )
+  return dataclasses.replace(rows, layout=moved), members
+
+
+def _sums_and_rows(found: problem.Gradient) -> tuple[problem.Gradient, Tree]:
+  return found._replace(aux=None), found.aux
+
+
+def _over(rows: jax.Array, x: jax.Array) -> jax.Array:
+  """[B] as [B, 1, ...], beside x."""
+  return rows.reshape(rows.shape + (1,) * (x.ndim - 1))

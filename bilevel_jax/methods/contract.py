@@ -42,6 +42,8 @@ class Method(NamedTuple):
   demonstrations, where planned, are then those of the step's own questions."""
   reference: Callable[[TrainState], Tree] | None = None
   """state -> base that the KL is taken to; None: the one the run began with."""
+  every_rollout: bool = False
+  """Whether a rollout without advantage has a gradient in it, or is read."""
 
 
 class Ingredients(NamedTuple):

@@ -5,6 +5,7 @@ arrays with a row per row of the batch, so micro-batches can be put together
 again.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -18,7 +19,7 @@ from bilevel_jax.objectives import (
   surrogates,
   token_weights,
 )
-from bilevel_jax.types import Policy, RLBatch, TokenBatch, Tree
+from bilevel_jax.types import Layout, Policy, RLBatch, TokenBatch, Tree
 
 
 def token_logprobs(
@@ -33,20 +34,46 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns log-probs [B, T] of a batch's tokens, and entropies if asked.
 
-  Padding has log-prob 0, so that no loss can see what was computed there.
+  Padding, and what a layout leaves out, has log-prob 0: no loss can see what
+  was computed there.
   """
-  hidden = policy.hidden(
-    base, adapter, batch.tokens, batch.positions, batch.segment_ids
+  unembedding = policy.unembedding(base)
+  how = {
+    "temperature": temperature,
+    "chunk": chunk,
+    "with_entropy": with_entropy,
+  }
+  if batch.layout is None:
+    hidden = policy.hidden(
+      base, adapter, batch.tokens, batch.positions, batch.segment_ids
+    )
+    found = logprobs_lib.token_logprobs(
+      hidden, unembedding, batch.tokens, **how
+    )
+    logprobs, entropies = found
+    return jnp.where(batch.segment_ids > 0, logprobs, 0.0), entropies
+
+  def micro_batch(layout: Layout):
+    hidden = policy.hidden(
+      base,
+      adapter,
+      layout.tokens,
+      layout.positions,
+      layout.segment_ids,
+      *(() if layout.branches is None else (layout.branches,)),
+    )
+    states = jnp.take_along_axis(hidden, layout.columns[..., None], axis=1)
+    return logprobs_lib.target_logprobs(
+      states, unembedding, layout.targets, **how
+    )
+
+  layout = batch.layout
+  rows = dataclasses.replace(layout, where=None, used=None)
+  found = jax.lax.map(micro_batch, rows)
+  computed = layout.where >= 0
+  return jax.tree.map(
+    lambda x: jnp.where(computed, x.ravel()[layout.where], 0.0), found
   )
-  logprobs, entropies = logprobs_lib.token_logprobs(
-    hidden,
-    policy.unembedding(base),
-    batch.tokens,
-    temperature=temperature,
-    chunk=chunk,
-    with_entropy=with_entropy,
-  )
-  return jnp.where(batch.segment_ids > 0, logprobs, 0.0), entropies
 
 
 def sft_objective(

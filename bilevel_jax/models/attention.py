@@ -51,7 +51,13 @@ def dense(q: Array, k: Array, v: Array, visible: Array) -> jax.Array:
   return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, queries, heads, size)
 
 
-def xla(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
+def xla(
+  q: Array,
+  k: Array,
+  v: Array,
+  segment_ids: Array,
+  branches: Array | None = None,
+) -> jax.Array:
   """Returns attention within segments, scores in memory, [B, T, N, H].
 
   Args:
@@ -60,15 +66,36 @@ def xla(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
     v: values [B, T, K, H].
     segment_ids: [B, T]; a query sees earlier columns of its own id. Padding,
       id 0, sees padding: nobody reads it, and it stays finite.
+    branches: [B, T]; within its segment, a query sees branch 0 and its own.
   """
-  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  same = _related(segment_ids, segment_ids, branches, branches)
   causal = np.tril(np.ones((q.shape[1], q.shape[1]), bool))
   k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
   return dense(q, k, v, same & causal[None])
 
 
+def _related(
+  queries: Array,
+  keys: Array,
+  query_branches: Array | None,
+  key_branches: Array | None,
+) -> Array:
+  """Which keys [B, S] are of a query's [B, T] segment and branch, [B, T, S]."""
+  same = queries[:, :, None] == keys[:, None, :]
+  if query_branches is None or key_branches is None:
+    return same
+  own = query_branches[:, :, None] == key_branches[:, None, :]
+  return same & (own | (key_branches[:, None, :] == 0))
+
+
 def chunked(
-  q: Array, k: Array, v: Array, segment_ids: Array, *, chunk: int = _CHUNK
+  q: Array,
+  k: Array,
+  v: Array,
+  segment_ids: Array,
+  branches: Array | None = None,
+  *,
+  chunk: int = _CHUNK,
 ) -> jax.Array:
   """Returns what `xla` does, with [B, N, chunk, chunk] scores in memory.
 
@@ -81,6 +108,7 @@ def chunked(
     k: keys [B, T, K, H].
     v: values [B, T, K, H].
     segment_ids: [B, T], as for `xla`.
+    branches: [B, T], as for `xla`.
     chunk: queries, and keys, that are scored at once.
   """
   rows, columns, heads, size = q.shape
@@ -96,21 +124,22 @@ def chunked(
 
   q = q.reshape(rows, columns, groups, heads // groups, size)
   within = jnp.arange(chunk)
-  keys = (split(k), split(v), split(segment_ids), jnp.arange(chunks))
+  segments = (split(segment_ids), None if branches is None else split(branches))
+  keys = (split(k), split(v), segments, jnp.arange(chunks))
 
   @jax.checkpoint
   def attend(queries):
-    q, q_segments, i = queries
+    q, (q_segments, q_branches), i = queries
 
     @jax.checkpoint
     def accumulate(carry, keys):
       top, total, mixed = carry
-      k, v, k_segments, j = keys
+      k, v, (k_segments, k_branches), j = keys
       scores = jnp.einsum(
         "bqkgh,bskh->bkgqs", q, k, preferred_element_type=wide
       ) * wide.type(size**-0.5)
       causal = (i * chunk + within)[:, None] >= (j * chunk + within)[None]
-      same = q_segments[:, :, None] == k_segments[:, None, :]
+      same = _related(q_segments, k_segments, q_branches, k_branches)
       scores = jnp.where((same & causal[None])[:, None, None], scores, _MASKED)
       # The result does not depend on `top`: its derivative is zero.
       new_top = jnp.maximum(top, jax.lax.stop_gradient(scores.max(-1)))
@@ -133,12 +162,18 @@ def chunked(
     (_, total, mixed), _ = jax.lax.scan(accumulate, empty, keys)
     return jnp.moveaxis(mixed / total[..., None], 3, 1).astype(v.dtype)
 
-  mixed = jax.lax.map(attend, (split(q), split(segment_ids), keys[-1]))
+  mixed = jax.lax.map(attend, (split(q), segments, keys[-1]))
   mixed = jnp.moveaxis(mixed, 0, 1).reshape(rows, -1, heads, size)
   return mixed[:, :columns]
 
 
-def cudnn(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
+def cudnn(
+  q: Array,
+  k: Array,
+  v: Array,
+  segment_ids: Array,
+  branches: Array | None = None,
+) -> jax.Array:
   """Returns attention of rows with one right-padded segment, [B, T, N, H].
 
   The kernel takes lengths, not segments. Rows that are packed or left-padded
@@ -149,7 +184,13 @@ def cudnn(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
     k: keys [B, T, K, H].
     v: values [B, T, K, H].
     segment_ids: [B, T], a constant followed by zeros.
+    branches: None.
+
+  Raises:
+    ValueError: branches.
   """
+  if branches is not None:
+    raise ValueError("cudnn attention takes no branches")
   lengths = jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32)
   real = jnp.arange(q.shape[1])[None] < lengths[:, None]
   expected = jnp.where(real, segment_ids[:, :1], 0)
@@ -166,12 +207,14 @@ def cudnn(q: Array, k: Array, v: Array, segment_ids: Array) -> jax.Array:
   return jnp.where(served[:, None, None, None], mixed, jnp.nan)
 
 
-KERNELS: dict[str, Callable[[Array, Array, Array, Array], jax.Array]] = {
+KERNELS: dict[str, Callable[..., jax.Array]] = {
   "xla": xla,
   "chunked": chunked,
   "cudnn": cudnn,
 }
 SECOND_ORDER = frozenset({"xla", "chunked"})
+TAKES_SEGMENTS = frozenset({"xla", "chunked"})
+"""Kernels that serve rows with several sequences."""
 
 
 def choose(name: str, backend: str, dtype: jax.typing.DTypeLike) -> str:

@@ -54,6 +54,7 @@ def hidden(
   tokens: Array,
   positions: Array,
   segment_ids: Array,
+  branches: Array | None = None,
   *,
   architecture: presets.Architecture,
   scale: float,
@@ -69,6 +70,7 @@ def hidden(
     tokens: [B, T] int32.
     positions: [B, T] int32, from 0 in each segment.
     segment_ids: [B, T] int32; a token sees earlier columns of its own id.
+    branches: [B, T] int32 or None; of those, branch 0 and its own.
     architecture: sizes and switches.
     scale: alpha / rank.
     dtype: compute dtype.
@@ -79,7 +81,7 @@ def hidden(
   block = layers.Block(architecture)
 
   def attend(q, k, v):
-    return attention.KERNELS[kernel](q, k, v, segment_ids), None
+    return attention.KERNELS[kernel](q, k, v, segment_ids, branches), None
 
   def step(x, layer):
     weights = _effective(*layer, scale=scale, dtype=dtype)

@@ -21,8 +21,7 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns log p(tokens[:, t] | tokens[:, :t]) and the entropy of that draw.
 
-  log p = logit[token] / temperature - logsumexp(logits / temperature), over
-  the whole vocabulary, in float32 or better. Column 0 is zero.
+  As `target_logprobs`, of each row's next token. Column 0 is zero.
 
   Args:
     hidden: [B, T, D] after the final norm; column t predicts token t + 1.
@@ -35,8 +34,44 @@ def token_logprobs(
   Returns:
     logprobs [B, T], and entropies [B, T] or None.
   """
-  rows, columns, _ = hidden.shape
-  accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
+  found = target_logprobs(
+    hidden,
+    unembedding,
+    jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))),
+    temperature=temperature,
+    chunk=chunk,
+    with_entropy=with_entropy,
+  )
+  return jax.tree.map(lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0))), found)
+
+
+def target_logprobs(
+  states: Array,
+  unembedding: Array,
+  targets: Array,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 1024,
+  with_entropy: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Returns log p of targets under the softmax of states @ unembedding.
+
+  log p = logit[target] / temperature - logsumexp(logits / temperature), over
+  the whole vocabulary, in float32 or better.
+
+  Args:
+    states: [B, K, D] hidden states after the final norm.
+    unembedding: [D, V].
+    targets: [B, K] int32.
+    temperature: what the logits are divided by.
+    chunk: states, over all rows, whose logits are in memory at once.
+    with_entropy: also return the entropies in nats; they carry no gradient.
+
+  Returns:
+    logprobs [B, K], and entropies [B, K] or None.
+  """
+  rows, columns, _ = states.shape
+  accumulate = jnp.promote_types(states.dtype, jnp.float32)
   per_chunk = max(1, min(columns, chunk // rows))
   chunks = -(-columns // per_chunk)
   padding = chunks * per_chunk - columns
@@ -60,12 +95,11 @@ def token_logprobs(
       entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
     return carry, (picked - normaliser, entropy)
 
-  targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-  _, outputs = jax.lax.scan(one_chunk, None, (split(hidden), split(targets)))
+  _, outputs = jax.lax.scan(one_chunk, None, (split(states), split(targets)))
 
-  def align(x: jax.Array) -> jax.Array:
+  def join(x: jax.Array) -> jax.Array:
     x = jnp.moveaxis(x, 0, 1).reshape(rows, chunks * per_chunk)
-    return jnp.pad(x[:, : columns - 1], ((0, 0), (1, 0)))
+    return x[:, :columns]
 
-  logprobs, entropies = jax.tree.map(align, outputs)
+  logprobs, entropies = jax.tree.map(join, outputs)
   return logprobs, entropies

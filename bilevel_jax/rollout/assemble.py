@@ -66,7 +66,6 @@ def minibatches(
   updates: int = 1,
   passes: int = 1,
   seed: Sequence[int] = (0,),
-  row_multiple: int = 1,
 ) -> list[RLBatch]:
   """Returns a step's rollouts as the batches of its updates.
 
@@ -79,7 +78,6 @@ def minibatches(
     updates: mini-batches of a pass, of N / updates rows each.
     passes: times that the rollouts are gone through.
     seed: of the order of rows; used where there is more than one batch.
-    row_multiple: rows are padded to a multiple of this.
   """
   groups = (-1, rollout.requests.samples_per_prompt)
   of_groups, baselines = policy_gradient.group_advantages(
@@ -105,7 +103,6 @@ def minibatches(
         baselines.ravel(),
         weighting,
         selected=selected,
-        rows=-(-len(selected) // row_multiple) * row_multiple,
         columns=bucket(int(lengths.max())),
       )
       for selected in np.split(order, updates)
@@ -167,6 +164,19 @@ def rl_batch(
     old_logprobs=None,
     ref_logprobs=None,
   )
+
+
+def skip_idle(batch: RLBatch) -> RLBatch:
+  """Returns the batch without weight on rows that have no advantage.
+
+  Their policy-gradient loss has no gradient, and what they counted for in the
+  other rows' weights stays.
+
+  Args:
+    batch: rows with their final weights.
+  """
+  busy = np.any(batch.advantages != 0, axis=1, keepdims=True)
+  return dataclasses.replace(batch, weights=batch.weights * busy)
 
 
 def bucket(length: int) -> int:

@@ -55,21 +55,17 @@ class Routed(NamedTuple):
   pairs: Sequence[Pair | None]  # P
   parts: int  # updates that the questions are split over
 
-  def demonstrations(
-    self, number: int, weighting: Weighting, *, row_multiple: int
-  ) -> TokenBatch:
+  def demonstrations(self, number: int, weighting: Weighting) -> TokenBatch:
     """Returns the demonstrations of an update's part of the questions as rows.
 
     Args:
       number: of the step's updates, from 0; each pass has all `parts`.
       weighting: [B, T] mask of solutions -> weights.
-      row_multiple: rows are padded to a multiple of this.
     """
     questions = np.array_split(np.arange(len(self.pairs)), self.parts)
     questions = questions[number % self.parts]
     counted = [q for q in questions if self.route.demonstrations[q]]
-    most = -(-len(self.pairs) // self.parts)
-    rows = -(-most // row_multiple) * row_multiple
+    rows = -(-len(self.pairs) // self.parts)
     coefficients = np.zeros((rows, 1), np.float32)
     coefficients[: len(counted), 0] = self.route.coefficients[counted]
     return assemble.token_batch(

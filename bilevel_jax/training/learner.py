@@ -15,7 +15,9 @@ from bilevel_jax.methods import (
   hypergradients,
   terms,
 )
+from bilevel_jax.models import attention
 from bilevel_jax.objectives import policy_gradient, token_weights, weighting
+from bilevel_jax.rollout import packing
 from bilevel_jax.training import optimizers, programs, sharding
 from bilevel_jax.types import Policy, TrainState, Tree
 
@@ -25,6 +27,8 @@ class Learner(NamedTuple):
 
   method: contract.Method
   programs: programs.Programs
+  packing: packing.Packing
+  skip_idle: bool  # leave rollouts without advantage out of the update
   rl_weighting: weighting.Weighting
   sft_weighting: weighting.Weighting
 
@@ -88,9 +92,7 @@ def build(
           surrogate=settings.method.surrogate if twice else "fixed_sample",
         ),
       ),
-      gradient=accumulation.gradient_over(
-        settings.training.micro_batch_sequences
-      ),
+      gradient=accumulation.gradient,
       optimizers={
         "base": base_optimizer(None, total_updates),
         "adapter": optimizers.build(settings.optimizer.adapter, total_updates),
@@ -118,10 +120,36 @@ def build(
   return Learner(
     method,
     compiled,
+    _packing(settings, mesh),
+    settings.training.skip_idle_rollouts
+    and rl.kl_coef == 0
+    and not method.every_rollout,
     weighting.build(rl.weighting, rollout.max_new_tokens),
     weighting.build(
       settings.sft.weighting, settings.data.max_demonstration_tokens
     ),
+  )
+
+
+def _packing(
+  settings: config.Config, mesh: jax.sharding.Mesh
+) -> packing.Packing:
+  """How the rows of a batch are filled, given what attention can serve."""
+  training, model = settings.training, settings.model
+  kernel = attention.choose(
+    model.attention, jax.default_backend(), model.compute_dtype
+  )
+  able = kernel in attention.TAKES_SEGMENTS
+  if training.packing == "on" and not able:
+    raise config.ConfigError(
+      f"training.packing=on needs model.attention to be one of "
+      f"{', '.join(sorted(attention.TAKES_SEGMENTS))}, got {kernel}"
+    )
+  return packing.Packing(
+    micro_batch_tokens=training.micro_batch_tokens,
+    row_tokens=training.row_tokens,
+    row_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
+    several=able and training.packing != "off",
   )
 
 

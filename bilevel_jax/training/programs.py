@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax.methods import contract, terms
+from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.models import lora
 from bilevel_jax.types import (
   Metrics,
@@ -52,9 +52,13 @@ def compile_programs(
   """
 
   def logprobs(base: Tree, adapter: Tree | None, batch: TokenBatch):
-    return terms.token_logprobs(
-      policy, base, adapter, batch, temperature=temperature, chunk=chunk
-    )[0]
+    def rows(part: TokenBatch):
+      return terms.token_logprobs(
+        policy, base, adapter, part, temperature=temperature, chunk=chunk
+      )[0]
+
+    found = accumulation.map_micro_batches(lambda part: ((), rows(part)), batch)
+    return found[1]
 
   def delta_norm(base: Tree, adapter: Tree):
     delta, weight = lora.delta_norm(base, adapter, adapter_scale)
@@ -73,13 +77,6 @@ def compile_programs(
     merge=jax.jit(policy.merge),
     delta_norm=jax.jit(delta_norm),
   )
-
-
-def padding_share(batch: StepBatch) -> jax.Array:
-  """Returns the share of the columns of an update that hold no token."""
-  parts = [part for part in (batch.rl, batch.sft) if part is not None]
-  held = jnp.stack([jnp.sum(part.segment_ids > 0) for part in parts])
-  return 1.0 - jnp.sum(held) / sum(part.segment_ids.size for part in parts)
 
 
 def guarded(
@@ -107,10 +104,6 @@ def guarded(
       skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
     skipped = 1.0 - finite.astype(jnp.float32)
-    return kept, {
-      **metrics,
-      "training/skipped_updates": skipped,
-      "training/padding_share": padding_share(batch),
-    }
+    return kept, {**metrics, "training/skipped_updates": skipped}
 
   return guarded_update

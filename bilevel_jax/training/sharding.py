@@ -156,6 +156,24 @@ def _axes(axes: str | tuple[str, ...] | None) -> Iterator[str]:
   return iter((axes,) if isinstance(axes, str) else axes)
 
 
+def place_batch(batch: types.Tree, mesh: jax.sharding.Mesh) -> types.Tree:
+  """Returns batches on the devices: what is computed split, the rest whole.
+
+  The rows of each micro-batch are split over the data and fsdp axes. Rows of
+  sequences have no width and are cheap: every device has them all.
+
+  Args:
+    batch: TokenBatches with layouts, on the host, the same in each process.
+    mesh: the mesh of the run.
+  """
+  rows = jax.sharding.NamedSharding(
+    mesh, PartitionSpec(None, ("data", "fsdp"))
+  )
+  whole = jax.sharding.NamedSharding(mesh, PartitionSpec())
+  place = lambda x: rows if x.ndim == 3 else whole
+  return jax.device_put(batch, jax.tree.map(place, batch))
+
+
 def mesh_of(settings: config.Mesh) -> jax.sharding.Mesh:
   """Returns the mesh: of all devices, or of the first if `fsdp` is smaller."""
   devices, others = jax.devices(), settings.data * settings.tensor

@@ -2,18 +2,17 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from bilevel_jax.methods import contract
-from bilevel_jax.rollout import answers, assemble, routing
-from bilevel_jax.training import display, metrics
+from bilevel_jax.rollout import answers, assemble, packing, routing
+from bilevel_jax.training import display, metrics, sharding
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import run as run_lib
-from bilevel_jax.types import Requests, Sampling, StepBatch
+from bilevel_jax.types import RLBatch, Requests, Sampling, StepBatch, TokenBatch
 
 
 def take(
@@ -49,7 +48,10 @@ def take(
       screen.completions(step + 1, rows)
   update_started = time.perf_counter()
   updates = []
-  for batch in _batches(story, step, plan, answered, routed):
+  batches, logged["time/padding_share"] = _batches(
+    story, step, plan, answered, routed
+  )
+  for batch in batches:
     story.state, measured = learner.programs.update(story.state, batch)
     updates.append(measured)
   updates = jax.device_get(updates)
@@ -108,14 +110,13 @@ def _batches(
   plan: contract.Plan,
   answered: answers.Answers | None,
   routed: routing.Routed | None,
-) -> Iterator[StepBatch]:
-  """Yields what each update of a step sees, on the devices."""
+) -> tuple[list[StepBatch], float]:
+  """Returns what each update of a step sees, and the share of it to no use."""
   settings, learner = story.settings, story.learner
   count = learner_lib.updates_per_step(settings)
-  multiple = story.rows.mesh.shape["data"] * story.rows.mesh.shape["fsdp"]
-  rl_batches: list[Any] = [None] * count
+  rl: list[Any] = [None] * count
   if answered is not None:
-    rl_batches = assemble.minibatches(
+    rl = assemble.minibatches(
       answered.rollout,
       routed.scores if routed else answered.scores,
       learner.rl_weighting,
@@ -124,29 +125,39 @@ def _batches(
       updates=settings.rl.updates_per_rollout,
       passes=settings.rl.passes_per_rollout,
       seed=(settings.seed, step),
-      row_multiple=multiple,
     )
-    old = count > 1 or plan.old_logprobs
-    rl_batches = [_with_logprobs(story, batch, old) for batch in rl_batches]
-  for number, rl in enumerate(rl_batches):
-    sft = None
-    if routed and plan.demonstrations:
-      sft = routed.demonstrations(
-        number, learner.sft_weighting, row_multiple=multiple
-      )
-    elif plan.demonstrations:
-      sft = _demonstrations(story, count, multiple)
-    yield StepBatch(rl=rl, sft=jax.device_put(sft, story.rows))
+    if learner.skip_idle:
+      rl = [assemble.skip_idle(batch) for batch in rl]
+  sft: list[Any] = [None] * count
+  if routed and plan.demonstrations:
+    sft = [
+      routed.demonstrations(number, learner.sft_weighting)
+      for number in range(count)
+    ]
+  elif plan.demonstrations:
+    sft = [_demonstrations(story, count) for _ in range(count)]
+  parts = [
+    packing.pack(part, learner.packing)
+    for part in (*rl, *sft)
+    if part is not None
+  ]
+  share = packing.padding_share(parts)
+  placed = iter(sharding.place_batch(parts, story.rows.mesh))
+  rl = [None if part is None else next(placed) for part in rl]
+  sft = [None if part is None else next(placed) for part in sft]
+  # Before the first update: old log-probs are of the policy that sampled.
+  old = count > 1 or plan.old_logprobs
+  return [
+    StepBatch(rl=part and _with_logprobs(story, part, old), sft=other)
+    for part, other in zip(rl, sft, strict=True)
+  ], share
 
 
-def _with_logprobs(story: run_lib.Run, batch: Any, old_logprobs: bool) -> Any:
-  """Returns an RL batch on the devices, with the log-probs that it needs.
-
-  Called for every batch of a step before its first update, so that the old
-  log-probs are those of the policy that sampled.
-  """
+def _with_logprobs(
+  story: run_lib.Run, batch: RLBatch, old_logprobs: bool
+) -> RLBatch:
+  """Returns an RL batch with the log-probs that it needs, on the devices."""
   logprobs = story.learner.programs.logprobs
-  batch = jax.device_put(batch, story.rows)
   if old_logprobs:
     old = logprobs(story.state.base, story.state.adapter, batch)
     batch = dataclasses.replace(batch, old_logprobs=old)
@@ -159,7 +170,7 @@ def _with_logprobs(story: run_lib.Run, batch: Any, old_logprobs: bool) -> Any:
   return batch
 
 
-def _demonstrations(story: run_lib.Run, updates: int, multiple: int) -> Any:
+def _demonstrations(story: run_lib.Run, updates: int) -> TokenBatch:
   """Returns an update's share of the step's demonstrations."""
   wanted = story.settings.data.demonstrations_per_step // updates
   pairs = []
@@ -168,5 +179,6 @@ def _demonstrations(story: run_lib.Run, updates: int, multiple: int) -> Any:
       story.host["demonstrations"], wanted
     )
   story.host["demonstrations"] += len(pairs)
-  rows = -(-max(wanted, 1) // multiple) * multiple
-  return assemble.token_batch(pairs, story.learner.sft_weighting, rows=rows)
+  return assemble.token_batch(
+    pairs, story.learner.sft_weighting, rows=max(wanted, 1)
+  )

@@ -1,0 +1,221 @@
+"""Where a batch's tokens are computed, so that few columns hold none.
+
+A rectangle with one sequence a row is mostly padding where lengths differ, and
+computes a prompt once for each of its samples. Here a row holds as many
+sequences as fit. Those with the same tokens before their first log-prob share
+them: a trunk that each continues as a branch of its own. Nothing is computed
+that no weighted log-prob needs.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from bilevel_jax.types import Layout, TokenBatch
+
+_Batch = TypeVar("_Batch", bound=TokenBatch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Packing:
+  """How rows are filled."""
+
+  micro_batch_tokens: int | None = None
+  """Of a forward pass, all devices together; None: all at once."""
+  row_tokens: int = 0
+  """Columns of a row, at least; default: those of the batch."""
+  row_multiple: int = 1
+  """Devices that rows are spread over."""
+  several: bool = True
+  """Sequences in a row; an attention kernel that takes no segments wants one,
+  and no trunk."""
+
+
+class _Bunch(NamedTuple):
+  """Sequences of one row with a trunk in common."""
+
+  trunk: np.ndarray  # int32
+  members: list[int]  # rows of the batch
+  cost: int  # columns
+
+
+class _Spans(NamedTuple):
+  """Which tokens get a log-prob: of row b, from first[b] to last[b]."""
+
+  needed: np.ndarray  # [B, T] bool
+  first: np.ndarray  # [B]
+  last: np.ndarray  # [B]
+
+
+def pack(batch: _Batch, packing: Packing) -> _Batch:
+  """Returns the batch with its layout.
+
+  Few shapes, so few compilations: rows of a forward pass are a number of a
+  ladder with two steps an octave, or with micro-batches one that the columns
+  determine; log-probs of a row are half of its columns or more quarters.
+
+  Args:
+    batch: B rows of one right-padded sequence each, on the host. A token with
+      a weight gets its log-prob; a row without any is left out.
+    packing: how rows are filled.
+  """
+  needed = np.asarray(batch.weights) != 0
+  needed[:, 0] = False  # nothing precedes it
+  spans = _Spans(
+    needed,
+    needed.argmax(axis=1),
+    needed.shape[1] - 1 - needed[:, ::-1].argmax(axis=1),
+  )
+  tokens = np.asarray(batch.tokens)
+  columns = max(tokens.shape[1], packing.row_tokens)
+  bunches = _bunches(tokens, spans, columns, packing.several)
+  costs = [bunch.cost for bunch in bunches]
+  if packing.several:
+    rows = _fill(costs, columns)
+  else:
+    rows = [[number] for number in range(len(bunches))]
+  per_pass, passes = _passes(len(rows), len(tokens), columns, packing)
+  pairs = [
+    sum(int(needed[bunches[number].members].sum()) for number in row)
+    for row in rows
+  ]
+  quarter = -(-columns // 4)
+  scored = _up(max([2 * quarter, *pairs]), quarter)
+  layout = _layout(
+    tokens, spans, [[bunches[n] for n in row] for row in rows],
+    (passes, per_pass, columns, scored),
+  )  # fmt: skip
+  if not packing.several:
+    layout = dataclasses.replace(layout, branches=None)
+  return dataclasses.replace(batch, layout=layout)
+
+
+def padding_share(batches: Sequence[TokenBatch]) -> float:
+  """Returns the share of the columns computed for batches that hold no token.
+
+  Args:
+    batches: with their layouts, on the host.
+  """
+  held = computed = 0
+  for layout in (batch.layout for batch in batches):
+    assert layout is not None
+    held += np.count_nonzero(layout.segment_ids)
+    computed += int(layout.used) * layout.tokens[0].size
+  return 1.0 - held / max(computed, 1)
+
+
+def ladder(count: int) -> int:
+  """Returns the least of 1, 2, 3, 4, 6, 8, 12, 16, ... that is not less."""
+  power = 1 << max(count - 1, 0).bit_length()
+  return power // 4 * 3 if 0 < count <= power // 4 * 3 else power
+
+
+def _bunches(
+  tokens: np.ndarray, spans: _Spans, columns: int, several: bool
+) -> list[_Bunch]:
+  """Sequences with the same tokens before their first log-prob, together."""
+  alike: dict[bytes, list[int]] = {}
+  for row in np.flatnonzero(spans.needed.any(axis=1)):
+    shared = tokens[row, : spans.first[row]] if several else row
+    alike.setdefault(shared.tobytes(), []).append(int(row))
+  # A sequence's last token is predicted, and predicts nothing.
+  own = spans.last - spans.first
+  found = []
+  for members in alike.values():
+    trunk = tokens[members[0], : spans.first[members[0]]]
+    room = columns - len(trunk)
+    for some in _fill([int(own[row]) for row in members], room):
+      chosen = [members[i] for i in some]
+      cost = len(trunk) + int(own[chosen].sum())
+      found.append(_Bunch(trunk, chosen, cost))
+  return found
+
+
+def _fill(costs: Sequence[int], capacity: int) -> list[list[int]]:
+  """Best fit, the largest first: bins of indices, each of cost <= capacity."""
+  bins: list[list[int]] = []
+  left: list[tuple[int, int]] = []  # room, bin; in order
+  for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+    place = bisect.bisect_left(left, (costs[index], -1))
+    if place == len(left):
+      room, number = capacity, len(bins)
+      bins.append([])
+    else:
+      room, number = left.pop(place)
+    bins[number].append(index)
+    bisect.insort(left, (room - costs[index], number))
+  return bins
+
+
+def _passes(
+  rows: int, most: int, columns: int, packing: Packing
+) -> tuple[int, int]:
+  """Rows of a forward pass, and passes that there may be."""
+  multiple = packing.row_multiple
+  if packing.micro_batch_tokens is None:
+    return _up(ladder(rows), multiple), 1
+  per_pass = _up(max(packing.micro_batch_tokens // columns, 1), multiple)
+  per_pass = min(per_pass, _up(most, multiple))
+  return per_pass, -(-most // per_pass)
+
+
+def _layout(
+  tokens: np.ndarray,
+  spans: _Spans,
+  rows: list[list[_Bunch]],
+  shape: tuple[int, int, int, int],
+) -> Layout:
+  """Writes the bunches of each row one after the other."""
+  passes, per_pass, columns, scored = shape
+  zeros = lambda width: np.zeros((passes * per_pass, width), np.int32)
+  out = Layout(
+    tokens=zeros(columns),
+    positions=zeros(columns),
+    segment_ids=zeros(columns),
+    branches=zeros(columns),
+    columns=zeros(scored),
+    targets=zeros(scored),
+    where=np.full(spans.needed.shape, -1, np.int32),
+    used=np.asarray(-(-len(rows) // per_pass), np.int32),
+  )
+  for number, row in enumerate(rows):
+    start = pair = 0
+    for segment, bunch in enumerate(row, start=1):
+      shared = len(bunch.trunk)
+      place = slice(start, start + shared)
+      out.tokens[number, place] = bunch.trunk
+      out.positions[number, place] = np.arange(shared)
+      at = start + shared
+      for branch, member in enumerate(bunch.members, start=1):
+        own = tokens[member, shared : spans.last[member]]
+        place = slice(at, at + len(own))
+        out.tokens[number, place] = own
+        out.positions[number, place] = shared + np.arange(len(own))
+        out.branches[number, place] = branch
+        predicted = np.flatnonzero(spans.needed[member])
+        before = predicted - 1  # in the sequence; then in the row
+        before = np.where(before < shared, start + before, at + before - shared)
+        pairs = slice(pair, pair + len(predicted))
+        out.columns[number, pairs] = before
+        out.targets[number, pairs] = tokens[member, predicted]
+        out.where[member, predicted] = number * scored + np.arange(
+          pair, pair + len(predicted)
+        )
+        at, pair = place.stop, pairs.stop
+      out.segment_ids[number, start:at] = segment
+      start = at
+  fold = lambda x: x.reshape(passes, per_pass, -1)
+  folded = {
+    field: fold(getattr(out, field))
+    for field in (
+      "tokens", "positions", "segment_ids", "branches", "columns", "targets",
+    )
+  }  # fmt: skip
+  return dataclasses.replace(out, **folded)
+
+
+def _up(count: int, multiple: int) -> int:
+  return -(-count // multiple) * multiple
