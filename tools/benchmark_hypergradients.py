@@ -220,7 +220,7 @@ def update(
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise="group_std"
       ),
-      gradient=accumulation.gradient_over(model.micro_batch),
+      gradient=accumulation.gradient,
       optimizers={"base": inner, "adapter": inner, "rl_only_base": inner},
       total_updates=100,
     ),

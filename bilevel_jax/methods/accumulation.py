@@ -78,12 +78,13 @@ def _part(
   layout = batch.layout
   assert layout is not None
   size = layout.columns[0].size
-  own = (layout.where >= 0) & (layout.where // size == number)
+  where = jnp.asarray(layout.where)
+  own = (where >= 0) & (where // size == number)
   members = own.any(axis=1)
   pick = lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, axis=0)
   moved = dataclasses.replace(
     jax.tree.map(pick, dataclasses.replace(layout, where=None, used=None)),
-    where=jnp.where(own, layout.where % size, -1),
+    where=jnp.where(own, where % size, -1),
     used=jnp.ones_like(layout.used),
   )
   rows = jax.tree.map(
@@ -99,4 +100,4 @@ def _sums_and_rows(found: problem.Gradient) -> tuple[problem.Gradient, Tree]:
 
 def _over(rows: jax.Array, x: jax.Array) -> jax.Array:
   """[B] as [B, 1, ...], beside x."""
-  return rows.reshape(rows.shape + (1,) * (x.ndim - 1))
+  return jnp.reshape(rows, (*rows.shape, *(1,) * (x.ndim - 1)))

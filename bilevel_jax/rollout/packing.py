@@ -171,11 +171,12 @@ def _layout(
   """Writes the bunches of each row one after the other."""
   passes, per_pass, columns, scored = shape
   zeros = lambda width: np.zeros((passes * per_pass, width), np.int32)
+  branches = zeros(columns)
   out = Layout(
     tokens=zeros(columns),
     positions=zeros(columns),
     segment_ids=zeros(columns),
-    branches=zeros(columns),
+    branches=branches,
     columns=zeros(scored),
     targets=zeros(scored),
     where=np.full(spans.needed.shape, -1, np.int32),
@@ -194,7 +195,7 @@ def _layout(
         place = slice(at, at + len(own))
         out.tokens[number, place] = own
         out.positions[number, place] = shared + np.arange(len(own))
-        out.branches[number, place] = branch
+        branches[number, place] = branch
         predicted = np.flatnonzero(spans.needed[member])
         before = predicted - 1  # in the sequence; then in the row
         before = np.where(before < shared, start + before, at + before - shared)

@@ -23,7 +23,8 @@ class Run:
   streams: sources.Streams
   learner: learner_lib.Learner
   scorer: pool.Scorer
-  rows: jax.sharding.NamedSharding  # of arrays with a row per sequence
+  mesh: jax.sharding.Mesh
+  rows: jax.sharding.NamedSharding  # of the sampler's arrays
   cache_bytes: int  # that the sampler's KV cache may take on a device
   reference: Tree | None  # base of the KL's reference policy
   state: TrainState
@@ -58,6 +59,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     streams=streams,
     learner=learner,
     scorer=scorer,
+    mesh=mesh,
     rows=sharding.batch_sharding(mesh),
     reference=reference,
     cache_bytes=settings.rollout.kv_cache_bytes

@@ -166,9 +166,7 @@ def place_batch(batch: types.Tree, mesh: jax.sharding.Mesh) -> types.Tree:
     batch: TokenBatches with layouts, on the host, the same in each process.
     mesh: the mesh of the run.
   """
-  rows = jax.sharding.NamedSharding(
-    mesh, PartitionSpec(None, ("data", "fsdp"))
-  )
+  rows = jax.sharding.NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
   whole = jax.sharding.NamedSharding(mesh, PartitionSpec())
   place = lambda x: rows if x.ndim == 3 else whole
   return jax.device_put(batch, jax.tree.map(place, batch))

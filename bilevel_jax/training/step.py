@@ -12,7 +12,7 @@ from bilevel_jax.rollout import answers, assemble, packing, routing
 from bilevel_jax.training import display, metrics, sharding
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import run as run_lib
-from bilevel_jax.types import RLBatch, Requests, Sampling, StepBatch, TokenBatch
+from bilevel_jax.types import Requests, RLBatch, Sampling, StepBatch, TokenBatch
 
 
 def take(
@@ -142,7 +142,7 @@ def _batches(
     if part is not None
   ]
   share = packing.padding_share(parts)
-  placed = iter(sharding.place_batch(parts, story.rows.mesh))
+  placed = iter(sharding.place_batch(parts, story.mesh))
   rl = [None if part is None else next(placed) for part in rl]
   sft = [None if part is None else next(placed) for part in sft]
   # Before the first update: old log-probs are of the policy that sampled.

@@ -49,7 +49,6 @@ class World:
     self,
     name: str,
     *,
-    rows: int | None = None,
     kl_coef=0.0,
     optimizer=None,
     total_updates=10,
@@ -65,7 +64,7 @@ class World:
       config.Method(name=name, **settings),
       contract.Ingredients(
         problem=self.problem(kl_coef=kl_coef),
-        gradient=accumulation.gradient_over(rows),
+        gradient=accumulation.gradient,
         optimizers={"base": inner, "adapter": sgd, "rl_only_base": inner},
         total_updates=total_updates,
         supervised=lambda weight: terms.sft_objective(

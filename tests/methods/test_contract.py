@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel_jax import methods
+from bilevel_jax import methods, types
 from bilevel_jax.methods import contract, terms
 from bilevel_jax.objectives import weighting
-from bilevel_jax.training import programs
+from bilevel_jax.rollout import packing
+from bilevel_jax.training import programs, sharding
 from tests.methods import conftest
 
 NAMES = sorted(methods.METHODS)
@@ -30,7 +31,6 @@ every_case = pytest.mark.parametrize(
   CASES,
   ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-MICRO_ROWS = 3  # of 6 demonstrations and 8 rollouts: with and without padding
 
 
 class Case(NamedTuple):
@@ -41,9 +41,9 @@ class Case(NamedTuple):
 
 
 @functools.cache
-def _compiled(name: str, rows: int | None = None, **settings) -> Case:
+def _compiled(name: str, **settings) -> Case:
   """Compiled once for all tests: nearly all of their time is compilation."""
-  method = conftest.make_world().method(name, rows=rows, **settings)
+  method = conftest.make_world().method(name, **settings)
   kinds = {method.plan(step): step for step in range(10)}
   traces = []
 
@@ -58,6 +58,15 @@ def _off_policy(world):
   """The batch with log-probs of an older policy, as `Plan` may ask for."""
   old = np.full(world.rl.weights.shape, -2.0, np.float32)
   world.rl = dataclasses.replace(world.rl, old_logprobs=old)
+
+
+def _packed(batch, row_multiple=1):
+  """The batch in micro-batches of rows that hold several sequences."""
+  how = packing.Packing(micro_batch_tokens=40, row_multiple=row_multiple)
+  return types.StepBatch(
+    sft=batch.sft and packing.pack(batch.sft, how),
+    rl=batch.rl and packing.pack(batch.rl, how),
+  )
 
 
 def _assert_finite(metrics):
@@ -112,12 +121,11 @@ def test_a_method_learns_what_it_descends(world, name):
 @every_case
 def test_micro_batches_change_nothing(world, name, settings):
   _off_policy(world)
-  method, whole, steps, _ = _compiled(name, **settings)
-  _, split, *_ = _compiled(name, rows=MICRO_ROWS, **settings)
+  method, update, steps, _ = _compiled(name, **settings)
   for step in steps:
     batch = world.batch(method, step)
-    expected, expected_metrics = whole(world.start(method), batch)
-    actual, metrics = split(world.start(method), batch)
+    expected, expected_metrics = update(world.start(method), batch)
+    actual, metrics = update(world.start(method), _packed(batch))
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
     chex.assert_trees_all_close(metrics, expected_metrics, atol=1e-5)
 
@@ -139,11 +147,11 @@ def test_a_naive_mean_over_micro_batches_would_be_caught(world):
 
 
 @pytest.mark.parametrize("empty", ["sft", "rl", "both"])
-@pytest.mark.parametrize("rows", [None, MICRO_ROWS])
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, rows, empty):
+def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, split, empty):
   _off_policy(world)
-  method, update, steps, _ = _compiled(name, rows=rows)
+  method, update, steps, _ = _compiled(name)
   none = lambda part: dataclasses.replace(
     part, weights=np.zeros_like(part.weights)
   )
@@ -152,7 +160,10 @@ def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, rows, empty):
   if empty in ("rl", "both"):
     world.rl = none(world.rl)
   for step in steps:
-    after, metrics = update(world.start(method), world.batch(method, step))
+    batch = world.batch(method, step)
+    if split:
+      batch = _packed(batch)
+    after, metrics = update(world.start(method), batch)
     chex.assert_tree_all_finite(after)
     _assert_finite(metrics)
     if empty == "both":
@@ -163,20 +174,14 @@ def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, rows, empty):
 def test_devices_change_nothing(world, name, settings):
   _off_policy(world)
   method, update, steps, _ = _compiled(name, **settings)
-  mesh = jax.make_mesh(
-    (2,),
-    ("data",),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.devices()[:2],
-  )
-  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  mesh = sharding.make_mesh(2, 1, 1, jax.devices()[:2])
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   for step in steps:
     batch = world.batch(method, step)
     expected, _ = update(world.start(method), batch)
     actual, _ = update(
       jax.device_put(world.start(method), everywhere),
-      jax.device_put(batch, place),
+      sharding.place_batch(_packed(batch, row_multiple=2), mesh),
     )
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
 

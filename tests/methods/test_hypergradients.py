@@ -61,7 +61,7 @@ class Model(NamedTuple):
       config.Method(penalty=PENALTY, **settings),
       contract.Ingredients(
         problem=self.problem(surrogate),
-        gradient=accumulation.gradient_over(None),
+        gradient=accumulation.gradient,
         optimizers={
           "base": optimizer,
           "adapter": unit,

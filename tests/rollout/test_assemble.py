@@ -125,13 +125,10 @@ def test_advantages_are_those_of_the_groups():
   np.testing.assert_allclose(batch.baselines, baselines.ravel())
 
 
-@pytest.mark.parametrize("row_multiple", [1, 4, 5])
-def test_minibatches_go_through_every_row_once_a_pass(row_multiple):
+def test_minibatches_go_through_every_row_once_a_pass():
   rollout = _rollout()
   scores = _scores(rollout)
-  batches = _batches(
-    rollout, scores, updates=3, passes=2, seed=(5, 1), row_multiple=row_multiple
-  )
+  batches = _batches(rollout, scores, updates=3, passes=2, seed=(5, 1))
   assert len(batches) == 6
   for i in (0, 3):
     seen = np.concatenate([batch.tokens[:4] for batch in batches[i : i + 3]])
@@ -139,15 +136,25 @@ def test_minibatches_go_through_every_row_once_a_pass(row_multiple):
     order = lambda x: sorted(map(tuple, x.tolist()))
     assert order(seen) == order(whole.tokens)
   for batch in batches:
-    assert batch.tokens.shape[0] % row_multiple == 0
-    assert (batch.weights[4:] == 0).all()
     total = batch.weights.sum()
     assert total == 0 or abs(total - 1) < 1e-6
-  again = _batches(
-    rollout, scores, updates=3, passes=2, seed=(5, 1), row_multiple=row_multiple
-  )
+  again = _batches(rollout, scores, updates=3, passes=2, seed=(5, 1))
   for left, right in zip(batches, again, strict=True):
     np.testing.assert_array_equal(left.tokens, right.tokens)
+
+
+def test_rollouts_without_advantage_lose_their_weight_and_no_other_changes():
+  rollout = _rollout()
+  scores = _scores(rollout)
+  scores.rewards[:4] = 0.5  # the first group is all equal
+  (batch,) = _batches(rollout, scores)
+  idle = (batch.advantages == 0).all(axis=1)
+  assert idle[:4].all()
+  assert not idle.all()
+  assert batch.weights[:4].any()
+  busy = assemble.skip_idle(batch)
+  assert not busy.weights[idle].any()
+  np.testing.assert_array_equal(busy.weights[~idle], batch.weights[~idle])
 
 
 def test_nothing_precedes_the_first_column_so_it_never_counts():

@@ -11,7 +11,7 @@ from bilevel_jax.methods import terms
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.models import presets
 from bilevel_jax.objectives import weighting
-from bilevel_jax.rollout import assemble
+from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.types import Policy, RLBatch, StepBatch, TokenBatch
 
 
@@ -22,7 +22,6 @@ class LanguageModel(NamedTuple):
   base: Any
   adapter: Any
   batch: StepBatch
-  micro_batch: int
 
   def problem(self, surrogate: Literal["dice", "fixed_sample"]) -> Problem:
     return Problem(
@@ -80,6 +79,7 @@ def make(
     pairs = [tuple(pair()) for _ in range(rows)]
     return assemble.token_batch(pairs, weighting.token_mean, columns=tokens)
 
+  how = packing.Packing(micro_batch_tokens=micro_batch * tokens)
   rl = drawn(rows)
   base = jax.jit(policy.init)(jax.random.key(0))
   adapter = jax.tree.map(
@@ -104,6 +104,8 @@ def make(
     policy,
     base,
     adapter,
-    StepBatch(rl=batch, sft=drawn(max(1, rows // 5))),
-    micro_batch,
+    StepBatch(
+      rl=packing.pack(batch, how),
+      sft=packing.pack(drawn(max(1, rows // 5)), how),
+    ),
   )
