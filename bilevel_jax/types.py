@@ -30,7 +30,7 @@ Names
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
@@ -127,6 +127,7 @@ class RLBatch(TokenBatch):
   sampler_logprobs: Array | None  # [B, T] float32, the sampler's; None: unread
   old_logprobs: Array | None  # [B, T] float32; None: on policy, ratio is 1
   ref_logprobs: Array | None  # [B, T] float32; None: no KL term
+  given: Array | None = None  # [B, T] float32, 1 where not drawn; None: nowhere
 
 
 @pytree
@@ -184,6 +185,8 @@ class Requests:
   eos_ids: tuple[int, ...]  # any of them ends a completion
   stop: tuple[str, ...] = ()  # any text of them ends one, and is kept
   total_tokens: int | None = None  # of all completions; see `engine.generate`
+  prefixes: Sequence[np.ndarray] | None = None  # [N], what each begins with
+  first_sample: int = 0  # number of a prompt's first sample in its stream
   sampling: Sampling
   key: jax.Array  # typed PRNG key, already folded with the step
 
@@ -202,8 +205,8 @@ class Rollout:
 
   requests: Requests
   tokens: np.ndarray  # [N, M] int32, zero after `lengths`
-  lengths: np.ndarray  # [N] int32, the EOS counted
-  logprobs: np.ndarray  # [N, M] float32, the sampler's, zero after `lengths`
+  lengths: np.ndarray  # [N] int32, the EOS counted, and what was given
+  logprobs: np.ndarray  # [N, M] float32, the sampler's; zero where not drawn
   finish_reasons: np.ndarray  # [N] int8, index into FINISH_REASONS
 
   def share_ended_by(self, reason: str) -> float:
@@ -215,6 +218,14 @@ class Rollout:
     """[N] bool, "length" by the total budget and not by the row's own."""
     ended = self.finish_reasons == FINISH_REASONS.index("length")
     return ended & (self.lengths < self.requests.budgets[self.prompt_index])
+
+  @property
+  def given(self) -> np.ndarray:
+    """[N] int32, tokens that a completion began with and that were not drawn."""
+    if self.requests.prefixes is None:
+      return np.zeros_like(self.lengths)
+    given = np.array(list(map(len, self.requests.prefixes)), np.int32)
+    return np.minimum(given, self.lengths)
 
   @property
   def prompt_index(self) -> np.ndarray:

@@ -62,17 +62,20 @@ def checked(
       f"prompt_ids must name each of the {prompts} prompts, "
       f"got shape {np.shape(requests.prompt_ids)}"
     )
+  prefixes = requests.prefixes or ()
+  if requests.prefixes is not None and len(prefixes) != total:
+    raise config.ConfigError(
+      f"prefixes must have one for each of the {total} completions, got "
+      f"{len(prefixes)}"
+    )
+  for i, prefix in enumerate(prefixes):
+    _inside(policy, f"prefix {i}", prefix)
   for i, prompt in enumerate(map(np.asarray, requests.prompts)):
     if prompt.size == 0:
       raise config.ConfigError(
         f"prompt {i} is empty: it needs a token to start from"
       )
-    outside = prompt[(prompt < 0) | (prompt >= policy.vocab_size)]
-    if outside.size:
-      raise config.ConfigError(
-        f"prompt {i} holds token {outside[0]}, which is outside the "
-        f"vocabulary of {policy.vocab_size}"
-      )
+    _inside(policy, f"prompt {i}", prompt)
     needed = prompt.size + int(requests.budgets[i])
     if policy.max_positions is not None and needed > policy.max_positions:
       raise config.ConfigError(
@@ -80,3 +83,13 @@ def checked(
         f"with its new ones, but the model has {policy.max_positions}"
       )
   return sampling.rules(requests.sampling, prompts)
+
+
+def _inside(policy: types.Policy, name: str, tokens: np.ndarray) -> None:
+  tokens = np.asarray(tokens)
+  outside = tokens[(tokens < 0) | (tokens >= policy.vocab_size)]
+  if outside.size:
+    raise config.ConfigError(
+      f"{name} holds token {outside[0]}, which is outside the vocabulary of "
+      f"{policy.vocab_size}"
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from bilevel_jax import types
 
 Decode = Callable[[Sequence[int]], str]
+_STOP, _LENGTH = map(types.FINISH_REASONS.index, ("stop", "length"))
 
 
 def stopped_at(
@@ -41,6 +42,30 @@ def stopped_at(
   return bisect.bisect_left(
     range(len(tokens)), True, lo=min(known + 1, len(tokens)), key=holds
   )
+
+
+def begin(rollout: types.Rollout, decode: Decode | None) -> None:
+  """Writes what completions begin with, and ends those that are whole by it.
+
+  Args:
+    rollout: of requests with or without prefixes.
+    decode: tokens -> text, for stop strings.
+  """
+  requests = rollout.requests
+  budgets = requests.budgets[rollout.prompt_index]
+  for n, prefix in enumerate(requests.prefixes or ()):
+    ends = np.flatnonzero(np.isin(prefix, requests.eos_ids))[:1] + 1
+    length = int(min([len(prefix), budgets[n], *ends]))
+    if length == budgets[n]:
+      rollout.finish_reasons[n] = _LENGTH
+    if length in ends:
+      rollout.finish_reasons[n] = _STOP
+    if requests.stop and decode is not None:
+      cut_at = stopped_at(prefix[:length], 0, requests.stop, decode)
+      if cut_at is not None:
+        length, rollout.finish_reasons[n] = cut_at, _STOP
+    rollout.tokens[n, :length] = prefix[:length]
+    rollout.lengths[n] = length
 
 
 def common_budget(lengths: np.ndarray, total: int, most: int) -> int:

@@ -8,8 +8,8 @@ host collects the tokens, and where half of the rows have finished it gathers
 the others into a smaller batch; the cache gains columns as they are needed.
 
 None of this can be seen in the tokens: each is drawn with a key folded from
-(requests.key, prompt id, sample, index of the token). docs/rollouts.md tells
-more, with what was measured.
+(requests.key, prompt id, sample, index of the token among those drawn).
+docs/rollouts.md tells more, with what was measured.
 """
 
 import dataclasses
@@ -73,6 +73,10 @@ def generate(
   have more, all are cut at one length, the greatest that keeps the bound.
   Short ones are not touched, and groups keep their samples.
 
+  A completion begins with its own of `requests.prefixes`, which counts as part
+  of it in everything but `logprobs`. A prefix with an end in it, or that fills
+  the budget, is cut there and is the whole completion.
+
   The tokens of a request depend on the weights, its prompt, its sampling
   rules and (key, prompt id, sample) alone, up to the rounding of `policy`.
   Programs are compiled for a policy: make it once.
@@ -107,10 +111,13 @@ def generate(
   # Every device gets as many rows.
   each = max(max_rows // layout.shards, 1)
   if cache_bytes is not None:
-    longest = max(map(len, requests.prompts), default=1)
-    budget = int(requests.budgets.max(initial=1))
+    given = np.array([len(p) for p in requests.prefixes or [()]])
     fit = rows_that_fit(
-      policy, longest, budget, cache_bytes, cache_step=cache_step
+      policy,
+      max(map(len, requests.prompts), default=1) + int(given.max(initial=0)),
+      int(requests.budgets.max(initial=1) - given.min(initial=0)),
+      cache_bytes,
+      cache_step=cache_step,
     )
     each = min(each, fit)
   max_rows = each * layout.shards
@@ -126,6 +133,7 @@ def generate(
     logprobs=np.zeros(shape, np.float32),
     finish_reasons=np.full(total, decoding.RUNNING, np.int8),
   )
+  endings.begin(rollout, decode)
   for ids in _waves(requests, max_rows):
     _decode_wave(policy, weights, rollout, rules, ids, settings)
   most = _common_budget(rollout)
@@ -189,21 +197,30 @@ def _waves(requests: types.Requests, max_rows: int) -> Iterator[np.ndarray]:
 def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   """Fills in the rows `ids` of the rollout."""
   requests, layout = rollout.requests, settings.layout
-  prompts = [np.asarray(p, np.int32) for p in requests.prompts]
   of = ids // requests.samples_per_prompt
-  begin = _prompt_columns(max(len(prompts[p]) for p in of))
+  budgets = np.minimum(requests.budgets[of], _common_budget(rollout))
+  given = rollout.lengths[ids]
+  whole = rollout.finish_reasons[ids] != decoding.RUNNING
+  left = np.flatnonzero(~whole & (given < budgets))
+  if not len(left):
+    return
+  ids, of, budgets, given = ids[left], of[left], budgets[left], given[left]
+  prompts = [
+    np.concatenate([requests.prompts[p], rollout.tokens[n, :length]])
+    for n, p, length in zip(ids, of, given, strict=True)
+  ]
+  lengths = np.array([len(prompt) for prompt in prompts])
+  begin = _prompt_columns(int(lengths.max()))
+  samples = ids % requests.samples_per_prompt + requests.first_sample
   keys = decoding.row_keys(
     requests.key,
     np.asarray(requests.prompt_ids)[of].astype(np.uint32),
-    (ids % requests.samples_per_prompt).astype(np.uint32),
+    samples.astype(np.uint32),
   )
   rows = decoding.Rows(
-    token=np.array([prompts[p][-1] for p in of]),
-    first=np.array([begin + 1 - len(prompts[p]) for p in of], np.int32),
-    end=np.array(
-      begin + np.minimum(requests.budgets[of], _common_budget(rollout)),
-      np.int32,
-    ),
+    token=np.array([prompt[-1] for prompt in prompts], np.int32),
+    first=np.array(begin + 1 - lengths, np.int32),
+    end=np.array(begin + budgets - given, np.int32),
     key_data=np.asarray(jax.random.key_data(keys)),
     rules=_take(rules, of),
   )
@@ -211,7 +228,7 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   eos_ids = sorted(set(requests.eos_ids))
   eos_ids += [-1] * (8 - len(eos_ids) % 8)  # a set of another size compiles not
 
-  cache, slots = _prefilled(policy, weights, [prompts[p] for p in of], settings)
+  cache, slots = _prefilled(policy, weights, prompts, settings)
   size, columns, column = 0, 0, begin
   while len(ids):
     stop = min(column + settings.segment, int(rows.end.max()))
@@ -247,13 +264,15 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
     )
     outcome = jax.device_get(outcome)
     _, tokens, logprobs, kept, finish = outcome
-    written, steps = slice(column - begin, stop - begin), stop - column
-    rollout.tokens[ids, written] = tokens[slots, :steps]
-    rollout.logprobs[ids, written] = logprobs[slots, :steps]
+    steps, known = stop - column, rollout.lengths[ids]
+    row, step = np.nonzero(np.arange(steps) < kept[slots][:, None])
+    written = ids[row], known[row] + step
+    rollout.tokens[written] = tokens[slots[row], step]
+    rollout.logprobs[written] = logprobs[slots[row], step]
     rollout.lengths[ids] += kept[slots]
     rollout.finish_reasons[ids] = finish[slots]
     if requests.stop:
-      _stop_at_strings(rollout, ids, column - begin, settings.decode)
+      _stop_at_strings(rollout, ids, known, settings.decode)
     if settings.watch is not None:
       held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
       settings.watch(
@@ -266,18 +285,19 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
           so_far=rollout,
         )
       )
-    end = np.minimum(rows.end, begin + _common_budget(rollout))
+    end = np.minimum(rows.end, begin + _common_budget(rollout) - given)
     rows = dataclasses.replace(rows, token=tokens[slots, steps - 1], end=end)
     running = rollout.finish_reasons[ids] == decoding.RUNNING
     left = np.flatnonzero(running & (end > stop))
-    ids, slots, rows, column = ids[left], slots[left], _take(rows, left), stop
+    ids, given, slots = ids[left], given[left], slots[left]
+    rows, column = _take(rows, left), stop
 
 
 def _stop_at_strings(rollout, ids, known, decode) -> None:
-  """Cuts the rows `ids` at stop strings that are not in their first tokens."""
-  for row in ids:
+  """Cuts the rows `ids` at stop strings that are not in their known tokens."""
+  for row, first in zip(ids, known, strict=True):
     tokens = rollout.tokens[row, : rollout.lengths[row]]
-    length = endings.stopped_at(tokens, known, rollout.requests.stop, decode)
+    length = endings.stopped_at(tokens, first, rollout.requests.stop, decode)
     if length is not None:
       endings.cut(rollout, row, length, decoding.STOP)
 
