@@ -221,7 +221,7 @@ class Rollout:
 
   @property
   def given(self) -> np.ndarray:
-    """[N] int32, tokens that a completion began with and that were not drawn."""
+    """[N] int32, tokens that a completion began with and did not draw."""
     if self.requests.prefixes is None:
       return np.zeros_like(self.lengths)
     given = np.array(list(map(len, self.requests.prefixes)), np.int32)

@@ -114,6 +114,11 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       f"counted from 1, got {', '.join(map(str, traced))}"
     )
   reward = config.reward
+  if (reward.overlong_tokens or 0) > rollout.max_new_tokens:
+    yield (
+      "reward.overlong_tokens must be at most rollout.max_new_tokens "
+      f"{rollout.max_new_tokens}, got {reward.overlong_tokens}"
+    )
   if reward.weights and len(reward.weights) != len(reward.verifiers):
     yield (
       f"reward.weights must have one for each of the {len(reward.verifiers)} "

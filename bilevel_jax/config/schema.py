@@ -120,6 +120,15 @@ class Reward:
     None, "of the verifiers in their sum; default: 1 each"
   )
   pattern: str | None = setting(None, "regular expression of `regex`")
+  overlong_tokens: int | None = setting(
+    None,
+    "last tokens of rollout.max_new_tokens over which a penalty grows to "
+    "overlong_penalty (DAPO); None: no penalty",
+    at_least=1,
+  )
+  overlong_penalty: float = setting(
+    1.0, "of a completion of rollout.max_new_tokens", at_least=0
+  )
   deadline_s: float = setting(5.0, "seconds one scoring may take", above=0)
   workers: int = setting(2, "scoring processes", at_least=1)
 
@@ -141,6 +150,12 @@ class RolloutSettings:
     None,
     "most tokens sampled in a step; beyond it all completions are cut at one "
     "length; default: no bound",
+    at_least=1,
+  )
+  rounds_for_signal: int | None = setting(
+    None,
+    "groups of equal rewards are dropped, and others sampled in their place, "
+    "in at most so many rounds (DAPO's dynamic sampling); None: they are kept",
     at_least=1,
   )
   max_rows: int = setting(1024, "rows decoded at once", at_least=1)
@@ -172,6 +187,9 @@ class RL:
   ] = setting("group_std", "baseline and scale of a reward (docs/methods.md)")
   weighting: Literal["token_mean", "sequence_mean", "constant"] = setting(
     "token_mean", "how tokens are weighted (objectives.weighting)"
+  )
+  truncated: Literal["keep", "drop"] = setting(
+    "keep", "completions cut by length: in the loss, or out (overlong filter)"
   )
   importance_cap: float | None = setting(
     2.0, "most that learner / sampler weighs a token; None: no weight", above=0

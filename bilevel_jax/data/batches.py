@@ -237,3 +237,7 @@ class Demonstrations:
   ) -> list[tuple[np.ndarray, np.ndarray] | None]:
     """Returns each question's own pair, by its id; None where there is none."""
     return [self._by_id.get(question.id) for question in questions]
+
+  def named(self, ids: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the pairs of questions that have one, by their ids."""
+    return [self._by_id[name] for name in ids]

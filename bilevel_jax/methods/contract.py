@@ -9,8 +9,9 @@ import numpy as np
 import optax
 
 from bilevel_jax.bilevel import problem as bilevel_problem
+from bilevel_jax.objectives.prefix_losses import PrefixLoss
 from bilevel_jax.objectives.token_weights import TokenWeight
-from bilevel_jax.rollout import routing
+from bilevel_jax.rollout import rounds, routing
 from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
 
 
@@ -40,6 +41,12 @@ class Method(NamedTuple):
   route: routing.Router | None = None
   """What becomes of a step's rollouts and demonstrations. Runs on the host; the
   demonstrations, where planned, are then those of the step's own questions."""
+  guide: rounds.Guide | None = None
+  """How much of its demonstration each sample begins with. Runs on the host,
+  before each round of a step's sampling; its tokens count as `route` says."""
+  buffer: int | None = None
+  """Demonstrations that `route` holds back before an update of their own, with
+  no rollouts, ends the step; None: there is no such update."""
   reference: Callable[[TrainState], Tree] | None = None
   """state -> base that the KL is taken to; None: the one the run began with."""
   every_rollout: bool = False
@@ -61,6 +68,8 @@ class Ingredients(NamedTuple):
   """Updates of the whole run, for schedules."""
   supervised: Callable[[TokenWeight], bilevel_problem.Objective]
   """Makes the SFT loss with a weight of its own on demonstration tokens."""
+  guided: Callable[[PrefixLoss], bilevel_problem.Objective]
+  """Makes the RL loss with a loss of its own on tokens that were given."""
   base_optimizer: Callable[[float | None, int], optax.GradientTransformation]
   """(peak learning rate, updates) -> an optimiser like the base's in all
   else; None: the base's own peak."""

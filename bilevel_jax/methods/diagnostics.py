@@ -32,9 +32,7 @@ def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
     ratio = jnp.exp(learner - batch.sampler_logprobs)
     metrics |= {
       "rollout/importance_mean": mean(ratio),
-      "rollout/importance_max": jnp.max(
-        jnp.where(batch.weights > 0, ratio, 0.0)
-      ),
+      "rollout/importance_max": jnp.max(jnp.where(_drawn(batch), ratio, 0.0)),
       "rollout/kl_to_learner": mean(
         policy_gradient.kl_k3(batch.sampler_logprobs, learner)
       ),
@@ -112,6 +110,11 @@ def parts_metrics(direct: Tree, implicit: Tree) -> dict:
 
 
 def _token_mean(batch: RLBatch):
-  counted = batch.weights > 0
+  counted = _drawn(batch)
   total = counted.sum().clip(min=1)
   return lambda x: jnp.sum(jnp.where(counted, x, 0.0)) / total
+
+
+def _drawn(batch: RLBatch):
+  counted = batch.weights > 0
+  return counted if batch.given is None else counted & (batch.given == 0)

@@ -38,12 +38,8 @@ def build(
     counts[pairs] = drawn[:, None]
     counts = counts.reshape(advantages.shape)
     mean = counts.sum() / max((counts > 0).sum(), 1)
-    return routing.Route(
-      rollouts=counts > 0,
-      advantages=(advantages * counts / max(mean, 1)).astype(np.float32),
-      demonstrations=np.zeros(len(advantages), bool),
-      coefficients=np.zeros(len(advantages)),
-    )
+    drawn_often = (advantages * counts / max(mean, 1)).astype(np.float32)
+    return routing.of_rollouts(drawn_often)._replace(rollouts=counts > 0)
 
   return grpo.build(settings, ingredients)._replace(route=route)
 

@@ -6,7 +6,7 @@ again.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,12 @@ from bilevel_jax.bilevel.problem import Objective
 from bilevel_jax.objectives import logprobs as logprobs_lib
 from bilevel_jax.objectives import (
   policy_gradient,
+  prefix_losses,
   sft,
   surrogates,
   token_weights,
 )
-from bilevel_jax.types import Layout, Policy, RLBatch, TokenBatch, Tree
+from bilevel_jax.types import Array, Layout, Policy, RLBatch, TokenBatch, Tree
 
 
 def token_logprobs(
@@ -113,6 +114,7 @@ def rl_objective(
   surrogate: Literal["fixed_sample", "dice"] = "fixed_sample",
   ratio: Literal["token", "sequence"] = "token",
   clip: Literal["objective", "weight"] = "objective",
+  prefix_loss: prefix_losses.PrefixLoss = prefix_losses.nothing,
 ) -> Objective:
   """Returns minus J_RL: a policy-gradient loss plus KL to the start.
 
@@ -139,6 +141,8 @@ def rl_objective(
     ratio: of each token, or of its sequence (GSPO); not of `dice`.
     clip: what the ratio's bounds are put on: PPO's objective, or the weight of
       grad log pi (CISPO); not of `dice`.
+    prefix_loss: of the tokens that were given and not drawn, in place of all
+      of this.
   """
   surrogates_by_clip = {
     "objective": policy_gradient.clipped_surrogate,
@@ -158,14 +162,14 @@ def rl_objective(
     old_logprobs = batch.old_logprobs
     if old_logprobs is None:
       old_logprobs = jax.lax.stop_gradient(logprobs)
+    drawn = batch.weights > 0
+    if batch.given is not None:
+      drawn &= batch.given == 0
     if surrogate == "dice":
-      counted = batch.weights > 0
       clipped = jnp.zeros(logprobs.shape, bool)
-      losses = -surrogates.dice(
-        logprobs, batch.advantages, counted, old_logprobs
-      )
+      losses = -surrogates.dice(logprobs, batch.advantages, drawn, old_logprobs)
       cost = lambda costs: surrogates.dice_cost(
-        logprobs, costs, counted, old_logprobs
+        logprobs, costs, drawn, old_logprobs
       )
     else:
       losses, clipped = surrogates_by_clip[clip](
@@ -174,7 +178,7 @@ def rl_objective(
         batch.advantages,
         clip_low=clip_low,
         clip_high=clip_high,
-        sequences=batch.weights > 0 if ratio == "sequence" else None,
+        sequences=drawn if ratio == "sequence" else None,
       )
       cost = lambda costs: costs
     truncated = jnp.zeros(logprobs.shape, bool)
@@ -186,6 +190,10 @@ def rl_objective(
     if batch.ref_logprobs is not None:
       kl = policy_gradient.kl_k3(logprobs, batch.ref_logprobs)
       losses += kl_coef * cost(kl)
+    if batch.given is not None:
+      entropy = cast(Array, entropies)  # it was asked for
+      begun = prefix_loss(logprobs, old_logprobs, entropy, batch)
+      losses = jnp.where(batch.given > 0, begun, losses)
     aux = {
       "logprobs": jax.lax.stop_gradient(logprobs),
       "entropies": entropies,

@@ -103,7 +103,9 @@ def measure(answers: Answers) -> dict[str, float]:
 
   Rewards are means over scored completions; pass@group is the share of
   questions with a correct completion; lengths are in tokens, EOS included;
-  time/rollout_programs counts what this process compiled for sampling so far.
+  rollout/tokens are those that were drawn, and time/rollout_programs counts
+  what this process compiled for sampling so far. Where completions began with
+  given tokens: the share of those that did, and the accuracy of the others.
   """
   rollout, scores = answers.rollout, answers.scores
   counted = max(int(scores.scored.sum()), 1)
@@ -111,8 +113,18 @@ def measure(answers: Answers) -> dict[str, float]:
   rewards = np.where(scores.scored, scores.rewards, np.nan)
   grouped = rewards.reshape(groups.shape)
   flat = [len(set(row[np.isfinite(row)].tolist())) < 2 for row in grouped]
-  tokens = int(rollout.lengths.sum())
+  tokens = drawn_tokens(answers)
+  begun = rollout.given > 0
+  guided = {}
+  if rollout.requests.prefixes is not None:
+    alone = scores.scored & ~begun
+    guided["rollout/guided_share"] = float(begun.mean())
+    guided["rollout/given_tokens"] = float(rollout.given.sum())
+    guided["rl/accuracy_unguided"] = float(
+      (scores.correct & alone).sum() / max(int(alone.sum()), 1)
+    )
   return {
+    **guided,
     "rl/reward": float(np.where(scores.scored, scores.rewards, 0).sum())
     / counted,
     "rl/accuracy": float((scores.correct & scores.scored).sum()) / counted,
@@ -131,6 +143,11 @@ def measure(answers: Answers) -> dict[str, float]:
     "time/reward_s": answers.reward_s,
     "time/sampled_tokens_per_s": tokens / max(answers.rollout_s, 1e-9),
   }
+
+
+def drawn_tokens(answers: Answers) -> int:
+  """Returns the tokens that were sampled, those that were given left out."""
+  return int((answers.rollout.lengths - answers.rollout.given).sum())
 
 
 def records(answers: Answers, count: int) -> list[dict[str, Any]]:

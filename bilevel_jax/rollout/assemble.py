@@ -63,6 +63,8 @@ def minibatches(
   *,
   normalise: policy_gradient.Advantage,
   advantages: np.ndarray | None = None,
+  counted: np.ndarray | None = None,
+  skipped: np.ndarray | None = None,
   updates: int = 1,
   passes: int = 1,
   seed: Sequence[int] = (0,),
@@ -75,6 +77,8 @@ def minibatches(
     weighting: [B, T] mask of completions -> weights.
     normalise: as in `policy_gradient.group_advantages`.
     advantages: [N], in place of those.
+    counted: [N] bool, what has weight, once advantages are known; None: all.
+    skipped: as in `rl_batch`.
     updates: mini-batches of a pass, of N / updates rows each.
     passes: times that the rollouts are gone through.
     seed: of the order of rows; used where there is more than one batch.
@@ -87,6 +91,8 @@ def minibatches(
   )
   if advantages is None:
     advantages = of_groups.ravel()
+  if counted is not None:
+    scores = dataclasses.replace(scores, scored=scores.scored & counted)
   total = len(rollout.tokens)
   prompt_lengths = [len(prompt) for prompt in rollout.requests.prompts]
   lengths = np.array(prompt_lengths)[rollout.prompt_index] + rollout.lengths
@@ -102,6 +108,7 @@ def minibatches(
         advantages,
         baselines.ravel(),
         weighting,
+        skipped=skipped,
         selected=selected,
         columns=bucket(int(lengths.max())),
       )
@@ -117,6 +124,7 @@ def rl_batch(
   baselines: np.ndarray,
   weighting: Weighting,
   *,
+  skipped: np.ndarray | None = None,
   selected: np.ndarray | None = None,
   rows: int | None = None,
   columns: int | None = None,
@@ -131,6 +139,8 @@ def rl_batch(
     advantages: [N].
     baselines: [N].
     weighting: [B, T] mask of completions -> weights.
+    skipped: [N] int, tokens at a completion's start that have no weight; None:
+      those that were given.
     selected: indices of the rows to take; default: all.
     rows: B, rows to pad to with empty ones; default: none is added.
     columns: columns to pad to; default: the bucket of the longest row.
@@ -138,22 +148,30 @@ def rl_batch(
   selected = np.arange(len(rollout.tokens)) if selected is None else selected
   prompts = [rollout.requests.prompts[i] for i in rollout.prompt_index]
   scored = scores.scored & (rollout.lengths > 0)
+  begun = rollout.given
+  skipped = begun if skipped is None else skipped
 
   def padded(values: np.ndarray) -> np.ndarray:
     out = np.zeros(len(selected) if rows is None else rows, np.float32)
     out[: len(selected)] = values[selected]
     return out
 
+  def split(n: int) -> tuple[np.ndarray, np.ndarray]:
+    completion = rollout.tokens[n, : rollout.lengths[n]]
+    before = np.concatenate([prompts[n], completion[: skipped[n]]])
+    return before, completion[skipped[n] :]
+
   plain = token_batch(
-    [(prompts[n], rollout.tokens[n, : rollout.lengths[n]]) for n in selected],
+    [split(n) for n in selected],
     lambda mask: weighting(mask * padded(scored)[:, None]),
     rows=rows,
     columns=columns,
   )
-  sampler_logprobs = np.zeros(plain.tokens.shape, np.float32)
+  sampler_logprobs, given = np.zeros((2, *plain.tokens.shape), np.float32)
   for row, n in enumerate(selected):
     start, length = len(prompts[n]), rollout.lengths[n]
     sampler_logprobs[row, start : start + length] = rollout.logprobs[n, :length]
+    given[row, start : start + begun[n]] = 1.0
   return RLBatch(
     **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
     advantages=padded(advantages)[:, None] * np.float32(plain.weights > 0),
@@ -163,6 +181,7 @@ def rl_batch(
     sampler_logprobs=sampler_logprobs,
     old_logprobs=None,
     ref_logprobs=None,
+    given=None if rollout.requests.prefixes is None else given,
   )
 
 

@@ -31,6 +31,7 @@ class Groups(NamedTuple):
   correct: np.ndarray  # [P, G] bool
   scored: np.ndarray  # [P, G] bool
   demonstrated: np.ndarray  # [P] bool: there is a worked solution
+  given: np.ndarray  # [P, G] int, tokens that a sample began with
   seed: Sequence[int] = (0,)  # of a router's random choices in this step
 
 
@@ -41,9 +42,36 @@ class Route(NamedTuple):
   advantages: np.ndarray  # [P, G] of those
   demonstrations: np.ndarray  # [P] bool: it counts
   coefficients: np.ndarray  # [P] of those, beside the weights of their tokens
+  prefixes: np.ndarray | None = None
+  """[P, G] bool: what the sample began with counts; None: it never does."""
+  held_back: np.ndarray | None = None
+  """[P] bool: its demonstration waits in `Method.buffer`; None: none does."""
 
 
 Router: TypeAlias = Callable[[Groups], Route]
+
+
+def of_rollouts(
+  advantages: np.ndarray,
+  *,
+  prefixes: np.ndarray | None = None,
+  held_back: np.ndarray | None = None,
+) -> Route:
+  """Returns the route on which all samples count and no demonstration does.
+
+  Args:
+    advantages: [P, G] of the samples.
+    prefixes: as in `Route`.
+    held_back: as in `Route`.
+  """
+  return Route(
+    rollouts=np.ones(advantages.shape, bool),
+    advantages=advantages,
+    demonstrations=np.zeros(len(advantages), bool),
+    coefficients=np.zeros(len(advantages)),
+    prefixes=prefixes,
+    held_back=held_back,
+  )
 
 
 class Routed(NamedTuple):
@@ -51,7 +79,9 @@ class Routed(NamedTuple):
 
   scores: Scores  # not scored: also what does not count
   advantages: np.ndarray  # [N]
+  skipped: np.ndarray | None  # [N], see `assemble.rl_batch`
   route: Route
+  questions: Sequence[Question]  # P
   pairs: Sequence[Pair | None]  # P
   parts: int  # updates that the questions are split over
 
@@ -73,6 +103,13 @@ class Routed(NamedTuple):
       lambda mask: weighting(mask) * coefficients,
       rows=rows,
     )
+
+  def held_back(self) -> list[str]:
+    """Returns the ids of the questions whose demonstrations are to wait."""
+    if self.route.held_back is None:
+      return []
+    waits = zip(self.questions, self.route.held_back, self.pairs, strict=True)
+    return [question.id for question, held, pair in waits if held and pair]
 
   def metrics(self) -> dict[str, float]:
     """Returns the shares of questions that have and that get an SFT loss."""
@@ -102,7 +139,7 @@ def follow(
     parts: updates that the questions are split over.
     seed: of the router's random choices.
   """
-  scores = answered.scores
+  scores, given = answered.scores, answered.rollout.given
   groups = (-1, answered.rollout.requests.samples_per_prompt)
   questions = answered.questions[:: groups[1]]
   pairs = [None] * len(questions)
@@ -115,11 +152,23 @@ def follow(
       correct=scores.correct.reshape(groups),
       scored=scores.scored.reshape(groups),
       demonstrated=demonstrated,
+      given=given.reshape(groups),
       seed=seed,
     )
   )
+  skipped = None
+  if route.prefixes is not None:
+    skipped = np.where(route.prefixes.ravel(), 0, given)
   route = route._replace(demonstrations=route.demonstrations & demonstrated)
   kept = dataclasses.replace(
     scores, scored=scores.scored & route.rollouts.ravel()
   )
-  return Routed(kept, route.advantages.ravel(), route, pairs, parts)
+  return Routed(
+    scores=kept,
+    advantages=route.advantages.ravel(),
+    skipped=skipped,
+    route=route,
+    questions=questions,
+    pairs=pairs,
+    parts=parts,
+  )

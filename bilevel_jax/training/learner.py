@@ -70,6 +70,19 @@ def build(
   supervised = lambda weight: terms.sft_objective(
     policy, chunk=chunk, token_weight=weight
   )
+  reinforcing = functools.partial(
+    terms.rl_objective,
+    policy,
+    temperature=rollout.temperature,
+    clip_low=rl.clip_low,
+    clip_high=rl.clip_high,
+    kl_coef=rl.kl_coef,
+    chunk=chunk,
+    importance_cap=rl.importance_cap,
+    ratio=rl.ratio,
+    clip=rl.clip,
+    surrogate=settings.method.surrogate if twice else "fixed_sample",
+  )
   method = methods.METHODS[settings.method.name](
     settings.method,
     contract.Ingredients(
@@ -79,18 +92,7 @@ def build(
             settings.sft.token_weight, settings.sft.trust_region
           )
         ),
-        lower=terms.rl_objective(
-          policy,
-          temperature=rollout.temperature,
-          clip_low=rl.clip_low,
-          clip_high=rl.clip_high,
-          kl_coef=rl.kl_coef,
-          chunk=chunk,
-          importance_cap=rl.importance_cap,
-          ratio=rl.ratio,
-          clip=rl.clip,
-          surrogate=settings.method.surrogate if twice else "fixed_sample",
-        ),
+        lower=reinforcing(),
       ),
       gradient=accumulation.gradient,
       optimizers={
@@ -100,6 +102,7 @@ def build(
       },
       total_updates=total_updates,
       supervised=supervised,
+      guided=lambda prefix_loss: reinforcing(prefix_loss=prefix_loss),
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise=rl.advantage
       ),

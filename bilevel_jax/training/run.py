@@ -38,13 +38,14 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   mesh = sharding.mesh_of(settings.mesh)
   learner = learner_lib.build(settings, model.policy, mesh)
   plans = [learner.method.plan(step) for step in range(settings.steps)]
-  routes = learner.method.route is not None and plans[0].demonstrations
+  method = learner.method
+  routes = method.route is not None and plans[0].demonstrations
+  guides = method.guide is not None or method.buffer is not None
   alone = any(not plan.rollouts for plan in plans)
-  if (alone or routes) and streams.demonstrations is None:
+  if (alone or routes or guides) and streams.demonstrations is None:
     raise config.ConfigError(
-      f"method {settings.method.name} learns from demonstrations alone"
-      f"{' where it routes' * routes}: data.demonstrations_per_step must be at "
-      "least 1, got 0"
+      f"method {settings.method.name} needs demonstrations: "
+      "data.demonstrations_per_step must be at least 1, got 0"
     )
   base = sources.load_base(settings, model, mesh)
   reference = None
@@ -69,6 +70,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "questions": 0,
       "demonstrations": 0,
       "tokens": 0,
+      "held_back": [],  # ids of questions whose demonstrations wait
       "model": sources.fingerprint(base),
     },
   )

@@ -1,18 +1,35 @@
 """One step of a run: sample, score, assemble, update."""
 
 import dataclasses
+import functools
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from bilevel_jax.methods import contract
-from bilevel_jax.rollout import answers, assemble, packing, routing
+from bilevel_jax.rewards import overlong
+from bilevel_jax.rollout import answers, assemble, packing, rounds, routing
 from bilevel_jax.training import display, metrics, sharding
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import run as run_lib
-from bilevel_jax.types import Requests, RLBatch, Sampling, StepBatch, TokenBatch
+from bilevel_jax.types import (
+  FINISH_REASONS,
+  Requests,
+  RLBatch,
+  Sampling,
+  StepBatch,
+  TokenBatch,
+)
+
+
+class _Sampled(NamedTuple):
+  """A step's answers, and which of them are to be learned from."""
+
+  answers: answers.Answers
+  counted: np.ndarray  # [N] bool
+  routed: routing.Routed | None
 
 
 def take(
@@ -25,39 +42,30 @@ def take(
   started = time.perf_counter()
   settings, learner = story.settings, story.learner
   logged: dict[str, float] = {}
-  answered = routed = None
+  sampled = None
   plan = learner.method.plan(step)
   if learner.method.narrow is not None:
     plan = learner.method.narrow(story.state, plan)
   if plan.rollouts:
-    answered = _sample(story, step)
-    logged |= answers.measure(answered)
-    if learner.method.route is not None:
-      routed = routing.follow(
-        learner.method.route,
-        answered,
-        story.streams.demonstrations if plan.demonstrations else None,
-        parts=settings.rl.updates_per_rollout,
-        seed=(settings.seed, step),
-      )
-      logged |= routed.metrics()
-    story.host["tokens"] += int(answered.rollout.lengths.sum())
-    rows = answers.records(answered, settings.logging.completions_per_step)
+    sampled, measured = _sample(story, step)
+    logged |= measured
+    rows = answers.records(
+      sampled.answers, settings.logging.completions_per_step
+    )
     writers.completions(step + 1, rows)
     if run_lib.due(settings.logging.show_every, step + 1, settings.steps):
       screen.completions(step + 1, rows)
   update_started = time.perf_counter()
   updates = []
-  batches, logged["time/padding_share"] = _batches(
-    story, step, plan, answered, routed
-  )
+  batches, logged["time/padding_share"] = _batches(story, step, plan, sampled)
   for batch in batches:
     story.state, measured = learner.programs.update(story.state, batch)
     updates.append(measured)
   updates = jax.device_get(updates)
   logged["time/update_s"] = time.perf_counter() - update_started
-  for name in updates[0]:
-    logged[name] = float(np.mean([measured[name] for measured in updates]))
+  for name in {name: None for measured in updates for name in measured}:
+    values = [measured[name] for measured in updates if name in measured]
+    logged[name] = float(np.mean(values))
   logged["training/skipped_updates"] *= len(updates)
   if story.state.adapter is not None:
     logged["bilevel/adapter_delta_norm"] = float(
@@ -68,11 +76,61 @@ def take(
   return logged
 
 
-def _sample(story: run_lib.Run, step: int) -> answers.Answers:
-  """Returns the policy's scored completions of the step's questions."""
+def _sample(story: run_lib.Run, step: int) -> tuple[_Sampled, dict[str, float]]:
+  """Returns what the policy answers to the step's questions, and its measures.
+
+  Measures and the count of tokens are of all that was drawn, whatever is
+  learned from in the end.
+  """
+  settings, method = story.settings, story.learner.method
+  most = settings.rollout.rounds_for_signal
+  everything, answered, telling = rounds.until_telling(
+    lambda: _answers(story, step), rounds=most or 1
+  )
+  story.host["tokens"] += answers.drawn_tokens(everything)
+  logged = answers.measure(everything)
+  reward, rollout = settings.reward, answered.rollout
+  counted = np.ones(len(rollout.lengths), bool)
+  if most is not None:
+    counted &= np.repeat(telling, settings.rollout.samples_per_prompt)
+    logged["rollout/telling_groups"] = float(telling.sum())
+    logged["rollout/questions"] = float(
+      len(everything.rollout.requests.prompts)
+    )
+  if settings.rl.truncated == "drop":
+    counted &= rollout.finish_reasons != FINISH_REASONS.index("length")
+    logged["rl/truncated_out"] = float(1 - counted.mean())
+  if reward.overlong_tokens is not None:
+    penalty = reward.overlong_penalty * overlong.soft_penalty(
+      rollout.lengths,
+      longest=settings.rollout.max_new_tokens,
+      interval=reward.overlong_tokens,
+    )
+    logged["rl/overlong_penalty"] = float(penalty.mean())
+    scores = answered.scores
+    shaped = np.where(scores.scored, scores.rewards + penalty, 0.0)
+    answered = dataclasses.replace(
+      answered, scores=dataclasses.replace(scores, rewards=shaped)
+    )
+  routed = None
+  if method.route is not None:
+    routed = routing.follow(
+      method.route,
+      answered,
+      story.streams.demonstrations,
+      parts=settings.rl.updates_per_rollout,
+      seed=(settings.seed, step),
+    )
+    logged |= routed.metrics()
+  return _Sampled(answered, counted, routed), logged
+
+
+def _answers(story: run_lib.Run, step: int) -> answers.Answers:
+  """Returns the policy's scored completions of the next questions."""
   settings, rollout = story.settings, story.settings.rollout
+  position, guide = story.host["questions"], story.learner.method.guide
   questions, prompts, ids = story.streams.prompts.take(
-    story.host["questions"], settings.data.prompts_per_step
+    position, settings.data.prompts_per_step
   )
   story.host["questions"] += len(questions)
   requests = Requests(
@@ -91,16 +149,26 @@ def _sample(story: run_lib.Run, step: int) -> answers.Answers:
     ),
     key=run_lib.key(settings, "rollout", step),
   )
-  return answers.answer(
+  ask = functools.partial(
+    answers.answer,
     story.model.policy,
     story.learner.programs.merge(story.state.base, story.state.adapter),
-    questions,
-    requests,
-    story.model.tokenizer,
-    story.scorer,
+    decoder=story.model.tokenizer,
+    scorer=story.scorer,
     max_rows=rollout.max_rows,
     cache_bytes=story.cache_bytes,
     sharding=story.rows,
+  )
+  if guide is None:
+    return ask(questions, requests)
+  return rounds.guided(
+    ask,
+    questions,
+    requests,
+    guide,
+    story.streams.demonstrations,
+    step=step,
+    seed=(settings.seed, position),
   )
 
 
@@ -108,20 +176,22 @@ def _batches(
   story: run_lib.Run,
   step: int,
   plan: contract.Plan,
-  answered: answers.Answers | None,
-  routed: routing.Routed | None,
+  sampled: _Sampled | None,
 ) -> tuple[list[StepBatch], float]:
   """Returns what each update of a step sees, and the share of it to no use."""
   settings, learner = story.settings, story.learner
+  routed = sampled.routed if sampled else None
   count = learner_lib.updates_per_step(settings)
   rl: list[Any] = [None] * count
-  if answered is not None:
+  if sampled is not None:
     rl = assemble.minibatches(
-      answered.rollout,
-      routed.scores if routed else answered.scores,
+      sampled.answers.rollout,
+      routed.scores if routed else sampled.answers.scores,
       learner.rl_weighting,
       normalise=settings.rl.advantage,
       advantages=routed.advantages if routed else None,
+      counted=sampled.counted,
+      skipped=routed.skipped if routed else None,
       updates=settings.rl.updates_per_rollout,
       passes=settings.rl.passes_per_rollout,
       seed=(settings.seed, step),
@@ -136,6 +206,9 @@ def _batches(
     ]
   elif plan.demonstrations:
     sft = [_demonstrations(story, count) for _ in range(count)]
+  held_back = _held_back(story, sampled)
+  if held_back is not None:
+    rl, sft = [*rl, None], [*sft, held_back]
   parts = [
     packing.pack(part, learner.packing)
     for part in (*rl, *sft)
@@ -151,6 +224,21 @@ def _batches(
     StepBatch(rl=part and _with_logprobs(story, part, old), sft=other)
     for part, other in zip(rl, sft, strict=True)
   ], share
+
+
+def _held_back(
+  story: run_lib.Run, sampled: _Sampled | None
+) -> TokenBatch | None:
+  """Returns the oldest demonstrations held back, once the buffer is full."""
+  size, waiting = story.learner.method.buffer, story.host["held_back"]
+  if size is None or sampled is None or sampled.routed is None:
+    return None
+  waiting += sampled.routed.held_back()
+  if len(waiting) < size or story.streams.demonstrations is None:
+    return None
+  pairs = story.streams.demonstrations.named(waiting[:size])
+  del waiting[:size]
+  return assemble.token_batch(pairs, story.learner.sft_weighting)
 
 
 def _with_logprobs(

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from bilevel_jax import config, methods, types
-from bilevel_jax.bilevel.problem import Problem
+from bilevel_jax.bilevel.problem import Objective, Problem
 from bilevel_jax.methods import accumulation, contract, terms
-from bilevel_jax.objectives import policy_gradient, weighting
+from bilevel_jax.objectives import policy_gradient, prefix_losses, weighting
 from bilevel_jax.rollout import assemble
 from tests import tabular
 
@@ -35,14 +35,20 @@ class World:
   def problem(self, *, kl_coef: float = 0.0) -> Problem:
     return Problem(
       upper=terms.sft_objective(self.policy, chunk=64),
-      lower=terms.rl_objective(
-        self.policy,
-        temperature=1.0,
-        clip_low=0.2,
-        clip_high=0.2,
-        kl_coef=kl_coef,
-        chunk=64,
-      ),
+      lower=self.reinforced(kl_coef),
+    )
+
+  def reinforced(
+    self, kl_coef: float, prefix_loss=prefix_losses.nothing
+  ) -> Objective:
+    return terms.rl_objective(
+      self.policy,
+      temperature=1.0,
+      clip_low=0.2,
+      clip_high=0.2,
+      kl_coef=kl_coef,
+      chunk=64,
+      prefix_loss=prefix_loss,
     )
 
   def method(
@@ -70,6 +76,7 @@ class World:
         supervised=lambda weight: terms.sft_objective(
           self.policy, chunk=64, token_weight=weight
         ),
+        guided=lambda prefix_loss: self.reinforced(kl_coef, prefix_loss),
         base_optimizer=lambda learning_rate, updates: (
           inner if learning_rate is None else optax.sgd(learning_rate)
         ),

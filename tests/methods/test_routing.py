@@ -18,6 +18,7 @@ GROUPS = routing.Groups(
   correct=REWARDS > 0,
   scored=SCORED,
   demonstrated=np.array([True, True, True, False, False]),
+  given=np.zeros((5, 3), int),
 )
 
 
@@ -84,6 +85,7 @@ EVEN = routing.Groups(
   correct=np.zeros((3, 4), bool),
   scored=np.ones((3, 4), bool),
   demonstrated=np.zeros(3, bool),
+  given=np.zeros((3, 4), int),
 )
 
 
@@ -148,7 +150,8 @@ def test_each_update_gets_its_questions_demonstrations(world, parts):
     ),
     questions=list(np.repeat(np.arange(5), 3)),
     rollout=types.SimpleNamespace(
-      requests=types.SimpleNamespace(samples_per_prompt=3)
+      given=np.zeros(15, int),
+      requests=types.SimpleNamespace(samples_per_prompt=3),
     ),
   )
   router = lambda groups: routing.Route(

@@ -1,0 +1,183 @@
+"""Sampling in rounds: what is drawn next may depend on what was rewarded.
+
+Inside a group, later samples may begin with a part of the question's
+demonstration, as earlier ones' rewards advise (`guided`); and questions whose
+samples say nothing may give way to others (`until_telling`). Every token's key
+is folded from the question, the sample and its index, so a round draws what it
+would have drawn alone, and a resumed run what the first one did.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from bilevel_jax.rollout import answers, routing
+from bilevel_jax.types import Question, Requests, Rollout, Scores
+
+
+class Progress(NamedTuple):
+  """What is known of a step's P questions before a round of their samples."""
+
+  step: int
+  samples: int  # G, that each question will have
+  rewards: np.ndarray  # [P, n] of those that it has
+  scored: np.ndarray  # [P, n] bool
+  solutions: np.ndarray  # [P] int, tokens of its demonstration, 0 without one
+  seed: Sequence[int]  # of a guide's random choices in this round
+
+
+Guide: TypeAlias = Callable[[Progress], np.ndarray]
+"""Progress -> [P, m] int, m at least 1: how many tokens of its demonstration
+each of a question's next m samples begins with."""
+
+Ask: TypeAlias = Callable[[Sequence[Question], Requests], answers.Answers]
+
+
+def guided(
+  ask: Ask,
+  questions: Sequence[Question],
+  requests: Requests,
+  guide: Guide,
+  solutions: routing.Solutions | None,
+  *,
+  step: int,
+  seed: Sequence[int] = (0,),
+) -> answers.Answers:
+  """Returns the answers to P questions, G of each, drawn as a guide says.
+
+  Args:
+    ask: draws and scores.
+    questions: P questions.
+    requests: their P prompts, G samples each; a total budget is shared among
+      the rounds by their samples.
+    guide: decides, round by round.
+    solutions: where a question's demonstration is found; None: none has one.
+    step: of the run, for the guide's schedule.
+    seed: of the guide's random choices.
+  """
+  samples = requests.samples_per_prompt
+  pairs = [None] * len(questions)
+  if solutions is not None:
+    pairs = solutions.of(questions)
+  tokens = [np.zeros(0, np.int32) if p is None else p[1] for p in pairs]
+  rewards = np.zeros((len(questions), 0), np.float32)
+  scored = np.zeros(rewards.shape, bool)
+  parts: list[answers.Answers] = []
+  while (first := rewards.shape[1]) < samples:
+    lengths = guide(
+      Progress(
+        step=step,
+        samples=samples,
+        rewards=rewards,
+        scored=scored,
+        solutions=np.array(list(map(len, tokens)), int),
+        seed=(*seed, first),
+      )
+    )[:, : samples - first]
+    total, drawn = requests.total_tokens, lengths.shape[1]
+    part = dataclasses.replace(
+      requests,
+      samples_per_prompt=drawn,
+      first_sample=requests.first_sample + first,
+      total_tokens=None if total is None else total * drawn // samples,
+      prefixes=[
+        solution[:length]
+        for solution, row in zip(tokens, lengths, strict=True)
+        for length in row
+      ],
+    )
+    parts.append(ask(questions, part))
+    of_part = parts[-1].scores
+    rewards = np.concatenate([rewards, of_part.rewards.reshape(-1, drawn)], 1)
+    scored = np.concatenate([scored, of_part.scored.reshape(-1, drawn)], 1)
+  of = np.concatenate([part.rollout.prompt_index for part in parts])
+  return _gathered(parts, np.argsort(of, kind="stable"), requests)
+
+
+def until_telling(
+  ask: Callable[[], answers.Answers], *, rounds: int
+) -> tuple[answers.Answers, answers.Answers, np.ndarray]:
+  """Returns all answers, those to learn from, and which of their groups tell.
+
+  DAPO's dynamic sampling (arXiv 2503.14476): a group tells if its scored
+  rewards are not all equal; questions are added until as many groups tell as
+  a round has, or there were `rounds` of them. The first so many that tell are
+  learned from; where too few do, others fill their places.
+
+  Args:
+    ask: draws and scores the next P questions.
+    rounds: at most, at least 1.
+
+  Returns:
+    Answers to P * (rounds that it took) questions; to P of them; and [P] bool.
+  """
+  parts = [ask()]
+  wanted = len(parts[0].rollout.requests.prompts)
+  while len(parts) < rounds and sum(map(np.sum, map(tells, parts))) < wanted:
+    parts.append(ask())
+  whole = [part.rollout.requests for part in parts]
+  requests = dataclasses.replace(
+    whole[0],
+    prompts=[prompt for part in whole for prompt in part.prompts],
+    prompt_ids=np.concatenate([part.prompt_ids for part in whole]),
+    max_new_tokens=np.concatenate([part.budgets for part in whole]),
+  )
+  samples = requests.samples_per_prompt
+  rows = np.arange(len(requests.prompts) * samples)
+  everything = _gathered(parts, rows, requests)
+  telling = tells(everything)
+  chosen = np.sort(np.argsort(~telling, kind="stable")[:wanted])
+  rows = (samples * chosen[:, None] + np.arange(samples)).ravel()
+  kept = dataclasses.replace(
+    requests,
+    prompts=[requests.prompts[i] for i in chosen],
+    prompt_ids=requests.prompt_ids[chosen],
+    max_new_tokens=requests.budgets[chosen],
+  )
+  return everything, _gathered([everything], rows, kept), telling[chosen]
+
+
+def tells(answered: answers.Answers) -> np.ndarray:
+  """Returns [P] bool: two scored samples of the group differ in reward."""
+  scores = answered.scores
+  groups = (-1, answered.rollout.requests.samples_per_prompt)
+  rewards, scored = (
+    scores.rewards.reshape(groups),
+    scores.scored.reshape(groups),
+  )
+  highest = np.where(scored, rewards, -np.inf).max(axis=1)
+  lowest = np.where(scored, rewards, np.inf).min(axis=1)
+  return highest > lowest
+
+
+def _gathered(
+  parts: Sequence[answers.Answers], rows: np.ndarray, requests: Requests
+) -> answers.Answers:
+  """Returns those rows of several answers, one after the other, as one."""
+
+  def arrays(cls: type, of: str) -> dict[str, np.ndarray]:
+    names = [f.name for f in dataclasses.fields(cls) if f.name != "requests"]
+    items = [getattr(part, of) for part in parts]
+    return {
+      name: np.concatenate([getattr(item, name) for item in items])[rows]
+      for name in names
+    }
+
+  def chosen(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    every = list(itertools.chain.from_iterable(lists))
+    return [every[row] for row in rows]
+
+  prefixes = [part.rollout.requests.prefixes or () for part in parts]
+  if any(prefixes):
+    requests = dataclasses.replace(requests, prefixes=chosen(prefixes))
+  return answers.Answers(
+    questions=chosen(part.questions for part in parts),
+    completions=chosen(part.completions for part in parts),
+    rollout=Rollout(requests=requests, **arrays(Rollout, "rollout")),
+    scores=Scores(**arrays(Scores, "scores")),
+    rollout_s=sum(part.rollout_s for part in parts),
+    reward_s=sum(part.reward_s for part in parts),
+  )
