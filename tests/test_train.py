@@ -212,6 +212,31 @@ def test_every_method_runs_by_its_name(directory, method):
   assert len(list(profile.rglob("*.xplane.pb"))) == 1
 
 
+def test_questions_are_added_in_the_place_of_those_that_say_nothing(directory):
+  settings = _settings(
+    directory,
+    "dapo",
+    method__name="grpo",
+    steps=3,
+    rollout__rounds_for_signal=3,
+    rollout__max_new_tokens=2,  # so few tokens that groups are often equal
+    rl__truncated="drop",
+    reward__overlong_tokens=2,
+  )
+  train.run(settings)
+  logged = _logged(settings)[1:]
+  drawn = [line["rollout/questions"] for line in logged]
+  assert set(drawn) <= {3, 6, 9}
+  assert max(drawn) > 3
+  for line, questions in zip(logged, drawn, strict=True):
+    assert questions == 9 or line["rollout/telling_groups"] == 3
+    assert line["rl/overlong_penalty"] <= -0.5
+    assert line["rl/truncated_out"] > 0
+  _, _, host = _last_state(settings)
+  assert host["questions"] == sum(drawn)
+  assert host["tokens"] == sum(line["rollout/tokens"] for line in logged)
+
+
 @pytest.mark.parametrize("form", ["unrolled", "one_step"])
 def test_every_hypergradient_trains_the_adapter(directory, form):
   settings = _settings(

@@ -216,7 +216,7 @@ def update(
     contract.Ingredients(
       problem=problem,
       supervised=lambda weight: problem.upper,
-      guided=lambda prefix_loss: problem.lower,
+      reinforced=lambda **own: problem.lower,
       base_optimizer=lambda learning_rate, updates: inner,
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise="group_std"

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from bilevel_jax.config import comparators
+from bilevel_jax.config import comparators, losses
 from bilevel_jax.config.fields import section, setting
 
 
@@ -164,58 +164,6 @@ class RolloutSettings:
     "KV cache of a device, kept by decoding fewer rows at once; default: 0.6 "
     "of what is free, or on CPUs 0.25 of the host's memory",
     at_least=1,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class RL:
-  clip_low: float = setting(0.2, "lower clip of the ratio", at_least=0)
-  clip_high: float = setting(0.2, "upper clip of the ratio", at_least=0)
-  kl_coef: float = setting(1e-3, "weight of the KL to the start", at_least=0)
-  ratio: Literal["token", "sequence"] = setting(
-    "token", "what is clipped: each token's ratio, or its sequence's (GSPO)"
-  )
-  clip: Literal["objective", "weight"] = setting(
-    "objective", "PPO's clip of the objective, or CISPO's of a token's weight"
-  )
-  advantage: Literal[
-    "group_std",
-    "group_mean",
-    "leave_one_out",
-    "batch_std",
-    "group_mean_batch_std",
-  ] = setting("group_std", "baseline and scale of a reward (docs/methods.md)")
-  weighting: Literal["token_mean", "sequence_mean", "constant"] = setting(
-    "token_mean", "how tokens are weighted (objectives.weighting)"
-  )
-  truncated: Literal["keep", "drop"] = setting(
-    "keep", "completions cut by length: in the loss, or out (overlong filter)"
-  )
-  importance_cap: float | None = setting(
-    2.0, "most that learner / sampler weighs a token; None: no weight", above=0
-  )
-  updates_per_rollout: int = setting(
-    1, "mini-batches that a step's rollouts are split into", at_least=1
-  )
-  passes_per_rollout: int = setting(
-    1, "times that a step's rollouts are gone through", at_least=1
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class SFT:
-  weighting: Literal["token_mean", "sequence_mean", "constant"] = setting(
-    "token_mean", "how tokens are weighted (objectives.weighting)"
-  )
-  token_weight: Literal["one", "probability", "uncertain", "trust_region"] = (
-    setting(
-      "one",
-      "each token's weight by its probability p: 1, p (DFT), "
-      "p(1-p) (CHORD's phi), min(1, p / trust_region) (TRAPO)",
-    )
-  )
-  trust_region: float = setting(
-    0.1, "of token_weight=trust_region", above=0, at_most=1
   )
 
 
@@ -390,8 +338,8 @@ class Config:
   data: Data = section(Data, "questions and demonstrations")
   reward: Reward = section(Reward, "how a completion is scored")
   rollout: RolloutSettings = section(RolloutSettings, "how answers are sampled")
-  rl: RL = section(RL, "the reinforcement-learning objective")
-  sft: SFT = section(SFT, "the supervised objective")
+  rl: losses.RL = section(losses.RL, "the reinforcement-learning objective")
+  sft: losses.SFT = section(losses.SFT, "the supervised objective")
   method: Method = section(Method, "how the two are combined")
   optimizer: Optimizers = section(Optimizers, "optimisers")
   training: Training = section(Training, "the update")

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 from bilevel_jax.bilevel import problem as bilevel_problem
-from bilevel_jax.objectives.prefix_losses import PrefixLoss
 from bilevel_jax.objectives.token_weights import TokenWeight
 from bilevel_jax.rollout import rounds, routing
 from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
@@ -68,8 +67,9 @@ class Ingredients(NamedTuple):
   """Updates of the whole run, for schedules."""
   supervised: Callable[[TokenWeight], bilevel_problem.Objective]
   """Makes the SFT loss with a weight of its own on demonstration tokens."""
-  guided: Callable[[PrefixLoss], bilevel_problem.Objective]
-  """Makes the RL loss with a loss of its own on tokens that were given."""
+  reinforced: Callable[..., bilevel_problem.Objective]
+  """(prefix_loss=...) -> the RL loss with a loss of its own on tokens that were
+  given, as `terms.rl_objective`."""
   base_optimizer: Callable[[float | None, int], optax.GradientTransformation]
   """(peak learning rate, updates) -> an optimiser like the base's in all
   else; None: the base's own peak."""

@@ -181,7 +181,7 @@ def rl_objective(
         sequences=drawn if ratio == "sequence" else None,
       )
       cost = lambda costs: costs
-    truncated = jnp.zeros(logprobs.shape, bool)
+    surrogate_losses, truncated = losses, jnp.zeros(logprobs.shape, bool)
     if importance_cap is not None and batch.sampler_logprobs is not None:
       correction, truncated = policy_gradient.truncated_importance(
         old_logprobs, batch.sampler_logprobs, cap=importance_cap
@@ -192,7 +192,7 @@ def rl_objective(
       losses += kl_coef * cost(kl)
     if batch.given is not None:
       entropy = cast(Array, entropies)  # it was asked for
-      begun = prefix_loss(logprobs, old_logprobs, entropy, batch)
+      begun = prefix_loss(logprobs, surrogate_losses, entropy, batch)
       losses = jnp.where(batch.given > 0, begun, losses)
     aux = {
       "logprobs": jax.lax.stop_gradient(logprobs),

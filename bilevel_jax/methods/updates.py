@@ -44,15 +44,17 @@ def supervised(
 def reinforced(
   ingredients: contract.Ingredients,
   *,
+  objective: problem.Objective | None = None,
   optimizer: optax.GradientTransformation | None = None,
 ) -> Update:
   """Returns base <- base - lr grad L_RL(base), on the policy's own rollouts.
 
   Args:
     ingredients: of the method.
+    objective: in place of the problem's RL loss.
     optimizer: in place of the base's.
   """
-  gradient = ingredients.gradient(ingredients.problem.lower)
+  gradient = ingredients.gradient(objective or ingredients.problem.lower)
   optimizers = {"base": optimizer or ingredients.optimizers["base"]}
 
   def update(state: TrainState, batch: StepBatch):

@@ -70,7 +70,7 @@ def build(
   supervised = lambda weight: terms.sft_objective(
     policy, chunk=chunk, token_weight=weight
   )
-  reinforcing = functools.partial(
+  reinforced = functools.partial(
     terms.rl_objective,
     policy,
     temperature=rollout.temperature,
@@ -92,7 +92,7 @@ def build(
             settings.sft.token_weight, settings.sft.trust_region
           )
         ),
-        lower=reinforcing(),
+        lower=reinforced(),
       ),
       gradient=accumulation.gradient,
       optimizers={
@@ -102,7 +102,7 @@ def build(
       },
       total_updates=total_updates,
       supervised=supervised,
-      guided=lambda prefix_loss: reinforcing(prefix_loss=prefix_loss),
+      reinforced=reinforced,
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise=rl.advantage
       ),

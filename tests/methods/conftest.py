@@ -12,7 +12,7 @@ import pytest
 from bilevel_jax import config, methods, types
 from bilevel_jax.bilevel.problem import Objective, Problem
 from bilevel_jax.methods import accumulation, contract, terms
-from bilevel_jax.objectives import policy_gradient, prefix_losses, weighting
+from bilevel_jax.objectives import policy_gradient, weighting
 from bilevel_jax.rollout import assemble
 from tests import tabular
 
@@ -38,9 +38,7 @@ class World:
       lower=self.reinforced(kl_coef),
     )
 
-  def reinforced(
-    self, kl_coef: float, prefix_loss=prefix_losses.nothing
-  ) -> Objective:
+  def reinforced(self, kl_coef: float, **own) -> Objective:
     return terms.rl_objective(
       self.policy,
       temperature=1.0,
@@ -48,7 +46,7 @@ class World:
       clip_high=0.2,
       kl_coef=kl_coef,
       chunk=64,
-      prefix_loss=prefix_loss,
+      **own,
     )
 
   def method(
@@ -76,7 +74,7 @@ class World:
         supervised=lambda weight: terms.sft_objective(
           self.policy, chunk=64, token_weight=weight
         ),
-        guided=lambda prefix_loss: self.reinforced(kl_coef, prefix_loss),
+        reinforced=functools.partial(self.reinforced, kl_coef),
         base_optimizer=lambda learning_rate, updates: (
           inner if learning_rate is None else optax.sgd(learning_rate)
         ),

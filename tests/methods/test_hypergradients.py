@@ -69,7 +69,7 @@ class Model(NamedTuple):
         },
         total_updates=10,
         supervised=lambda weight: self.problem(surrogate).upper,
-        guided=lambda prefix_loss: self.problem(surrogate).lower,
+        reinforced=lambda **own: self.problem(surrogate).lower,
         base_optimizer=lambda learning_rate, updates: optimizer,
         advantages=conftest.ADVANTAGES,
       ),

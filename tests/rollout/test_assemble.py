@@ -175,3 +175,49 @@ def test_buckets_waste_little_and_are_few():
   assert (buckets >= lengths).all()
   assert (buckets[128:] <= lengths[128:] * 1.25).all()
   assert len(np.unique(buckets)) <= 36
+
+
+def _guided():
+  """A rollout whose rows began with 0 to 3 given tokens."""
+  rollout = _rollout()
+  given = np.minimum(np.arange(12) % 4, rollout.lengths)
+  prefixes = [rollout.tokens[n, :length] for n, length in enumerate(given)]
+  requests = dataclasses.replace(rollout.requests, prefixes=prefixes)
+  return dataclasses.replace(rollout, requests=requests), given
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_given_tokens_are_marked_and_weigh_only_if_they_are_to(counts):
+  rollout, given = _guided()
+  scores, counted = _scores(rollout), np.arange(12) % 2 == 0
+  skipped = np.where(counted, 0, given) if counts else None
+  (batch,) = _batches(rollout, scores, skipped=skipped)
+  (plain,) = _batches(_rollout(), scores)
+  np.testing.assert_array_equal(batch.tokens, plain.tokens)
+  np.testing.assert_array_equal(batch.segment_ids, plain.segment_ids)
+  assert plain.given is None
+  for n in range(12):
+    start = len(rollout.requests.prompts[n // 4])
+    own, end = start + given[n], start + rollout.lengths[n]
+    assert batch.given[n].nonzero()[0].tolist() == list(range(start, own))
+    first = start if counts and counted[n] else own
+    weighed = range(first, end) if scores.scored[n] else []
+    weighed = [column for column in weighed if column > 0]
+    assert batch.weights[n].nonzero()[0].tolist() == weighed
+  np.testing.assert_allclose(batch.weights.sum(), 1.0, rtol=1e-6)
+
+
+def test_what_does_not_count_still_has_a_part_in_the_advantages():
+  rollout = _rollout()
+  scores = types.Scores(
+    rewards=np.arange(12, dtype=np.float32),
+    scored=np.ones(12, bool),
+    correct=np.ones(12, bool),
+  )
+  counted = np.arange(12) % 3 > 0
+  (batch,) = _batches(rollout, scores, counted=counted)
+  (plain,) = _batches(rollout, scores)
+  np.testing.assert_array_equal(batch.weights.any(axis=1), counted)
+  np.testing.assert_array_equal(
+    batch.advantages, plain.advantages * counted[:, None]
+  )
