@@ -128,8 +128,10 @@ def test_a_run_leaves_its_files_and_learns(directory):
       "method__resync_every": 3,
       "method__penalty_schedule": "adaptive",
     },
+    {"method__name": "relift", "method__relift__buffer": 2},
+    {"method__name": "trapo", "rollout__rounds_for_signal": 2},
   ],
-  ids=["adamw", "two_updates_sgd_resync"],
+  ids=["adamw", "two_updates_sgd_resync", "held_back", "rounds"],
 )
 def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
   """Two steps and two more are four, mid-epoch and mid-schedule."""
@@ -145,6 +147,12 @@ def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
   parted = _settings(directory, f"{name}-parted", resume=True, **changes)
   assert train.run(parted).steps == 2
   _assert_same_run(whole, parted)
+  logged = _logged(whole)[1:]
+  if name == "held_back":
+    assert any("sft/loss" in line for line in logged)
+    assert logged[1]["mix/held_back"] > 0  # where the other run stopped
+  if name == "rounds":
+    assert min(line["rollout/guided_share"] for line in logged) > 0
 
 
 class _Stop:
@@ -196,7 +204,7 @@ def test_updates_that_stay_non_finite_end_the_run(directory):
     train.run(settings)
 
 
-@pytest.mark.parametrize("method", ["sft", "luffy"])
+@pytest.mark.parametrize("method", ["sft", "luffy", "prefix_rft", "uft"])
 def test_every_method_runs_by_its_name(directory, method):
   settings = _settings(
     directory,

@@ -104,6 +104,63 @@ class Shuffle:
 
 
 @dataclasses.dataclass(frozen=True)
+class PrefixRFT:
+  longest: float = setting(
+    0.95, "most of a demonstration that is given", at_least=0, at_most=1
+  )
+  lowest: float = setting(
+    0.0, "least of it, at the end of the run", at_least=0, at_most=1
+  )
+  top_share: float = setting(
+    0.2,
+    "share of the given tokens that is learned from, the most uncertain",
+    at_least=0,
+    at_most=1,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReLIFT:
+  buffer: int = setting(
+    16, "demonstrations of an SFT update (the code: 128)", at_least=1
+  )
+  sft_learning_rate: float | None = setting(
+    None, "peak of the SFT updates; default: the base's", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TRAPO:
+  sizes: tuple[int, ...] = setting(
+    (4, 2, 1, 1), "samples of each micro-group, or their ratio"
+  )
+  shares: tuple[float, ...] = setting(
+    (0.0, 0.2, 0.5, 1.0), "of the demonstration that each is given"
+  )
+  thresholds: tuple[float, ...] = setting(
+    (-1.0, 0.5, 0.7, 0.9), "mean reward before it below which it is"
+  )
+  bound: float = setting(
+    0.1, "a: p below which a given token weighs p / a", above=0, at_most=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class UFT:
+  pieces: int = setting(5, "most pieces of a hint", at_least=1)
+  highest: float = setting(
+    0.95, "probability of a piece at the start", at_least=0, at_most=1
+  )
+  lowest: float = setting(
+    0.05, "probability of a piece when hints end", at_least=0, at_most=1
+  )
+  hinted_share: float = setting(
+    0.6, "share of the steps that have hints", at_least=0, at_most=1
+  )
+  hint_weight: float = setting(1e-3, "of -log p on a hint", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sections:
   """The sections, by the names of the methods."""
 
@@ -119,3 +176,7 @@ class Sections:
   hpt: HPT = section(HPT, "of the method hpt")
   luffy: LUFFY = section(LUFFY, "of the method luffy")
   shuffle: Shuffle = section(Shuffle, "of the method shuffle")
+  prefix_rft: PrefixRFT = section(PrefixRFT, "of the method prefix_rft")
+  relift: ReLIFT = section(ReLIFT, "of the method relift")
+  trapo: TRAPO = section(TRAPO, "of the method trapo")
+  uft: UFT = section(UFT, "of the method uft")

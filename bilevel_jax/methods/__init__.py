@@ -11,10 +11,14 @@ from bilevel_jax.methods import (
   luffy,
   meta_gradient,
   mixed,
+  prefix_rft,
+  relift,
   sasr,
   sft,
   sft_then_rl,
   shuffle,
+  trapo,
+  uft,
 )
 
 METHODS = {
@@ -28,8 +32,12 @@ METHODS = {
   "luffy": luffy.build,
   "meta_gradient": meta_gradient.build,
   "mixed": mixed.build,
+  "prefix_rft": prefix_rft.build,
+  "relift": relift.build,
   "sasr": sasr.build,
   "sft": sft.build,
   "sft_then_rl": sft_then_rl.build,
   "shuffle": shuffle.build,
+  "trapo": trapo.build,
+  "uft": uft.build,
 }

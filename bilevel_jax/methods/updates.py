@@ -69,6 +69,47 @@ def reinforced(
   return update
 
 
+def by_turns(
+  ingredients: contract.Ingredients,
+  *,
+  rl_optimizer: optax.GradientTransformation,
+  sft_optimizer: optax.GradientTransformation,
+) -> tuple[Callable[[Tree, Tree | None], TrainState], Update]:
+  """Returns the init and the update of RL or SFT, as the batch has rollouts.
+
+  Args:
+    ingredients: of the method.
+    rl_optimizer: of the updates with rollouts.
+    sft_optimizer: of those without.
+  """
+  rl = reinforced(ingredients, optimizer=rl_optimizer)
+  sft = supervised(ingredients, optimizer=sft_optimizer)
+
+  def init(base: Tree, adapter: Tree | None) -> TrainState:
+    del adapter
+    return dataclasses.replace(
+      contract.new_state({"base": rl_optimizer}, base=base),
+      extra={"idle": sft_optimizer.init(base)},
+    )
+
+  def update(state: TrainState, batch: StepBatch):
+    if batch.rl is not None:
+      return rl(state, batch)
+    state, metrics = sft(swapped(state), batch)
+    return swapped(state), metrics
+
+  return init, update
+
+
+def swapped(state: TrainState) -> TrainState:
+  """Returns the state with the idle optimiser's state in the other's place."""
+  return dataclasses.replace(
+    state,
+    optimizer_states={"base": state.extra["idle"]},
+    extra={"idle": state.optimizer_states["base"]},
+  )
+
+
 class Mix(NamedTuple):
   """What a joint update makes of its two gradients."""
 

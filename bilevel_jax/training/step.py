@@ -58,6 +58,8 @@ def take(
   update_started = time.perf_counter()
   updates = []
   batches, logged["time/padding_share"] = _batches(story, step, plan, sampled)
+  if learner.method.buffer is not None:
+    logged["mix/held_back"] = float(len(story.host["held_back"]))
   for batch in batches:
     story.state, measured = learner.programs.update(story.state, batch)
     updates.append(measured)

@@ -91,12 +91,30 @@ class World:
   def batch(
     self, method: contract.Method | None = None, step: int = 0
   ) -> types.StepBatch:
-    """Returns both parts, or those that the method plans to have at a step."""
+    """Returns both parts, or those that the method plans to have at a step.
+
+    A guided method's rollouts begin with given tokens; a step below 0 is the
+    update on what was held back.
+    """
     plan = contract.Plan(True, True) if method is None else method.plan(step)
+    if step < 0:
+      plan = contract.Plan(rollouts=False, demonstrations=True)
+    rl = self.rl
+    if method is not None and method.guide is not None:
+      rl = begun(rl)
     return types.StepBatch(
-      rl=self.rl if plan.rollouts else None,
+      rl=rl if plan.rollouts else None,
       sft=self.sft if plan.demonstrations else None,
     )
+
+
+def begun(batch: types.RLBatch) -> types.RLBatch:
+  """Returns the batch with the first half of each odd row's tokens given."""
+  counted = np.asarray(batch.weights) > 0
+  place = counted.cumsum(axis=1)
+  given = counted & (2 * place <= counted.sum(axis=1, keepdims=True))
+  given[::2] = False
+  return dataclasses.replace(batch, given=given.astype(np.float32))
 
 
 def pairs(rng, count):

@@ -1,0 +1,93 @@
+"""Prefix-RFT: one sample of a group goes on from a demonstration (2507.01679).
+
+The last of a question's G samples begins with the first floor(l |y*|) tokens
+of its demonstration, l uniform between `low` and `longest`, and `low` falls
+along a cosine from `longest` to `lowest` over the run: first nearly the whole
+demonstration is given, in the end any part of it. Given tokens have the
+advantage of the completion that they began, under the same ratio and clip, if
+they are among the most uncertain `top_share` of them.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from bilevel_jax import config
+from bilevel_jax.methods import contract, grpo, updates
+from bilevel_jax.objectives import prefix_losses
+from bilevel_jax.rollout import rounds, routing
+
+
+def build(
+  settings: config.Method, ingredients: contract.Ingredients
+) -> contract.Method:
+  """Returns GRPO with a guided sample in each group.
+
+  Its baseline, as in the code, is the mean of the others; theirs is their own.
+  Ours: its scale is that of the whole group, where `rl.advantage` has one.
+  """
+  options = settings.prefix_rft
+  steps = ingredients.total_updates // ingredients.updates_per_step
+
+  def guide(progress: rounds.Progress) -> np.ndarray:
+    low = lowest_share(options, progress.step, steps)
+    random = np.random.default_rng(progress.seed)
+    shares = random.uniform(low, options.longest, len(progress.solutions))
+    given = np.zeros((len(shares), progress.samples), int)
+    given[:, -1] = np.floor(shares * progress.solutions)
+    return given
+
+  def route(groups: routing.Groups) -> routing.Route:
+    advantages = advantages_of(groups, ingredients.advantages)
+    return routing.of_rollouts(advantages, prefixes=groups.given > 0)
+
+  loss = prefix_losses.reinforced(options.top_share)
+  return grpo.build(settings, ingredients)._replace(
+    update=updates.reinforced(
+      ingredients, objective=ingredients.reinforced(prefix_loss=loss)
+    ),
+    guide=guide,
+    route=route,
+  )
+
+
+def lowest_share(
+  options: config.comparators.PrefixRFT, step: int, steps: int
+) -> float:
+  """Returns `low` at a step: lowest + (longest - lowest) (1 + cos(pi t)) / 2.
+
+  Args:
+    options: longest and lowest.
+    step: steps done before.
+    steps: of the run; t is from 0 at the first to 1 at the last.
+  """
+  done = math.pi * step / max(steps - 1, 1)
+  fall = (1 + math.cos(done)) / 2
+  return options.lowest + (options.longest - options.lowest) * fall
+
+
+def advantages_of(
+  groups: routing.Groups,
+  rule: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+  """Returns [P, G]: guided samples against the mean of the unguided ones.
+
+  r - mean of the n - 1 others is n / (n - 1) times r - mean of all n.
+
+  Args:
+    groups: of the step.
+    rule: (rewards, scored) -> (advantages, baselines), all [P, G].
+  """
+  guided = groups.given > 0
+  unguided = groups.scored & ~guided
+  advantages, _ = rule(groups.rewards, unguided)
+  for column in np.flatnonzero(guided.any(axis=0)):
+    among = unguided.copy()
+    among[:, column] = groups.scored[:, column]
+    own = rule(groups.rewards, among)[0][:, column]
+    count = among.sum(axis=1)
+    own = own * count / np.maximum(count - 1, 1)
+    of = guided[:, column] & groups.scored[:, column]
+    advantages[of, column] = own[of]
+  return advantages

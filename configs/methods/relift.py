@@ -1,0 +1,23 @@
+"""ReLIFT on multi-step arithmetic: SFT on what RL fails (2506.07527).
+
+    python -m bilevel_jax.main --config configs/methods/relift.py
+
+Questions that no sample solved wait, with their worked solutions, in a buffer;
+when it holds method.relift.buffer of them (16; the code: 128), the step ends
+with an update of SFT on them, by an optimiser of its own. Ours: no entropy
+bonus; questions without a solution (three quarters here) stay with RL alone.
+
+Hardware: 2 CPU cores, no download. The same as configs/quickstart.py in
+everything but the method. Expected: sft/loss appears in the steps that empty
+the buffer, more rarely as questions are solved.
+"""
+
+from configs import quickstart
+
+
+def get_config():
+  """Returns the settings of this run."""
+  c = quickstart.get_config()
+  c.run_dir = "runs/relift"
+  c.method.name = "relift"
+  return c

@@ -1,0 +1,300 @@
+"""Methods whose samples may begin with a part of a demonstration."""
+
+import dataclasses
+import math
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from bilevel_jax import config
+from bilevel_jax.bilevel import problem
+from bilevel_jax.config import comparators
+from bilevel_jax.methods import prefix_rft, terms, trapo, uft
+from bilevel_jax.objectives import policy_gradient, token_weights
+from bilevel_jax.rollout import rounds, routing
+from tests.methods import conftest
+
+GUIDED = ["prefix_rft", "trapo", "uft"]
+SOLUTIONS = np.array([100, 0, 37, 1])
+
+
+def _progress(step=0, rewards=None, samples=8, seed=(0,)):
+  rewards = np.zeros((4, 0)) if rewards is None else np.array(rewards, float)
+  return rounds.Progress(
+    step=step,
+    samples=samples,
+    rewards=rewards,
+    scored=np.ones(rewards.shape, bool),
+    solutions=SOLUTIONS,
+    seed=seed,
+  )
+
+
+def _groups(rewards, given, scored=None):
+  rewards = np.array(rewards, np.float32)
+  return routing.Groups(
+    rewards=rewards,
+    correct=rewards > 0,
+    scored=np.ones(rewards.shape, bool) if scored is None else scored,
+    demonstrated=np.ones(len(rewards), bool),
+    given=np.array(given),
+  )
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_without_given_tokens_a_guided_method_is_rl(world, name):
+  method, grpo = world.method(name), world.method("grpo")
+  batch = world.batch(grpo)
+  expected, _ = jax.jit(grpo.update)(world.start(grpo), batch)
+  nowhere = np.zeros(world.rl.weights.shape, np.float32)
+  batch = dataclasses.replace(
+    batch, rl=dataclasses.replace(batch.rl, given=nowhere)
+  )
+  actual, _ = jax.jit(method.update)(world.start(method), batch)
+  chex.assert_trees_all_close(actual.base, expected.base, atol=1e-7)
+  groups = _groups([[1, 0, 0], [0, 0, 0], [1, 1, 0]], np.zeros((3, 3), int))
+  route = method.route(groups)
+  assert route.rollouts.all()
+  assert not route.prefixes.any()
+  assert not route.demonstrations.any()
+  np.testing.assert_array_equal(
+    route.advantages, conftest.ADVANTAGES(groups.rewards, groups.scored)[0]
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "weight", "coefficient"),
+  [
+    ("trapo", {"bound": 0.15}, token_weights.trust_region(0.15), 1.0),
+    ("trapo", {"bound": 1e-9}, token_weights.one, 1.0),
+    ("trapo", {"bound": 1.0}, token_weights.probability, 1.0),
+    ("uft", {}, token_weights.one, 1e-3),
+    ("uft", {"hint_weight": 0.0}, token_weights.one, 0.0),
+  ],
+)
+def test_given_tokens_are_learned_as_demonstrations(
+  world, name, options, weight, coefficient
+):
+  """TRAPO's bound towards 0 is SFT, at 1 it is DFT; UFT's is a little SFT."""
+  method = world.method(name, **{name: options})
+  batch = world.batch(method)
+  state, _ = jax.jit(method.update)(world.start(method), batch)
+  given = np.asarray(batch.rl.given) > 0
+  part = lambda keep: dataclasses.replace(
+    batch.rl, weights=np.where(keep, batch.rl.weights, 0), given=None
+  )
+  rl = problem.gradient(world.problem().lower)(world.base, None, part(~given))
+  objective = terms.sft_objective(world.policy, chunk=64, token_weight=weight)
+  sft = problem.gradient(objective)(world.base, None, part(given))
+  expected = jax.tree.map(
+    lambda x, r, s: x - 0.1 * (r + coefficient * s),
+    world.base,
+    rl.base,
+    sft.base,
+  )
+  chex.assert_trees_all_close(state.base, expected, atol=1e-6)
+  assert np.abs(sft.base["table"]).max() > 1e-3
+
+
+def test_all_of_a_prefix_reinforced_is_as_if_it_was_drawn(world):
+  method = world.method("prefix_rft", prefix_rft={"top_share": 1.0})
+  state, _ = jax.jit(method.update)(world.start(method), world.batch(method))
+  grpo = world.method("grpo")
+  expected, _ = jax.jit(grpo.update)(world.start(grpo), world.batch(grpo))
+  chex.assert_trees_all_close(state.base, expected.base, atol=1e-6)
+
+
+def test_sure_tokens_of_a_prefix_teach_nothing(world):
+  """What the default keeps, a loop over rows finds by the entropies."""
+  method = world.method("prefix_rft")
+  batch = world.batch(method)
+  state, _ = jax.jit(method.update)(world.start(method), batch)
+  _, entropies = terms.token_logprobs(
+    world.policy,
+    world.base,
+    None,
+    world.rl,
+    temperature=1.0,
+    chunk=64,
+    with_entropy=True,
+  )
+  weights = np.array(batch.rl.weights)
+  for row, given in enumerate(np.asarray(batch.rl.given) > 0):
+    begun = np.flatnonzero(given)
+    kept = begun[np.argsort(-entropies[row, begun], kind="stable")]
+    kept = kept[: math.ceil(0.2 * len(begun))]
+    weights[row, np.setdiff1d(begun, kept)] = 0
+  rl = problem.gradient(world.problem().lower)(
+    world.base, None, dataclasses.replace(world.rl, weights=weights)
+  )
+  expected = jax.tree.map(lambda x, g: x - 0.1 * g, world.base, rl.base)
+  chex.assert_trees_all_close(state.base, expected, atol=1e-6)
+
+
+def test_prefix_rft_gives_the_last_sample_less_and_less(world):
+  method = world.method("prefix_rft", total_updates=101)
+  given = method.guide(_progress(step=0))
+  assert not given[:, :-1].any()
+  np.testing.assert_array_equal(given[:, -1], np.floor(0.95 * SOLUTIONS))
+  options = config.Method().prefix_rft
+  low = [prefix_rft.lowest_share(options, step, 101) for step in (0, 50, 100)]
+  np.testing.assert_allclose(low, [0.95, 0.475, 0.0], atol=1e-12)
+  # In the end any part of it, evenly.
+  lengths = np.array(
+    [
+      method.guide(_progress(step=100, seed=(seed,)))[:, -1]
+      for seed in range(400)
+    ]
+  )
+  np.testing.assert_allclose(lengths[:, 0].mean(), 47, atol=4)
+  assert lengths.max() < 95
+  again = method.guide(_progress(step=100, seed=(7,)))[:, -1]
+  np.testing.assert_array_equal(lengths[7], again)
+
+
+@pytest.mark.parametrize("normalise", ["group_mean", "group_std"])
+def test_prefix_rft_compares_a_guided_sample_with_the_others(normalise):
+  def rule(rewards, scored):
+    return policy_gradient.group_advantages(
+      rewards, scored, normalise=normalise
+    )
+
+  scored = np.ones((4, 4), bool)
+  scored[3, 0] = False
+  rewards = np.array([[0, 0, 0, 1], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 0, 1]])
+  given = np.array([[0, 0, 0, 5], [0, 0, 0, 5], [0, 0, 0, 0], [0, 0, 0, 2]])
+  groups = _groups(rewards, given, scored)
+  advantages = prefix_rft.advantages_of(groups, rule)
+  for q in range(4):
+    others = [s for s in range(4) if scored[q, s] and not given[q, s]]
+    everyone = [s for s in range(4) if scored[q, s]]
+    for s in everyone:
+      among = everyone if given[q, s] else others
+      scale = np.std(rewards[q, among], ddof=1) + 1e-6
+      scale = scale if normalise == "group_std" else 1.0
+      centred = rewards[q, s] - np.mean(rewards[q, others])
+      np.testing.assert_allclose(
+        advantages[q, s], centred / scale, rtol=1e-4, atol=1e-6
+      )
+  assert advantages[3, 0] == 0
+
+
+def _guides(guide, rewards, samples=8):
+  """The micro-groups that a guide makes of questions with these rewards."""
+  given = np.zeros((len(rewards), 0), int)
+  while (done := given.shape[1]) < samples:
+    part = guide(
+      rounds.Progress(
+        step=0,
+        samples=samples,
+        rewards=np.array(rewards, float)[:, :done],
+        scored=np.ones((len(rewards), done), bool),
+        solutions=np.full(len(rewards), 10),
+        seed=(done,),
+      )
+    )
+    given = np.concatenate([given, part], axis=1)
+  return given
+
+
+def test_trapo_helps_a_question_while_its_samples_fail():
+  guide = trapo.micro_groups(comparators.TRAPO())
+  given = _guides(
+    guide,
+    [
+      [0, 0, 0, 0, 0, 0, 0, 0],  # all help
+      [1, 1, 1, 1, 1, 1, 1, 1],  # none
+      [1, 1, 0, 0, 0, 0, 0, 0],  # 2 of 4 are not below 0.5; 2 of 6 are
+      [0, 0, 0, 0, 1, 1, 1, 1],  # helped once: 2 of 6, 3 of 7
+      [1, 1, 1, 0, 1, 1, 1, 0],  # 5 of 6 are not below 0.7, 6 of 7 below 0.9
+    ],
+  )
+  assert given.tolist() == [
+    [0, 0, 0, 0, 2, 2, 5, 10],
+    [0] * 8,
+    [0, 0, 0, 0, 0, 0, 5, 10],
+    [0, 0, 0, 0, 2, 2, 5, 10],
+    [0, 0, 0, 0, 0, 0, 0, 10],
+  ]
+
+
+def test_the_codes_thresholds_of_trapo_are_counts_of_right_samples():
+  guide = trapo.micro_groups(
+    comparators.TRAPO(thresholds=(-1.0, 0.5, 0.66, 1.0))
+  )
+  for right in range(9):
+    rewards = np.arange(8) < right
+    given = _guides(guide, [rewards])[0]
+    helped = [
+      rewards[:n].sum() < least for n, least in ((4, 2), (6, 4), (7, 7))
+    ]
+    np.testing.assert_array_equal(given[[4, 6, 7]] > 0, helped)
+
+
+@pytest.mark.parametrize(
+  ("samples", "sizes"), [(16, [8, 4, 2, 2]), (4, [2, 1, 1]), (2, [1, 1])]
+)
+def test_micro_groups_keep_their_ratio(samples, sizes):
+  guide, drawn = trapo.micro_groups(comparators.TRAPO()), []
+  while sum(drawn) < samples:
+    rewards = np.zeros((4, sum(drawn)))
+    drawn.append(guide(_progress(rewards=rewards, samples=samples)).shape[1])
+  assert drawn == sizes
+
+
+def test_of_samples_that_begin_alike_trapo_learns_the_beginning_once():
+  given = np.array([[0, 0, 2, 2, 5, 9], [0, 0, 0, 0, 5, 0], [3, 3, 3, 3, 3, 3]])
+  assert trapo.last_of_alike(given).tolist() == [
+    [False, False, False, True, True, True],
+    [False, False, False, False, True, False],
+    [False, False, False, False, False, True],
+  ]
+
+
+def test_micro_groups_of_other_numbers_are_refused(world):
+  message = "one for each micro-group, got 4, 3, 4"
+  with pytest.raises(config.ConfigError, match=message):
+    world.method("trapo", trapo={"shares": (0.0, 0.5, 1.0)})
+
+
+def test_ufts_hints_shrink_along_a_cosine_and_end():
+  options = comparators.UFT()
+  chances = [uft.probability(options, step, 500) for step in (0, 150, 299, 300)]
+  # T_hint 300 of 500, p = 0.05 + 0.45 (1 + cos(pi t / 300)), as in the paper.
+  expected = 0.05 + 0.45 * (1 + math.cos(math.pi * 299 / 300))
+  np.testing.assert_allclose(chances, [0.95, 0.5, expected, 0], atol=1e-12)
+  guide = uft.hints(options, 500)
+  for step, chance in ((0, 0.95), (150, 0.5), (300, 0.0)):
+    drawn = np.array(
+      [guide(_progress(step=step, seed=(seed,))) for seed in range(300)]
+    )
+    assert (drawn == drawn[..., :1]).all()  # the same for all samples
+    pieces = drawn[:, 0, 0] * 6 / 100
+    np.testing.assert_allclose(pieces.mean(), 5 * chance, atol=0.2)
+    assert (drawn <= SOLUTIONS[:, None] * 5 // 6).all()
+
+
+def test_relift_holds_back_the_questions_that_all_samples_failed(world):
+  method = world.method("relift")
+  groups = _groups([[0, 0], [1, 0], [0, 0], [0, 0], [0, 0]], np.zeros((5, 2)))
+  scored = np.ones((5, 2), bool)
+  scored[3] = False  # could not be judged
+  groups = groups._replace(
+    scored=scored, demonstrated=np.array([1, 1, 0, 1, 1], bool)
+  )
+  route = method.route(groups)
+  assert route.held_back.tolist() == [True, False, False, False, True]
+  assert route.rollouts.all()
+  assert not route.demonstrations.any()
+
+
+def test_relift_is_rl_until_its_buffer_is_full(world):
+  method, grpo, sft = (world.method(name) for name in ("relift", "grpo", "sft"))
+  state, _ = method.update(world.start(method), world.batch(method))
+  expected, _ = grpo.update(world.start(grpo), world.batch(grpo))
+  chex.assert_trees_all_close(state.base, expected.base, atol=1e-7)
+  state, _ = method.update(world.start(method), world.batch(method, -1))
+  expected, _ = sft.update(world.start(sft), world.batch(sft))
+  chex.assert_trees_all_close(state.base, expected.base, atol=1e-7)
