@@ -45,7 +45,7 @@ def get_config():
   c.method.penalty = 0.5
   c.optimizer.base.learning_rate = 5e-7
   c.optimizer.adapter.learning_rate = 1e-5
-  c.training.micro_batch_tokens = 32768
+  c.training.micro_batch_tokens = 16384
   c.evaluation.every = 10
   c.evaluation.max_new_tokens = 5000
   c.checkpoints.every = 10

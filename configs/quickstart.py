@@ -43,6 +43,7 @@ def get_config():
   c.reward.verifiers = ("exact",)
   c.rollout.samples_per_prompt = 8
   c.rollout.max_new_tokens = 64
+  c.training.micro_batch_tokens = 1024
   c.optimizer.base.learning_rate = 3e-4
   c.optimizer.base.warmup_steps = 5
   c.optimizer.adapter.learning_rate = 3e-4

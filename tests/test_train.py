@@ -92,7 +92,6 @@ def test_a_run_leaves_its_files_and_learns(directory):
     "rl/gradient_norm",
     "rollout/length",
     "rollout/truncated_share",
-    "time/padding_share",
     "sft/loss",
     "sft/gradient_norm",
     "bilevel/cooperative_gain",

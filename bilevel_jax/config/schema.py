@@ -257,10 +257,8 @@ class Optimizers:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  micro_batch_tokens: int | None = setting(
-    None,
-    "tokens of a forward pass, on all devices; default: all at once",
-    at_least=1,
+  micro_batch_tokens: int = setting(
+    8192, "tokens of a forward pass on each device", at_least=1
   )
   packing: Literal["auto", "on", "off"] = setting(
     "auto",
@@ -268,7 +266,9 @@ class Training:
     "attention kernel can",
   )
   row_tokens: int = setting(
-    0, "columns of a packed row, at least; default: the longest sequence's"
+    128,
+    "columns of a row, at least; a longer sequence makes them more",
+    at_least=1,
   )
   skip_idle_rollouts: bool = setting(
     True,

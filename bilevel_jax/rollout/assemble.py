@@ -68,6 +68,7 @@ def minibatches(
   updates: int = 1,
   passes: int = 1,
   seed: Sequence[int] = (0,),
+  columns: int | None = None,
 ) -> list[RLBatch]:
   """Returns a step's rollouts as the batches of its updates.
 
@@ -82,6 +83,7 @@ def minibatches(
     updates: mini-batches of a pass, of N / updates rows each.
     passes: times that the rollouts are gone through.
     seed: of the order of rows; used where there is more than one batch.
+    columns: columns to pad to; default: the bucket of the longest row.
   """
   groups = (-1, rollout.requests.samples_per_prompt)
   of_groups, baselines = policy_gradient.group_advantages(
@@ -110,7 +112,7 @@ def minibatches(
         weighting,
         skipped=skipped,
         selected=selected,
-        columns=bucket(int(lengths.max())),
+        columns=columns or bucket(int(lengths.max())),
       )
       for selected in np.split(order, updates)
     ]

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from bilevel_jax.rollout import assemble
 from bilevel_jax.types import Layout, TokenBatch
 
 _Batch = TypeVar("_Batch", bound=TokenBatch)
@@ -24,9 +25,9 @@ class Packing:
   """How rows are filled."""
 
   micro_batch_tokens: int | None = None
-  """Of a forward pass, all devices together; None: all at once."""
-  row_tokens: int = 0
-  """Columns of a row, at least; default: those of the batch."""
+  """Of a forward pass on each device; None: all at once."""
+  row_tokens: int = 16
+  """Columns of a row, at least; a longer sequence makes them more."""
   row_multiple: int = 1
   """Devices that rows are spread over."""
   several: bool = True
@@ -55,7 +56,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
 
   Few shapes, so few compilations: rows of a forward pass are a number of a
   ladder with two steps an octave, or with micro-batches one that the columns
-  determine; log-probs of a row are half of its columns or more quarters.
+  determine; log-probs of a row are halves of its columns.
 
   Args:
     batch: B rows of one right-padded sequence each, on the host. A token with
@@ -70,7 +71,9 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
     needed.shape[1] - 1 - needed[:, ::-1].argmax(axis=1),
   )
   tokens = np.asarray(batch.tokens)
-  columns = max(tokens.shape[1], packing.row_tokens)
+  # A sequence's last token is predicted, and predicts nothing.
+  longest = int(spans.last.max(initial=0, where=needed.any(axis=1)))
+  columns = max(assemble.bucket(longest), packing.row_tokens)
   bunches = _bunches(tokens, spans, columns, packing.several)
   costs = [bunch.cost for bunch in bunches]
   if packing.several:
@@ -82,8 +85,8 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
     sum(int(needed[bunches[number].members].sum()) for number in row)
     for row in rows
   ]
-  quarter = -(-columns // 4)
-  scored = _up(max([2 * quarter, *pairs]), quarter)
+  half = -(-columns // 2)
+  scored = _up(max([half, *pairs]), half)
   layout = _layout(
     tokens, spans, [[bunches[n] for n in row] for row in rows],
     (passes, per_pass, columns, scored),
@@ -121,7 +124,6 @@ def _bunches(
   for row in np.flatnonzero(spans.needed.any(axis=1)):
     shared = tokens[row, : spans.first[row]] if several else row
     alike.setdefault(shared.tobytes(), []).append(int(row))
-  # A sequence's last token is predicted, and predicts nothing.
   own = spans.last - spans.first
   found = []
   for members in alike.values():
@@ -157,7 +159,7 @@ def _passes(
   multiple = packing.row_multiple
   if packing.micro_batch_tokens is None:
     return _up(ladder(rows), multiple), 1
-  per_pass = _up(max(packing.micro_batch_tokens // columns, 1), multiple)
+  per_pass = multiple * max(packing.micro_batch_tokens // columns, 1)
   per_pass = min(per_pass, _up(most, multiple))
   return per_pass, -(-most // per_pass)
 

@@ -85,12 +85,15 @@ class Routed(NamedTuple):
   pairs: Sequence[Pair | None]  # P
   parts: int  # updates that the questions are split over
 
-  def demonstrations(self, number: int, weighting: Weighting) -> TokenBatch:
+  def demonstrations(
+    self, number: int, weighting: Weighting, *, columns: int | None = None
+  ) -> TokenBatch:
     """Returns the demonstrations of an update's part of the questions as rows.
 
     Args:
       number: of the step's updates, from 0; each pass has all `parts`.
       weighting: [B, T] mask of solutions -> weights.
+      columns: columns to pad to; default: the bucket of the longest row.
     """
     questions = np.array_split(np.arange(len(self.pairs)), self.parts)
     questions = questions[number % self.parts]
@@ -102,6 +105,7 @@ class Routed(NamedTuple):
       [pair for q in counted if (pair := self.pairs[q]) is not None],
       lambda mask: weighting(mask) * coefficients,
       rows=rows,
+      columns=columns,
     )
 
   def held_back(self) -> list[str]:

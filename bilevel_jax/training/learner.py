@@ -17,7 +17,7 @@ from bilevel_jax.methods import (
 )
 from bilevel_jax.models import attention
 from bilevel_jax.objectives import policy_gradient, token_weights, weighting
-from bilevel_jax.rollout import packing
+from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import optimizers, programs, sharding
 from bilevel_jax.types import Policy, TrainState, Tree
 
@@ -29,6 +29,8 @@ class Learner(NamedTuple):
   programs: programs.Programs
   packing: packing.Packing
   skip_idle: bool  # leave rollouts without advantage out of the update
+  rollout_columns: int  # of the longest prompt and completion that may be
+  demonstration_columns: int
   rl_weighting: weighting.Weighting
   sft_weighting: weighting.Weighting
 
@@ -127,6 +129,8 @@ def build(
     settings.training.skip_idle_rollouts
     and rl.kl_coef == 0
     and not method.every_rollout,
+    assemble.bucket(settings.data.max_prompt_tokens + rollout.max_new_tokens),
+    assemble.bucket(settings.data.max_demonstration_tokens),
     weighting.build(rl.weighting, rollout.max_new_tokens),
     weighting.build(
       settings.sft.weighting, settings.data.max_demonstration_tokens

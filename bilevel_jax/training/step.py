@@ -197,13 +197,18 @@ def _batches(
       updates=settings.rl.updates_per_rollout,
       passes=settings.rl.passes_per_rollout,
       seed=(settings.seed, step),
+      columns=learner.rollout_columns,
     )
     if learner.skip_idle:
       rl = [assemble.skip_idle(batch) for batch in rl]
   sft: list[Any] = [None] * count
   if routed and plan.demonstrations:
     sft = [
-      routed.demonstrations(number, learner.sft_weighting)
+      routed.demonstrations(
+        number,
+        learner.sft_weighting,
+        columns=learner.demonstration_columns,
+      )
       for number in range(count)
     ]
   elif plan.demonstrations:
@@ -270,5 +275,8 @@ def _demonstrations(story: run_lib.Run, updates: int) -> TokenBatch:
     )
   story.host["demonstrations"] += len(pairs)
   return assemble.token_batch(
-    pairs, story.learner.sft_weighting, rows=max(wanted, 1)
+    pairs,
+    story.learner.sft_weighting,
+    rows=max(wanted, 1),
+    columns=story.learner.demonstration_columns,
   )

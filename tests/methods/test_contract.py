@@ -64,7 +64,7 @@ def _off_policy(world):
 
 def _packed(batch, row_multiple=1):
   """The batch in micro-batches of rows that hold several sequences."""
-  how = packing.Packing(micro_batch_tokens=40, row_multiple=row_multiple)
+  how = packing.Packing(micro_batch_tokens=20, row_multiple=row_multiple)
   return types.StepBatch(
     sft=batch.sft and packing.pack(batch.sft, how),
     rl=batch.rl and packing.pack(batch.rl, how),

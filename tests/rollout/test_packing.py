@@ -20,7 +20,7 @@ HOW = {
   "one sequence a row": packing.Packing(several=False),
   "2 micro-batches": packing.Packing(micro_batch_tokens=96),
   "4 micro-batches": packing.Packing(micro_batch_tokens=40),
-  "on 2 devices": packing.Packing(micro_batch_tokens=40, row_multiple=2),
+  "on 2 devices": packing.Packing(micro_batch_tokens=20, row_multiple=2),
 }
 
 
