@@ -69,7 +69,7 @@ def run(settings: config.Config) -> Summary:
       screen.note(_opening(story))
       before = after = None
       if first == 0:
-        before = _evaluate(story, 0, screen)
+        before = _evaluate(story, 0, writers, screen)
         writers.step(0, before.metrics() if before else {})
       elif story.streams.held_out is not None:
         before = benchmarks.Result.from_metrics(directory.logged_at(0))
@@ -81,7 +81,7 @@ def run(settings: config.Config) -> Summary:
         screen.step(done, logged)
         after = None
         if run_lib.due(settings.evaluation.every, done, settings.steps):
-          after = _evaluate(story, done, screen)
+          after = _evaluate(story, done, writers, screen)
         writers.step(done, logged | (after.metrics() if after else {}))
         _stop_if_non_finite(story, done)
         if terminated or run_lib.due(
@@ -104,14 +104,17 @@ def run(settings: config.Config) -> Summary:
 
 
 def _evaluate(
-  story: run_lib.Run, step: int, screen: display.Display
+  story: run_lib.Run,
+  step: int,
+  writers: metrics.Writers,
+  screen: display.Display,
 ) -> benchmarks.Result | None:
   """Returns and shows the accuracy on the held-out questions, if any."""
   settings = story.settings
   if story.streams.held_out is None:
     return None
   screen.note(f"evaluating on {len(story.streams.held_out)} questions")
-  result = benchmarks.evaluate(
+  result, records = benchmarks.evaluate(
     story.model.policy,
     story.learner.programs.merge(story.state.base, story.state.adapter),
     story.streams.held_out,
@@ -127,6 +130,7 @@ def _evaluate(
     key=run_lib.key(settings, "evaluation", step),
     sharding=story.rows,
   )
+  writers.answers(step, records)
   screen.evaluation(step, result)
   return result
 

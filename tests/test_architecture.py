@@ -21,6 +21,7 @@ RANKS = {
   "training": 4,
   "evaluation": 4,
   "train": 5,
+  "comparison": 5,
   "main": 6,
   "generate": 6,
   "evaluate": 6,

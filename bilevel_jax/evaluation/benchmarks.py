@@ -1,6 +1,7 @@
 """Accuracy on held-out questions, with an interval."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -71,8 +72,8 @@ def evaluate(
   stop: tuple[str, ...] = (),
   cache_bytes: int | None = None,
   sharding: jax.sharding.NamedSharding | None = None,
-) -> Result:
-  """Returns pass@1 on every question of a stream, one completion each.
+) -> tuple[Result, list[dict[str, Any]]]:
+  """Returns pass@1 on every question of a stream, and a record of each answer.
 
   Args:
     policy: the architecture.
@@ -111,10 +112,11 @@ def evaluate(
     sharding=sharding,
   )
   scores, rollout = answered.scores, answered.rollout
-  return Result(
+  result = Result(
     correct=int((scores.correct & scores.scored).sum()),
     questions=len(questions),
     length=float(rollout.lengths.mean()),
     truncated_share=rollout.share_ended_by("length"),
     unscorable=int((~scores.scored).sum()),
   )
+  return result, answers.records(answered, len(questions))

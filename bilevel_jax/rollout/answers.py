@@ -172,6 +172,7 @@ def records(answers: Answers, count: int) -> list[dict[str, Any]]:
       "reward": float(answers.scores.rewards[n])
       if answers.scores.scored[n]
       else None,
+      "correct": bool(answers.scores.correct[n] and answers.scores.scored[n]),
       "finish_reason": FINISH_REASONS[rollout.finish_reasons[n]],
       "tokens": int(rollout.lengths[n]),
     }

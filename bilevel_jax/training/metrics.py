@@ -26,6 +26,8 @@ class Files(Protocol):
   def metrics(self) -> pathlib.Path: ...
   @property
   def completions(self) -> pathlib.Path: ...
+  @property
+  def answers(self) -> pathlib.Path: ...
 
 
 class Writer(Protocol):
@@ -40,7 +42,7 @@ class Writers:
   """Everything that a run logs to, as one; a context."""
 
   def __init__(self, files: Files, settings: config.Config) -> None:
-    """Opens metrics.jsonl and completions.jsonl, and what the settings ask for.
+    """Opens the files of JSON lines, and what the settings ask for.
 
     Args:
       files: where.
@@ -51,11 +53,12 @@ class Writers:
     """
     check_installed(settings.logging)
     self._writers: list[Writer] = []
+    self._lines = _Lines(files)
     if settings.logging.tensorboard:
       self._writers.append(_TensorBoard(files))
     if settings.logging.wandb_project is not None:
       self._writers.append(_WandB(files, settings))
-    self._writers.insert(0, _Lines(files))
+    self._writers.insert(0, self._lines)
 
   def step(self, step: int, values: Metrics) -> None:
     """Logs the numbers of a step.
@@ -78,6 +81,15 @@ class Writers:
     """
     for writer in self._writers:
       writer.completions(step, records)
+
+  def answers(self, step: int, records: Sequence[Record]) -> None:
+    """Writes the answers to the held-out questions; loggers get none of them.
+
+    Args:
+      step: steps done.
+      records: JSON, as for `completions`.
+    """
+    self._lines.answers(step, records)
 
   def close(self) -> None:
     """Closes every file and logger."""
@@ -122,7 +134,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
   in metrics are numbers again.
 
   Args:
-    path: metrics.jsonl or completions.jsonl.
+    path: metrics.jsonl, completions.jsonl or answers.jsonl.
   """
   return [record for _, record in _lines(path)]
 
@@ -131,7 +143,7 @@ def truncate(path: pathlib.Path, step: int) -> None:
   """Drops the lines after a step, and a torn last line.
 
   Args:
-    path: metrics.jsonl or completions.jsonl; nothing happens without it.
+    path: of JSON lines, as for `read`; nothing happens without it.
     step: the last step whose lines are kept.
   """
   if not path.exists():
@@ -177,18 +189,28 @@ class _Lines:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     self._metrics = os.open(files.metrics, flags, 0o644)
     self._completions = os.open(files.completions, flags, 0o644)
+    self._answers = os.open(files.answers, flags, 0o644)
 
   def step(self, step: int, values: Mapping[str, float]) -> None:
     finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
     _write(self._metrics, _json({"step": step, **finite}) + b"\n")
 
   def completions(self, step: int, records: Sequence[Record]) -> None:
-    lines = (_json({"step": step, **record}) + b"\n" for record in records)
-    _write(self._completions, b"".join(lines))
+    _write_records(self._completions, step, records)
+
+  def answers(self, step: int, records: Sequence[Record]) -> None:
+    _write_records(self._answers, step, records)
 
   def close(self) -> None:
-    os.close(self._metrics)
-    os.close(self._completions)
+    for descriptor in (self._metrics, self._completions, self._answers):
+      os.close(descriptor)
+
+
+def _write_records(
+  descriptor: int, step: int, records: Sequence[Record]
+) -> None:
+  lines = (_json({"step": step, **record}) + b"\n" for record in records)
+  _write(descriptor, b"".join(lines))
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bilevel_jax import config
-from bilevel_jax.training import display, metrics, run_directory
+from bilevel_jax.training import metrics, page, run_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,12 @@ def write(run_dir: str | pathlib.Path) -> pathlib.Path:
     _completions(metrics.read(files.completions)),
     _settings(settings),
   ]
-  page = _PAGE.format(
-    title=html.escape(f"Run {files.path.name}"),
-    style=_STYLE,
-    subtitle=html.escape(_subtitle(settings, steps)),
-    body="\n".join(section for section in sections if section),
+  text = page.render(
+    f"Run {files.path.name}",
+    _subtitle(settings, steps),
+    [section for section in sections if section],
   )
-  run_directory.write_atomically(files.report, page)
+  run_directory.write_atomically(files.report, text)
   return files.report
 
 
@@ -134,7 +133,7 @@ def _accuracies(steps: Mapping[int, Mapping[str, float]]) -> str:
       )
     )
   head = ("", "accuracy", "95% interval", "questions")
-  return _section("Accuracy", _table(head, rows, "figures"))
+  return page.section("Accuracy", page.table(head, rows, "figures"))
 
 
 def _charts(steps: Mapping[int, Mapping[str, float]]) -> str:
@@ -142,7 +141,7 @@ def _charts(steps: Mapping[int, Mapping[str, float]]) -> str:
   figures = "\n".join(figure for figure in drawn if figure)
   if not figures:
     return ""
-  return _section("Curves", f'<div class="grid">{figures}</div>')
+  return page.section("Curves", f'<div class="grid">{figures}</div>')
 
 
 def _chart(chart: Chart, steps: Mapping[int, Mapping[str, float]]) -> str:
@@ -249,7 +248,7 @@ def _completions(records: Sequence[Mapping[str, Any]]) -> str:
   for step in chosen:
     parts.append(f"<h3>Step {step}</h3>")
     parts.extend(_card(r) for r in records if r["step"] == step)
-  return _section("Sample completions", "\n".join(parts))
+  return page.section("Sample completions", "\n".join(parts))
 
 
 def _card(record: Mapping[str, Any]) -> str:
@@ -260,9 +259,9 @@ def _card(record: Mapping[str, Any]) -> str:
   if record.get("answer") is not None:
     facts.append(f"answer {record['answer']}")
   return (
-    f'<article class="{kind}"><header>{_text(" · ".join(facts))}</header>'
-    f"<pre>{_text(record.get('prompt', ''))}</pre>"
-    f"<pre>{_text(record.get('completion', ''))}</pre></article>"
+    f'<article class="{kind}"><header>{page.text(" · ".join(facts))}</header>'
+    f"<pre>{page.text(record.get('prompt', ''))}</pre>"
+    f"<pre>{page.text(record.get('completion', ''))}</pre></article>"
   )
 
 
@@ -278,12 +277,11 @@ def _settings(settings: Mapping[str, Any]) -> str:
   changed = [row for row in rows if given[row[0]] != defaults.get(row[0])]
   versions = list(settings.get("versions", {}).items())
   head = ("setting", "value")
-  return _section(
+  return page.section(
     "Settings",
-    _table(head, changed)
-    + f"<details><summary>All settings</summary>{_table(head, rows)}</details>"
-    + "<details><summary>Versions</summary>"
-    + f"{_table(('package', 'version'), versions)}</details>",
+    page.table(head, changed)
+    + page.folded("All settings", page.table(head, rows))
+    + page.folded("Versions", page.table(("package", "version"), versions)),
   )
 
 
@@ -293,71 +291,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple]:
       yield from _flat(value, f"{prefix}{name}.")
     else:
       yield prefix + name, value
-
-
-def _section(title: str, body: str) -> str:
-  return f"<section><h2>{title}</h2>\n{body}\n</section>"
-
-
-def _table(
-  head: Sequence[str], rows: Iterable[Sequence[object]], kind: str = ""
-) -> str:
-  lines = [
-    "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
-    for row in rows
-  ]
-  top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-  return (
-    f'<table class="{kind}"><thead><tr>{top}</tr></thead>'
-    f"<tbody>{''.join(lines)}</tbody></table>"
-  )
-
-
-def _text(value: object) -> str:
-  return html.escape(display.escaped(str(value)))
-
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881;
-  --good: #10a37f; --bad: #d9534f; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { margin: 0; } h2 { margin: 2.5rem 0 .8rem; } h3 { margin: 1.2rem 0 .4rem; }
-.subtitle, figcaption span, header { opacity: .7; }
-.grid { display: grid; gap: 1.2rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 8px;
-  padding: .7rem .8rem .3rem; }
-figcaption { font-weight: 600; }
-figcaption span { display: block; font-weight: 400; font-size: .85em; }
-svg { width: 100%; height: auto; display: block; }
-table { border-collapse: collapse; margin: .4rem 0; }
-th, td { text-align: left; padding: .25rem 1.2rem .25rem 0;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-table.figures :is(th, td):not(:first-child) { text-align: right;
-  font-variant-numeric: tabular-nums; }
-article { border-left: 3px solid var(--bad); background: var(--soft);
-  border-radius: 0 8px 8px 0; padding: .5rem .9rem; margin: .6rem 0; }
-article.good { border-color: var(--good); }
-article header { font-size: .85em; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0;
-  font: 13px/1.5 ui-monospace, monospace; }
-pre + pre { border-top: 1px dashed var(--line); padding-top: .4rem; }
-summary { cursor: pointer; margin-top: .6rem; }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p class="subtitle">{subtitle}</p>
-{body}
-</body>
-</html>
-"""

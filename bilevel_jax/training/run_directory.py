@@ -48,6 +48,14 @@ class RunDirectory:
     return self.path / "completions.jsonl"
 
   @property
+  def answers(self) -> pathlib.Path:
+    """Answers to the held-out questions, a JSON line each, at each evaluation.
+
+    The same fields as `completions`.
+    """
+    return self.path / "answers.jsonl"
+
+  @property
   def checkpoints(self) -> pathlib.Path:
     """Directory of checkpoints."""
     return self.path / "checkpoints"
@@ -79,6 +87,7 @@ class RunDirectory:
     kept = step if step else -1
     metrics.truncate(self.metrics, kept)
     metrics.truncate(self.completions, kept)
+    metrics.truncate(self.answers, kept)
 
   def logged_at(self, step: int) -> dict[str, Any]:
     """Returns everything that was logged at a step; {} where nothing was."""

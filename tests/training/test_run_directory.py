@@ -42,6 +42,7 @@ def test_files_have_the_names_that_the_documents_give():
     directory.settings: "config.json",
     directory.metrics: "metrics.jsonl",
     directory.completions: "completions.jsonl",
+    directory.answers: "answers.jsonl",
     directory.checkpoints: "checkpoints",
     directory.export: "export",
     directory.report: "report.html",

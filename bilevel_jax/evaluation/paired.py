@@ -1,0 +1,122 @@
+"""Whether two models differ, judged on the same questions."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Difference(NamedTuple):
+  """The mean of b - a, its confidence interval, and a two-sided p-value.
+
+  NaN stands for what too few answers leave unknown.
+  """
+
+  value: float
+  low: float
+  high: float
+  p: float
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+  """Returns the two-sided p-value of McNemar's exact test.
+
+  Of the questions that one alone answered, how many were b's: under the null
+  hypothesis Binomial(n, 1/2), whose tail is doubled (McNemar 1947; exact form
+  in Agresti, Categorical Data Analysis, section 11.1.2).
+
+  Args:
+    a: [questions] whether a answered each, 0 or 1.
+    b: [questions] whether b did, of the same questions in the same order.
+
+  Raises:
+    ValueError: not as many of a as of b, or an answer between 0 and 1.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.shape != b.shape or not np.isin([a, b], (0.0, 1.0)).all():
+    raise ValueError(
+      f"a and b must be 0 or 1 and as long: {a.shape}, {b.shape}"
+    )
+  wins, losses = int(np.sum(b > a)), int(np.sum(a > b))
+  if wins + losses == 0:
+    return 1.0
+  return float(stats.binomtest(wins, wins + losses).pvalue)
+
+
+def crossed(
+  a: np.ndarray, b: np.ndarray, confidence: float = 0.95
+) -> Difference:
+  """Returns the difference of two methods over seeds and questions.
+
+  Both vary: another seed trains another model, another question finds another
+  strength. With d = b - a, of S seeds by Q questions, the variance of its mean
+  has a part for each, less what was counted in both:
+
+      v_s = var(mean of d over questions) / S
+      v_q = var(mean of d over seeds) / Q
+      v_e = var(what neither explains) / (S Q)
+      v   = max(v_s + v_q - v_e, v_s, v_q)
+
+  (two crossed random effects; Owen 2007, section 3). The interval is Student's
+  t, its degrees of freedom Satterthwaite's. With one seed it is the paired t
+  over questions; with one question (an accuracy alone) the paired t over
+  seeds, and that seeds differ is then left out or all there is.
+
+  Args:
+    a: [seeds, questions] accuracies of one method, each in [0, 1].
+    b: [seeds, questions] those of the other, of the same questions.
+    confidence: share of intervals that hold the truth.
+
+  Raises:
+    ValueError: shapes differ, or are not of two dimensions.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.shape != b.shape or a.ndim != 2 or not a.size:
+    raise ValueError(
+      f"a and b must be [seeds, questions] alike: {a.shape}, {b.shape}"
+    )
+  d = b - a
+  seeds, questions = d.shape
+  mean = d.mean()
+  of_seeds, of_questions = d.mean(axis=1), d.mean(axis=0)
+  parts = [
+    (float(np.var(means, ddof=1)) / len(means), len(means) - 1)
+    for means in (of_seeds, of_questions)
+    if len(means) > 1
+  ]
+  variance = sum(part for part, _ in parts)
+  if len(parts) == 2:
+    rest = d - of_seeds[:, None] - of_questions + mean
+    both = float(np.square(rest).sum()) / ((seeds - 1) * (questions - 1))
+    variance = max(variance - both / d.size, *(part for part, _ in parts))
+  if not parts:
+    return Difference(float(mean), math.nan, math.nan, math.nan)
+  if variance == 0:
+    return Difference(float(mean), float(mean), float(mean), float(mean == 0))
+  freedom = sum(part for part, _ in parts) ** 2 / sum(
+    part**2 / free for part, free in parts
+  )
+  error = math.sqrt(variance)
+  half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+  return Difference(
+    float(mean),
+    float(max(-1.0, mean - half)),
+    float(min(1.0, mean + half)),
+    float(2 * stats.t.sf(abs(mean) / error, freedom)),
+  )
+
+
+def holm(p_values: list[float]) -> list[float]:
+  """Returns p-values adjusted for there being several of them (Holm 1979).
+
+  Args:
+    p_values: of all the tests that are read together; NaN is no test.
+  """
+  adjusted = list(p_values)
+  known = sorted((p, n) for n, p in enumerate(p_values) if not math.isnan(p))
+  largest = 0.0
+  for rank, (p, n) in enumerate(known):
+    largest = max(largest, min(1.0, (len(known) - rank) * p))
+    adjusted[n] = largest
+  return adjusted

@@ -1,0 +1,73 @@
+"""Compares runs: one page, pictures and every number of them.
+
+    python tools/compare_runs.py runs/* --out comparison
+
+Runs of one method with the same settings are replicates, whatever their seeds;
+a setting that runs of a method do not share makes groups of them. Writes
+OUT/comparison.html (needs nothing else), OUT/comparison.json and PNGs.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import rich.console
+import rich.table
+
+from bilevel_jax import config
+from bilevel_jax.comparison import figures, page, runs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Returns the exit code: 0, or 2 for what the user can mend."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("run_dirs", nargs="+", metavar="RUN")
+  parser.add_argument(
+    "--out", type=pathlib.Path, default=pathlib.Path("comparison")
+  )
+  parser.add_argument(
+    "--reference",
+    help="group that the others are compared with, by its name in the table; "
+    "default: bridge where there is one, else the first",
+  )
+  parser.add_argument(
+    "--target",
+    type=float,
+    help="accuracy whose cost is told; default: half way from the start to "
+    "the best group",
+  )
+  parser.add_argument("--title", default="Comparison of runs")
+  chosen = parser.parse_args(arguments)
+  try:
+    groups = runs.group([runs.read(path) for path in chosen.run_dirs])
+    reference = _reference([group.name for group in groups], chosen.reference)
+  except config.ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  summary = figures.summarise(groups, reference, chosen.target)
+  written = page.write(chosen.out, groups, summary, chosen.title)
+  table = rich.table.Table("", "seeds", "accuracy", "95% interval")
+  for name, row in summary["groups"].items():
+    shown = page.estimate(row["accuracy"])
+    table.add_row(name, str(len(row["seeds"])), *shown)
+  console = rich.console.Console(highlight=False)
+  console.print(table)
+  console.print(f"page: {written}")
+  return 0
+
+
+def _reference(names: list[str], asked: str | None) -> str:
+  if asked is None:
+    return next((name for name in names if name == "bridge"), names[0])
+  if asked not in names:
+    raise config.ConfigError(
+      f"--reference must be one of {'; '.join(names)}, got {asked!r}"
+    )
+  return asked
+
+
+if __name__ == "__main__":
+  sys.exit(main())
