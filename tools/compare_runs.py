@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
   summary = figures.summarise(groups, reference, chosen.target)
   written = page.write(chosen.out, groups, summary, chosen.title)
-  table = rich.table.Table("", "seeds", "accuracy", "95% interval")
+  table = rich.table.Table("", "seeds", "accuracy (95% interval)")
   for name, row in summary["groups"].items():
-    shown = page.estimate(row["accuracy"])
-    table.add_row(name, str(len(row["seeds"])), *shown)
+    accuracy = page.estimate(row["accuracy"])
+    table.add_row(name, str(len(row["seeds"])), accuracy)
   console = rich.console.Console(highlight=False)
   console.print(table)
   console.print(f"page: {written}")

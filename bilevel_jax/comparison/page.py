@@ -20,6 +20,7 @@ _CAPTIONS = {
   "same rollouts, smoothed.",
   "cost": "Means over seeds. The first step, which compiles, stands apart.",
 }
+_WIDE = ("accuracy", "reward")  # pictures with three panels
 _EXAMPLES = 4  # questions whose answers are shown side by side
 
 
@@ -38,12 +39,12 @@ def write(
     title: of the page.
   """
   out.mkdir(parents=True, exist_ok=True)
-  drawn = []
+  drawn = {}
   for name, picture in pictures.draw(groups, summary).items():
     data = io.BytesIO()
     picture.savefig(data, format="png", dpi=160, metadata={"Software": None})
     (out / f"{name}.png").write_bytes(data.getvalue())
-    drawn.append(_picture(data.getvalue(), _CAPTIONS[name]))
+    drawn[name] = _picture(data.getvalue(), _CAPTIONS[name])
   run_directory.write_atomically(
     out / "comparison.json", json.dumps(finite(summary), indent=1) + "\n"
   )
@@ -53,7 +54,7 @@ def write(
     f"{len(groups)} ways of training, {count} runs",
     [
       page.section("Final accuracy", _finals(summary)),
-      page.section("Curves", "".join(drawn)),
+      page.section("Curves", _arranged(drawn)),
       page.section("To a target", _targets(summary)),
       page.section("Cost of a run", _costs(summary)),
       page.section("The same questions", _side_by_side(groups)),
@@ -75,10 +76,16 @@ def finite(tree: Any) -> Any:
   return tree
 
 
+def _arranged(drawn: Mapping[str, str]) -> str:
+  wide = [drawn[name] for name in _WIDE if name in drawn]
+  narrow = [figure for name, figure in drawn.items() if name not in _WIDE]
+  return "".join(wide) + f'<div class="grid">{"".join(narrow)}</div>'
+
+
 def _picture(data: bytes, caption: str) -> str:
   encoded = base64.b64encode(data).decode()
   return (
-    '<figure style="background: #fff; color: #222; margin: 1rem 0">'
+    '<figure style="background: #fff; color: #222">'
     f'<img alt="" src="data:image/png;base64,{encoded}">'
     f"<figcaption><span>{page.text(caption)}</span></figcaption></figure>"
   )
@@ -86,41 +93,36 @@ def _picture(data: bytes, caption: str) -> str:
 
 def _finals(summary: Mapping[str, Any]) -> str:
   reference = summary["reference"]
-  head = (
-    "",
-    "seeds",
-    "accuracy",
-    "95% interval",
-    "over",
-    f"{reference} higher by",
-    "95% interval",
-    "p",
-    "p (Holm)",
-    "paired by",
-  )
-  rows = []
+  rows, pairings = [], []
   for name, row in summary["groups"].items():
-    cells = [name, len(row["seeds"]), *estimate(row["accuracy"])]
-    cells.append(row["interval_over"])
+    cells = [name, len(row["seeds"]), estimate(row["accuracy"])]
     against = row.get("reference_minus_this")
     if against is None:
-      rows.append([*cells, *[""] * 5])
+      rows.append([*cells, "", "", ""])
       continue
+    pairings.append(against["paired_by"])
     rows.append(
       [
         *cells,
-        *estimate(against["difference"], sign="+"),
+        estimate(against["difference"], sign="+"),
         _p(against["p"]),
         _p(against["p_holm"]),
-        against["paired_by"],
       ]
     )
-  return page.table(head, rows, "figures") + (
-    "<p>Last evaluation of each run. Intervals over seeds are Student's t; "
-    "differences are paired by seed and, where there are records of the same "
-    "questions, by question, with both as random effects "
-    "(<code>evaluation.paired.crossed</code>); Holm's p-values are adjusted "
-    "for the number of rows.</p>"
+  head = (
+    "",
+    "seeds",
+    "accuracy (95% interval)",
+    f"{reference} less this (95% interval)",
+    "p",
+    "p, Holm",
+  )
+  return page.table(head, rows, "figures") + page.paragraph(
+    "Last evaluation of each run. The interval of an accuracy is Student's t "
+    "over seeds, or with one seed over questions. Differences are paired by "
+    f"{'; '.join(dict.fromkeys(pairings))}: by seed and, where both have "
+    "records of the same questions, by question too, both as random effects "
+    "(evaluation.paired.crossed). Holm's p-values allow for the number of rows."
   )
 
 
@@ -221,7 +223,7 @@ def _settings(groups: Sequence[runs_lib.Group]) -> str:
   return page.table(["setting", *(group.name for group in groups)], rows)
 
 
-def estimate(found: Sequence[float], sign: str = "") -> tuple[str, str]:
+def estimate(found: Sequence[float], sign: str = "") -> str:
   """Returns a share and its interval as text.
 
   Args:
@@ -229,10 +231,11 @@ def estimate(found: Sequence[float], sign: str = "") -> tuple[str, str]:
     sign: "+" shows that of a difference.
   """
   value, low, high = (math.nan if x is None else x for x in found)
-  shown = "" if math.isnan(value) else f"{value:{sign}.1%}"
+  if math.isnan(value):
+    return ""
   if math.isnan(low):
-    return shown, ""
-  return shown, f"{low:{sign}.1%} to {high:{sign}.1%}"
+    return f"{value:{sign}.1%}"
+  return f"{value:{sign}.1%} ({low:{sign}.1%} to {high:{sign}.1%})"
 
 
 def _p(value: float) -> str:

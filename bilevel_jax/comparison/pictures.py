@@ -24,7 +24,7 @@ _COLOURS = (
   "#B5BD00",
 )
 _LINES = ("-", "--", ":")
-_STYLE = {
+_STYLE: Any = {
   "font.size": 9,
   "axes.spines.top": False,
   "axes.spines.right": False,
@@ -73,7 +73,9 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _figure(columns: int, height: float, legend: bool = True) -> Iterator[Any]:
+def _figure(
+  columns: float, height: float, legend: bool = True
+) -> Iterator[Any]:
   from matplotlib import figure
 
   picture = figure.Figure(
@@ -89,7 +91,7 @@ def _figure(columns: int, height: float, legend: bool = True) -> Iterator[Any]:
       list(found.values()),
       list(found),
       loc="outside lower center",
-      ncols=max(1, min(5, int(1.2 * columns + 1))),
+      ncols=max(1, int(55 * columns / (max(map(len, found)) + 8))),
       fontsize=8,
     )
 
@@ -138,7 +140,7 @@ def _final(summary: Mapping[str, Any]) -> Any:
   if not rows:
     return None
   styles = _styles(list(summary["groups"]))
-  with _figure(2, 1.1 + 0.3 * len(rows), legend=False) as picture:
+  with _figure(1.3, 1.1 + 0.3 * len(rows), legend=False) as picture:
     axes = picture.subplots()
     for place, (name, (value, low, high)) in enumerate(rows.items()):
       colour = styles[name]["color"]
@@ -154,7 +156,7 @@ def _final(summary: Mapping[str, Any]) -> Any:
 def _gain(groups: Sequence[runs_lib.Group]) -> Any:
   styles = _styles([group.name for group in groups])
   drawn = 0
-  with _figure(2, 3.2) as picture:
+  with _figure(1.3, 3.2) as picture:
     axes = picture.subplots()
     axes.axhline(0, color="#888888", linewidth=1)
     for group in groups:
@@ -179,7 +181,7 @@ def _gain(groups: Sequence[runs_lib.Group]) -> Any:
 def _cost(summary: Mapping[str, Any]) -> Any:
   groups = summary["groups"]
   phases = list(next(iter(groups.values()))["cost"]["seconds"])
-  with _figure(2, 1.3 + 0.3 * len(groups)) as picture:
+  with _figure(1.3, 1.3 + 0.3 * len(groups)) as picture:
     axes = picture.subplots()
     left = np.zeros(len(groups))
     for phase, colour in zip(phases, _COLOURS, strict=False):

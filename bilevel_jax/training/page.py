@@ -42,6 +42,11 @@ def folded(title: str, body: str) -> str:
   return f"<details><summary>{title}</summary>{body}</details>"
 
 
+def paragraph(words: str) -> str:
+  """Returns a paragraph of text."""
+  return f"<p>{text(words)}</p>"
+
+
 def table(
   head: Sequence[str], rows: Iterable[Sequence[object]], kind: str = ""
 ) -> str:
@@ -86,7 +91,9 @@ table { border-collapse: collapse; margin: .4rem 0; }
 th, td { text-align: left; padding: .25rem 1.2rem .25rem 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 table.figures :is(th, td):not(:first-child) { text-align: right;
-  font-variant-numeric: tabular-nums; }
+  font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+table.figures td:not(:first-child) { white-space: nowrap; }
+section { overflow-x: auto; }
 article { border-left: 3px solid var(--bad); background: var(--soft);
   border-radius: 0 8px 8px 0; padding: .5rem .9rem; margin: .6rem 0; }
 article.good { border-color: var(--good); }

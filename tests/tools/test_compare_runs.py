@@ -19,6 +19,7 @@ def write(directory, method, seed, accuracies, *, answers=None, **settings):
   directory.mkdir()
   given = config.default_config()
   given.model.preset = "tiny"
+  given.data.questions.task = "arithmetic"
   given.method.name = method
   given.seed = seed
   given.run_dir = str(directory)
@@ -107,7 +108,9 @@ def test_figures_are_those_of_the_files(four):
   summary = figures.summarise(groups, "bridge")
   bridge, grpo = summary["groups"]["bridge"], summary["groups"]["grpo"]
   half = stats.t.ppf(0.975, 1) * 0.05  # std of 0.7, 0.8 over sqrt(2)
-  np.testing.assert_allclose(bridge["accuracy"], (0.75, 0.75 - half, 0.75 + half))
+  np.testing.assert_allclose(
+    bridge["accuracy"], (0.75, 0.75 - half, 0.75 + half)
+  )
   assert summary["target"] == pytest.approx((0.1 + 0.75) / 2)
   # 0.4 and 0.5 at step 3: one seed is there, the other at step 6.
   assert bridge["to_target"] == {
