@@ -114,6 +114,8 @@ class TokenBatch:
   segment_ids: Array  # [B, T] int32, 0 is padding
   weights: Array  # [B, T] float32; 0 on prompts, padding and column 0
   layout: Layout | None = None  # how to compute it; None: as it stands
+  expert_logprobs: Array | None = None  # [B, T] float32, of another model
+  group_advantages: Array | None = None  # [B, 1] of demonstrations in groups
 
 
 @pytree
@@ -128,6 +130,10 @@ class RLBatch(TokenBatch):
   old_logprobs: Array | None  # [B, T] float32; None: on policy, ratio is 1
   ref_logprobs: Array | None  # [B, T] float32; None: no KL term
   given: Array | None = None  # [B, T] float32, 1 where not drawn; None: nowhere
+  questions: Array | None = None  # [B] int32, whose sample it is, in its step
+  correct: Array | None = None  # [B] float32, 1 where the answer is right
+  accuracy: Array | None = None  # [B] float32, right share of its group
+  temperatures: Array | None = None  # [B] float32, all one; None: the settings'
 
 
 @pytree
@@ -214,10 +220,16 @@ class Rollout:
     return float(np.mean(self.finish_reasons == FINISH_REASONS.index(reason)))
 
   @property
+  def truncated(self) -> np.ndarray:
+    """[N] bool, cut for its length: nothing of its own ended it."""
+    return self.finish_reasons == FINISH_REASONS.index("length")
+
+  @property
   def cut_by_total(self) -> np.ndarray:
     """[N] bool, "length" by the total budget and not by the row's own."""
-    ended = self.finish_reasons == FINISH_REASONS.index("length")
-    return ended & (self.lengths < self.requests.budgets[self.prompt_index])
+    return self.truncated & (
+      self.lengths < self.requests.budgets[self.prompt_index]
+    )
 
   @property
   def given(self) -> np.ndarray:

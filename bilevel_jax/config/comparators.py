@@ -161,9 +161,134 @@ class UFT:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sections:
-  """The sections, by the names of the methods."""
+class Expert:
+  weights: str | None = setting(
+    None,
+    "directory, run, hub id or .gguf file of the other model that kdrl (the "
+    "teacher) and pear (what wrote the demonstrations) ask; default: the "
+    "weights that the run begins with",
+  )
+  revision: str | None = setting(None, "hub revision of `weights`")
 
+
+@dataclasses.dataclass(frozen=True)
+class SRFT:
+  sft_weight: float = setting(
+    0.5, "of a demonstration's SFT term, before the entropy", at_least=0
+  )
+  sft_exponent: Literal["paper", "code"] = setting(
+    "paper", "of that entropy: exp(-H), or exp(+H) as in the official code"
+  )
+  right_weight: float = setting(
+    0.1, "of a right sample, before exp(+H); a wrong one has -1", at_least=0
+  )
+  demonstration_reward: float = setting(1.0, "reward of a demonstration")
+
+
+@dataclasses.dataclass(frozen=True)
+class PEAR:
+  form: Literal["token", "block", "sequence"] = setting(
+    "token", "what follows a token: tokens, blocks, or the whole sequence"
+  )
+  gamma: float = setting(
+    0.999, "discount of each token that follows", above=0, at_most=1
+  )
+  block: int = setting(4, "tokens of a block", at_least=1)
+  lowest_ratio: float = setting(
+    -0.08, "bound of a token's log-ratio to what wrote it, nats", at_most=0
+  )
+  highest_ratio: float = setting(0.3, "bound of it, nats", at_least=0)
+  lowest: float = setting(-10.0, "bound of a weight's log", at_most=0)
+  highest: float = setting(5.0, "bound of a weight's log", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class KDRL:
+  start: float = setting(5e-3, "first beta, the teacher's weight", at_least=0)
+  end: float = setting(1e-3, "last beta; `start`: constant", at_least=0)
+  decay: float = setting(5e-5, "that beta loses in an update", at_least=0)
+  estimate: Literal["k2", "k3"] = setting(
+    "k2", "of the KL to the teacher; only k2 has the KL's gradient as a loss"
+  )
+  listens: Literal["all", "wrong", "unsolved"] = setting(
+    "all",
+    "samples that hear the teacher: all, those that are wrong, or those of "
+    "questions without a right one",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImplicitReward:
+  sft_rate: float = setting(
+    0.25, "what SFT's learning rate is multiplied by", above=0
+  )
+  beta: float = setting(0.1, "of DPO: how firmly it prefers", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+  lengths: tuple[float, ...] = setting(
+    (0.5, 0.75, 1.0),
+    "of each stage of RL: a sample's share of rollout.max_new_tokens",
+  )
+  highest_accuracy: tuple[float, ...] = setting(
+    (1.0, 1.0, 0.375),
+    "of each stage: share of right samples up to which a question counts",
+  )
+  unfiltered_stages: int = setting(
+    1, "last stages in which truncated samples count", at_least=0
+  )
+  entropy: float = setting(0.3, "to aim at, nats a token", above=0)
+  temperature: float = setting(1.0, "first of the samples", above=0)
+  rate: float = setting(
+    0.5, "of the temperature's logarithm, per nat that is missing", at_least=0
+  )
+  lowest_temperature: float = setting(0.6, "bound of it", above=0)
+  highest_temperature: float = setting(1.2, "bound of it", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interleaved:
+  sft_learning_rate: float | None = setting(
+    None, "peak of the SFT updates; default: the base's", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataMix:
+  demonstration_advantage: float = setting(
+    1.0, "what a demonstration's token counts as", at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+  sft_share: float = setting(
+    0.5, "share of the steps that are of SFT", at_least=0, at_most=1
+  )
+  sft_learning_rate: float | None = setting(
+    None, "peak of the SFT branch; default: the base's", at_least=0
+  )
+  rl_weight: float = setting(0.5, "of what RL changed")
+  sft_weight: float = setting(0.5, "of what SFT changed")
+
+
+@dataclasses.dataclass(frozen=True)
+class NonDecoupling:
+  first: Literal["sft", "rl"] = setting("sft", "what the first stage is of")
+  first_share: float = setting(
+    0.5,
+    "share of the updates that are the first stage's",
+    at_least=0,
+    at_most=1,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+  """The sections, by the names of the methods; `expert` serves several."""
+
+  expert: Expert = section(Expert, "another model, which some methods ask")
   sft_then_rl: SFTThenRL = section(SFTThenRL, "of the method sft_then_rl")
   mixed: Mixed = section(Mixed, "of the method mixed")
   alternating: Alternating = section(Alternating, "of the method alternating")
@@ -180,3 +305,16 @@ class Sections:
   relift: ReLIFT = section(ReLIFT, "of the method relift")
   trapo: TRAPO = section(TRAPO, "of the method trapo")
   uft: UFT = section(UFT, "of the method uft")
+  srft: SRFT = section(SRFT, "of the method srft")
+  pear: PEAR = section(PEAR, "of the method pear")
+  kdrl: KDRL = section(KDRL, "of the method kdrl")
+  implicit_reward: ImplicitReward = section(
+    ImplicitReward, "of the method implicit_reward"
+  )
+  staged: Staged = section(Staged, "of the method staged")
+  interleaved: Interleaved = section(Interleaved, "of the method interleaved")
+  data_mix: DataMix = section(DataMix, "of the method data_mix")
+  merge: Merge = section(Merge, "of the method merge")
+  non_decoupling: NonDecoupling = section(
+    NonDecoupling, "of the method non_decoupling"
+  )

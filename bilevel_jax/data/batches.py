@@ -136,7 +136,13 @@ class Prompts:
 
 
 class Demonstrations:
-  """A stream of prompts with their worked solutions."""
+  """A stream of prompts with their worked solutions.
+
+  Attributes:
+    pairs: prompt and solution tokens of every example, in no order.
+    logprobs: of each of their solutions' tokens, under what wrote them, where
+      every example has them in a field `logprobs`; else None, until it is set.
+  """
 
   def __init__(
     self,
@@ -181,17 +187,17 @@ class Demonstrations:
     lengths = [len(prompt) + len(solution) for prompt, solution in encoded]
     truncate = overlong == "truncate"
     self._seed = seed
-    ids = [solved[i].id for i in np.sort(chosen)]
     fitted = [
-      (name, (prompt, solution[: max_tokens - len(prompt)]))
-      for name, (prompt, solution), length in zip(
-        ids, encoded, lengths, strict=True
+      (solved[i], (prompt, solution[: max_tokens - len(prompt)]))
+      for i, (prompt, solution), length in zip(
+        np.sort(chosen), encoded, lengths, strict=True
       )
       if length <= max_tokens or (truncate and len(prompt) < max_tokens)
     ]
-    self._examples = [pair for _, pair in fitted]
-    self._by_id = dict(fitted)
-    if encoded and not self._examples:
+    self.pairs = [pair for _, pair in fitted]
+    self._by_id = {question.id: pair for question, pair in fitted}
+    self.logprobs = _given_logprobs(fitted)
+    if encoded and not self.pairs:
       shortest = (
         f"prompt has {min(len(prompt) for prompt, _ in encoded)} tokens"
         if truncate
@@ -206,13 +212,13 @@ class Demonstrations:
       given=len(questions),
       without_solution=len(questions) - len(solved),
       not_in_share=len(solved) - used,
-      dropped=used - len(self._examples),
-      truncated=len(self._examples) - fitting,
-      kept=len(self._examples),
+      dropped=used - len(self.pairs),
+      truncated=len(self.pairs) - fitting,
+      kept=len(self.pairs),
     )
 
   def __len__(self) -> int:
-    return len(self._examples)
+    return len(self.pairs)
 
   def take(
     self, position: int, count: int
@@ -226,11 +232,23 @@ class Demonstrations:
     Returns:
       (prompt tokens, solution tokens), arrays of int32.
     """
-    if not self._examples:
+    if not self.pairs:
       return []
     return [
-      self._examples[i] for i in order(len(self), position, count, self._seed)
+      self.pairs[i] for i in order(len(self), position, count, self._seed)
     ]
+
+  def take_logprobs(self, position: int, count: int) -> list[np.ndarray] | None:
+    """Returns `logprobs` of what `take` returns, float32; None without them.
+
+    Args:
+      position: examples drawn so far.
+      count: examples to draw.
+    """
+    if self.logprobs is None or not self.pairs:
+      return None
+    chosen = order(len(self), position, count, self._seed)
+    return [self.logprobs[i] for i in chosen]
 
   def of(
     self, questions: Sequence[types.Question]
@@ -241,3 +259,25 @@ class Demonstrations:
   def named(self, ids: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns the pairs of questions that have one, by their ids."""
     return [self._by_id[name] for name in ids]
+
+
+def _given_logprobs(
+  examples: Sequence[tuple[types.Question, tuple[np.ndarray, np.ndarray]]],
+) -> list[np.ndarray] | None:
+  """Returns the log-probs that came with the examples, None if any has none.
+
+  A solution may have been cut where its log-probs were not.
+  """
+  if any(question.meta.get("logprobs") is None for question, _ in examples):
+    return None
+  found = []
+  for question, (_, solution) in examples:
+    values = question.meta["logprobs"]
+    if len(values) < len(solution):
+      raise config.ConfigError(
+        f"the field logprobs of the demonstration {question.id} must have a "
+        f"number for each of its {len(solution)} tokens, its end included, got "
+        f"{len(values)}"
+      )
+    found.append(np.asarray(values[: len(solution)], np.float32))
+  return found

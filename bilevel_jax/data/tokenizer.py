@@ -135,6 +135,10 @@ class Tokenizer:
       clean_up_tokenization_spaces=False,
     )
 
+  def vocabulary(self) -> dict[str, int]:
+    """Returns every token's id."""
+    return self._tokenizer.get_vocab()
+
   def check_fits(self, embedding_rows: int) -> None:
     """Raises ConfigError when some token has no row in the embedding."""
     if self.vocab_size > embedding_rows:

@@ -32,7 +32,9 @@ def build(
   return updates.joint_method(
     ingredients,
     weigh,
-    objective=ingredients.supervised(token_weights.uncertain) if phi else None,
+    objective=ingredients.supervised(token_weight=token_weights.uncertain)
+    if phi
+    else None,
   )
 
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.typing
 import numpy as np
 import optax
 
 from bilevel_jax.bilevel import problem as bilevel_problem
-from bilevel_jax.objectives.token_weights import TokenWeight
 from bilevel_jax.rollout import rounds, routing
 from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
 
@@ -21,6 +20,10 @@ class Plan(NamedTuple):
   demonstrations: bool
   old_logprobs: bool = False
   """Whether even a step's only update needs the log-probs of before it."""
+  length_share: float = 1.0
+  """Of the settings' longest completion that rollouts may have."""
+  temperature: float | None = None
+  """Of the rollouts; None: the settings'."""
 
 
 class Method(NamedTuple):
@@ -46,10 +49,16 @@ class Method(NamedTuple):
   buffer: int | None = None
   """Demonstrations that `route` holds back before an update of their own, with
   no rollouts, ends the step; None: there is no such update."""
-  reference: Callable[[TrainState], Tree] | None = None
-  """state -> base that the KL is taken to; None: the one the run began with."""
+  reference: Callable[[TrainState], Tree | None] | None = None
+  """state -> base of the reference policy, or None for no reference; None: the
+  one the run began with, where the loss has a KL term."""
   every_rollout: bool = False
   """Whether a rollout without advantage has a gradient in it, or is read."""
+  expert: Literal["rollouts", "demonstrations"] | None = None
+  """What the log-probs under the model `method.expert` are wanted of."""
+  finish: Callable[[TrainState], TrainState] | None = None
+  """What becomes of the state when the last step is done. Jittable, and pure.
+  """
 
 
 class Ingredients(NamedTuple):
@@ -65,14 +74,15 @@ class Ingredients(NamedTuple):
   """For each tree of TrainState that can move: base, adapter, rl_only_base."""
   total_updates: int
   """Updates of the whole run, for schedules."""
-  supervised: Callable[[TokenWeight], bilevel_problem.Objective]
-  """Makes the SFT loss with a weight of its own on demonstration tokens."""
+  supervised: Callable[..., bilevel_problem.Objective]
+  """(token_weight=..., context=..., with_entropy=...) -> the SFT loss with
+  weights of its own on demonstration tokens, as `terms.sft_objective`."""
   reinforced: Callable[..., bilevel_problem.Objective]
-  """(prefix_loss=...) -> the RL loss with a loss of its own on tokens that were
-  given, as `terms.rl_objective`."""
-  base_optimizer: Callable[[float | None, int], optax.GradientTransformation]
-  """(peak learning rate, updates) -> an optimiser like the base's in all
-  else; None: the base's own peak."""
+  """(prefix_loss=..., advantages=...) -> the RL loss with a loss of its own on
+  tokens that were given, or advantages of its own, as `terms.rl_objective`."""
+  base_optimizer: Callable[..., optax.GradientTransformation]
+  """(peak learning rate, updates, scale=1.0) -> an optimiser like the base's in
+  all else; None: the base's own peak; scale: of either."""
   advantages: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
   """(rewards [P, G], scored [P, G]) -> advantages and baselines, [P, G]."""
   updates_per_step: int = 1

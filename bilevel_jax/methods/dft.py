@@ -10,5 +10,7 @@ def build(
 ) -> contract.Method:
   """Returns SFT on -sg[p] log p, whatever `sft.token_weight` says."""
   return sft.build(
-    settings, ingredients, ingredients.supervised(token_weights.probability)
+    settings,
+    ingredients,
+    ingredients.supervised(token_weight=token_weights.probability),
   )

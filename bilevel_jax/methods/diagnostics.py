@@ -79,23 +79,32 @@ def gradient_metrics(
 
   And mix/sft_share = s / (s + r), s and r the norms times their weights: the
   effective mix. Two losses with the same coefficient are rarely mixed 1:1,
-  since normalisers and reward scales differ. 0 where both are 0.
+  since normalisers and reward scales differ.
 
   Args:
     agreement: of the two gradients, SFT's first.
     sft_weight: what the SFT gradient is multiplied by.
     rl_weight: what the RL gradient is multiplied by.
   """
-  sft, rl = sft_weight * agreement.upper_norm, rl_weight * agreement.lower_norm
-  total = sft + rl
   return {
     "sft/gradient_norm": agreement.upper_norm,
     "rl/gradient_norm": agreement.lower_norm,
     "bilevel/gradient_cosine": agreement.cosine,
-    "mix/sft_share": jnp.where(
-      total > 0, sft / jnp.where(total > 0, total, 1), 0
+    "mix/sft_share": sft_share(
+      sft_weight * agreement.upper_norm, rl_weight * agreement.lower_norm
     ),
   }
+
+
+def sft_share(sft: jax.typing.ArrayLike, rl: jax.typing.ArrayLike) -> jax.Array:
+  """Returns sft / (sft + rl), 0 where both are 0.
+
+  Args:
+    sft: norm of what SFT moves the base by.
+    rl: norm of what RL moves it by.
+  """
+  sft, total = jnp.asarray(sft), jnp.add(sft, rl)
+  return jnp.where(total > 0, sft / jnp.where(total > 0, total, 1), 0)
 
 
 def parts_metrics(direct: Tree, implicit: Tree) -> dict:

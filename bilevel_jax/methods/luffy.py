@@ -41,5 +41,7 @@ def build(
   return updates.joint_method(
     ingredients,
     lambda *gradients: updates.Mix(sft_weight=1.0, rl_weight=1.0),
-    objective=ingredients.supervised(token_weights.shaped(options.gamma)),
+    objective=ingredients.supervised(
+      token_weight=token_weights.shaped(options.gamma)
+    ),
   )._replace(route=route)

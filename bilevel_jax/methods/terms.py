@@ -6,7 +6,8 @@ again.
 """
 
 import dataclasses
-from typing import Literal, cast
+from collections.abc import Callable
+from typing import Literal, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ from bilevel_jax.objectives import (
 )
 from bilevel_jax.types import Array, Layout, Policy, RLBatch, TokenBatch, Tree
 
+InContext: TypeAlias = Callable[[jax.Array, jax.Array, TokenBatch], jax.Array]
+"""(log-probs [B, T], entropies [B, T], batch) -> values [B, T]."""
+
 
 def token_logprobs(
   policy: Policy,
@@ -36,11 +40,11 @@ def token_logprobs(
   """Returns log-probs [B, T] of a batch's tokens, and entropies if asked.
 
   Padding, and what a layout leaves out, has log-prob 0: no loss can see what
-  was computed there.
+  was computed there. A batch with a temperature of its own is scored at that.
   """
   unembedding = policy.unembedding(base)
   how = {
-    "temperature": temperature,
+    "temperature": _temperature(batch, temperature),
     "chunk": chunk,
     "with_entropy": with_entropy,
   }
@@ -77,11 +81,21 @@ def token_logprobs(
   )
 
 
+def _temperature(batch: TokenBatch, default: float) -> jax.Array | float:
+  if not isinstance(batch, RLBatch) or batch.temperatures is None:
+    return default
+  # A row that a micro-batch leaves out has 0; so has every row of an empty one.
+  shared = jnp.max(jnp.asarray(batch.temperatures))
+  return jnp.where(shared > 0, shared, 1.0)
+
+
 def sft_objective(
   policy: Policy,
   *,
   chunk: int,
   token_weight: token_weights.TokenWeight = token_weights.one,
+  context: InContext | None = None,
+  with_entropy: bool = False,
 ) -> Objective:
   """Returns minus J_SFT: the weighted negative log-likelihood of a batch.
 
@@ -89,14 +103,26 @@ def sft_objective(
     policy: the model.
     chunk: positions whose logits are in memory at once.
     token_weight: what a token's probability adds to its weight.
+    context: what everything else does, the row's other tokens for one.
+    with_entropy: whether `context` is given entropies; else zeros.
   """
 
   def objective(base: Tree, adapter: Tree, batch: TokenBatch):
-    logprobs, _ = token_logprobs(
-      policy, base, adapter, batch, temperature=1.0, chunk=chunk
+    logprobs, entropies = token_logprobs(
+      policy,
+      base,
+      adapter,
+      batch,
+      temperature=1.0,
+      chunk=chunk,
+      with_entropy=with_entropy,
     )
     # How likely a token is now is data: only its log-prob is descended.
-    weights = batch.weights * jax.lax.stop_gradient(token_weight(logprobs))
+    now = jax.lax.stop_gradient(logprobs)
+    weights = batch.weights * token_weight(now)
+    if context is not None:
+      entropies = jnp.zeros_like(now) if entropies is None else entropies
+      weights *= context(now, entropies, batch)
     return sft.negative_log_likelihood(logprobs, weights), {}
 
   return objective
@@ -115,6 +141,7 @@ def rl_objective(
   ratio: Literal["token", "sequence"] = "token",
   clip: Literal["objective", "weight"] = "objective",
   prefix_loss: prefix_losses.PrefixLoss = prefix_losses.nothing,
+  advantages: InContext | None = None,
 ) -> Objective:
   """Returns minus J_RL: a policy-gradient loss plus KL to the start.
 
@@ -143,6 +170,7 @@ def rl_objective(
       grad log pi (CISPO); not of `dice`.
     prefix_loss: of the tokens that were given and not drawn, in place of all
       of this.
+    advantages: in place of the batch's.
   """
   surrogates_by_clip = {
     "objective": policy_gradient.clipped_surrogate,
@@ -159,15 +187,17 @@ def rl_objective(
       chunk=chunk,
       with_entropy=True,
     )
-    old_logprobs = batch.old_logprobs
-    if old_logprobs is None:
-      old_logprobs = jax.lax.stop_gradient(logprobs)
+    now, entropy = jax.lax.stop_gradient(logprobs), cast(Array, entropies)
+    values = batch.advantages
+    if advantages is not None:
+      values = advantages(now, entropy, batch)
+    old_logprobs = now if batch.old_logprobs is None else batch.old_logprobs
     drawn = batch.weights > 0
     if batch.given is not None:
       drawn &= batch.given == 0
     if surrogate == "dice":
       clipped = jnp.zeros(logprobs.shape, bool)
-      losses = -surrogates.dice(logprobs, batch.advantages, drawn, old_logprobs)
+      losses = -surrogates.dice(logprobs, values, drawn, old_logprobs)
       cost = lambda costs: surrogates.dice_cost(
         logprobs, costs, drawn, old_logprobs
       )
@@ -175,7 +205,7 @@ def rl_objective(
       losses, clipped = surrogates_by_clip[clip](
         logprobs,
         old_logprobs,
-        batch.advantages,
+        values,
         clip_low=clip_low,
         clip_high=clip_high,
         sequences=drawn if ratio == "sequence" else None,
@@ -191,11 +221,10 @@ def rl_objective(
       kl = policy_gradient.kl_k3(logprobs, batch.ref_logprobs)
       losses += kl_coef * cost(kl)
     if batch.given is not None:
-      entropy = cast(Array, entropies)  # it was asked for
       begun = prefix_loss(logprobs, surrogate_losses, entropy, batch)
       losses = jnp.where(batch.given > 0, begun, losses)
     aux = {
-      "logprobs": jax.lax.stop_gradient(logprobs),
+      "logprobs": now,
       "entropies": entropies,
       "clipped": clipped,
       "truncated": truncated,

@@ -130,6 +130,7 @@ def joint(
   weigh: Weigh,
   *,
   objective: problem.Objective | None = None,
+  rl_objective: problem.Objective | None = None,
 ) -> Update:
   """Returns base <- base - lr (s grad L_SFT + r grad L_RL), s and r by `weigh`.
 
@@ -139,9 +140,10 @@ def joint(
     ingredients: of the method.
     weigh: decides s and r, once both gradients are known.
     objective: in place of the problem's SFT loss.
+    rl_objective: in place of the problem's RL loss.
   """
   sft_gradient = ingredients.gradient(objective or ingredients.problem.upper)
-  rl_gradient = ingredients.gradient(ingredients.problem.lower)
+  rl_gradient = ingredients.gradient(rl_objective or ingredients.problem.lower)
 
   def update(state: TrainState, batch: StepBatch):
     rl = rl_gradient(state.base, None, batch.rl)
@@ -182,6 +184,7 @@ def joint_method(
   weigh: Weigh,
   *,
   objective: problem.Objective | None = None,
+  rl_objective: problem.Objective | None = None,
   extra: Callable[[Tree], Any] = lambda base: {},
 ) -> contract.Method:
   """Returns the method whose every update is joint, with its own state.
@@ -190,6 +193,7 @@ def joint_method(
     ingredients: of the method.
     weigh: as in `joint`.
     objective: as in `joint`.
+    rl_objective: as in `joint`.
     extra: base -> the method's own state before the first update.
   """
 
@@ -204,7 +208,9 @@ def joint_method(
     trains_adapter=False,
     init=init,
     plan=lambda step: plan,
-    update=joint(ingredients, weigh, objective=objective),
+    update=joint(
+      ingredients, weigh, objective=objective, rl_objective=rl_objective
+    ),
   )
 
 

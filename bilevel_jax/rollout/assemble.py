@@ -20,6 +20,7 @@ def token_batch(
   *,
   rows: int | None = None,
   columns: int | None = None,
+  logprobs: Sequence[np.ndarray] | None = None,
 ) -> TokenBatch:
   """Returns (prompt, completion) pairs as rows that weigh completions only.
 
@@ -28,6 +29,7 @@ def token_batch(
     weighting: [B, T] mask of completions -> weights.
     rows: rows to pad to with empty ones; default: as many as pairs.
     columns: columns to pad to; default: the bucket of the longest row.
+    logprobs: of each completion's tokens under another model, if known.
   """
   rows = len(pairs) if rows is None else rows
   longest = max((len(p) + len(c) for p, c in pairs), default=1)
@@ -45,6 +47,13 @@ def token_batch(
     tokens[row, :end] = np.concatenate([prompt, completion])
     mask[row, len(prompt) : end] = 1.0
     segment_ids[row, :end] = 1
+  expert_logprobs = None
+  if logprobs is not None:
+    expert_logprobs = np.zeros((rows, columns), np.float32)
+    for row, ((prompt, _), values) in enumerate(
+      zip(pairs, logprobs, strict=True)
+    ):
+      expert_logprobs[row, len(prompt) : len(prompt) + len(values)] = values
   # Nothing precedes column 0, so nothing there can be predicted.
   mask[:, 0] = 0.0
   positions = np.arange(columns, dtype=np.int32) * segment_ids
@@ -53,6 +62,7 @@ def token_batch(
     positions=positions,
     segment_ids=segment_ids,
     weights=weighting(mask).astype(np.float32),
+    expert_logprobs=expert_logprobs,
   )
 
 
@@ -150,6 +160,9 @@ def rl_batch(
   selected = np.arange(len(rollout.tokens)) if selected is None else selected
   prompts = [rollout.requests.prompts[i] for i in rollout.prompt_index]
   scored = scores.scored & (rollout.lengths > 0)
+  groups = (-1, rollout.requests.samples_per_prompt)
+  right = (scores.correct & scored).reshape(groups).sum(axis=1)
+  accuracy = right / scored.reshape(groups).sum(axis=1).clip(min=1)
   begun = rollout.given
   skipped = begun if skipped is None else skipped
 
@@ -184,6 +197,9 @@ def rl_batch(
     old_logprobs=None,
     ref_logprobs=None,
     given=None if rollout.requests.prefixes is None else given,
+    questions=padded(rollout.prompt_index).astype(np.int32),
+    correct=padded(scores.correct),
+    accuracy=padded(accuracy[rollout.prompt_index]),
   )
 
 
@@ -198,6 +214,17 @@ def skip_idle(batch: RLBatch) -> RLBatch:
   """
   busy = np.any(batch.advantages != 0, axis=1, keepdims=True)
   return dataclasses.replace(batch, weights=batch.weights * busy)
+
+
+def at_temperature(batch: RLBatch, temperature: float) -> RLBatch:
+  """Returns the batch, to be scored at the temperature of its samples.
+
+  Args:
+    batch: rows.
+    temperature: in place of the settings'.
+  """
+  temperatures = np.full(len(batch.rewards), temperature, np.float32)
+  return dataclasses.replace(batch, temperatures=temperatures)
 
 
 def bucket(length: int) -> int:

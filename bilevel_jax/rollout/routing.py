@@ -32,7 +32,9 @@ class Groups(NamedTuple):
   scored: np.ndarray  # [P, G] bool
   demonstrated: np.ndarray  # [P] bool: there is a worked solution
   given: np.ndarray  # [P, G] int, tokens that a sample began with
+  truncated: np.ndarray  # [P, G] bool: it was cut for its length
   seed: Sequence[int] = (0,)  # of a router's random choices in this step
+  step: int = 0  # steps done before this one
 
 
 class Route(NamedTuple):
@@ -46,6 +48,8 @@ class Route(NamedTuple):
   """[P, G] bool: what the sample began with counts; None: it never does."""
   held_back: np.ndarray | None = None
   """[P] bool: its demonstration waits in `Method.buffer`; None: none does."""
+  group_advantages: np.ndarray | None = None
+  """[P] of demonstrations, as TokenBatch has them; None: they have none."""
 
 
 Router: TypeAlias = Callable[[Groups], Route]
@@ -99,13 +103,22 @@ class Routed(NamedTuple):
     questions = questions[number % self.parts]
     counted = [q for q in questions if self.route.demonstrations[q]]
     rows = -(-len(self.pairs) // self.parts)
-    coefficients = np.zeros((rows, 1), np.float32)
-    coefficients[: len(counted), 0] = self.route.coefficients[counted]
-    return assemble.token_batch(
+
+    def column(values: np.ndarray) -> np.ndarray:
+      out = np.zeros((rows, 1), np.float32)
+      out[: len(counted), 0] = values[counted]
+      return out
+
+    batch = assemble.token_batch(
       [pair for q in counted if (pair := self.pairs[q]) is not None],
-      lambda mask: weighting(mask) * coefficients,
+      lambda mask: weighting(mask) * column(self.route.coefficients),
       rows=rows,
       columns=columns,
+    )
+    if self.route.group_advantages is None:
+      return batch
+    return dataclasses.replace(
+      batch, group_advantages=column(self.route.group_advantages)
     )
 
   def held_back(self) -> list[str]:
@@ -132,6 +145,7 @@ def follow(
   *,
   parts: int = 1,
   seed: Sequence[int] = (0,),
+  step: int = 0,
 ) -> Routed:
   """Returns a step's rollouts and demonstrations as the router says.
 
@@ -142,6 +156,7 @@ def follow(
       none has.
     parts: updates that the questions are split over.
     seed: of the router's random choices.
+    step: steps done before this one.
   """
   scores, given = answered.scores, answered.rollout.given
   groups = (-1, answered.rollout.requests.samples_per_prompt)
@@ -157,7 +172,9 @@ def follow(
       scored=scores.scored.reshape(groups),
       demonstrated=demonstrated,
       given=given.reshape(groups),
+      truncated=answered.rollout.truncated.reshape(groups),
       seed=seed,
+      step=step,
     )
   )
   skipped = None

@@ -51,11 +51,14 @@ def build(
   total_updates = settings.steps * updates_per_step(settings)
   rollout, rl = settings.rollout, settings.rl
 
-  def base_optimizer(learning_rate: float | None, updates: int):
+  def base_optimizer(
+    learning_rate: float | None, updates: int, scale: float = 1.0
+  ):
     group = settings.optimizer.base
-    if learning_rate is not None:
-      group = dataclasses.replace(group, learning_rate=learning_rate)
-    return optimizers.build(group, updates)
+    peak = group.learning_rate if learning_rate is None else learning_rate
+    return optimizers.build(
+      dataclasses.replace(group, learning_rate=scale * peak), updates
+    )
 
   rl_only_optimizer = base_optimizer(None, total_updates)
   if settings.method.rl_only_optimizer == "sgd":
@@ -69,8 +72,13 @@ def build(
     )
   chunk = settings.model.logprob_chunk
   twice = hypergradients.second_order(settings.method)
-  supervised = lambda weight: terms.sft_objective(
-    policy, chunk=chunk, token_weight=weight
+  supervised = functools.partial(
+    terms.sft_objective,
+    policy,
+    chunk=chunk,
+    token_weight=token_weights.build(
+      settings.sft.token_weight, settings.sft.trust_region
+    ),
   )
   reinforced = functools.partial(
     terms.rl_objective,
@@ -88,14 +96,7 @@ def build(
   method = methods.METHODS[settings.method.name](
     settings.method,
     contract.Ingredients(
-      problem=Problem(
-        upper=supervised(
-          token_weights.build(
-            settings.sft.token_weight, settings.sft.trust_region
-          )
-        ),
-        lower=reinforced(),
-      ),
+      problem=Problem(upper=supervised(), lower=reinforced()),
       gradient=accumulation.gradient,
       optimizers={
         "base": base_optimizer(None, total_updates),

@@ -26,6 +26,8 @@ class Programs(NamedTuple):
   update: Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]
   """Donates the state it is given."""
   logprobs: Callable[[Tree, Tree | None, TokenBatch], jax.Array]
+  finish: Callable[[TrainState], TrainState]
+  """The method's own, if it has one. Donates the state it is given."""
   merge: Callable[[Tree, Tree | None], Tree]
   delta_norm: Callable[[Tree, Tree], jax.Array]
   """(base, adapter) -> ||scale * A @ B|| / ||W|| of the adapted matrices."""
@@ -74,6 +76,11 @@ def compile_programs(
       else (state_shardings, None),
     ),
     logprobs=jax.jit(logprobs),
+    finish=jax.jit(
+      method.finish or (lambda state: state),
+      donate_argnums=0,
+      out_shardings=state_shardings,
+    ),
     merge=jax.jit(policy.merge),
     delta_norm=jax.jit(delta_norm),
   )

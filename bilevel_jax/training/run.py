@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from bilevel_jax import config
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import cache
+from bilevel_jax.training import experts, sharding, sources
 from bilevel_jax.training import learner as learner_lib
-from bilevel_jax.training import sharding, sources
 from bilevel_jax.types import TrainState, Tree
 
 
@@ -27,6 +27,7 @@ class Run:
   rows: jax.sharding.NamedSharding  # of the sampler's arrays
   cache_bytes: int  # that the sampler's KV cache may take on a device
   reference: Tree | None  # base of the KL's reference policy
+  expert: experts.Expert | None  # that scores rollouts
   state: TrainState
   host: dict[str, Any]  # JSON: where the streams stand
 
@@ -53,6 +54,9 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   own = learner.method.reference is not None  # it is in the method's state
   if dtype and not own and any(plan.rollouts for plan in plans):
     reference = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
+  expert = experts.enlist(
+    settings, learner.method.expert, model, streams, mesh, base
+  )
   state = learner_lib.initial_state(settings, learner, model.policy, base)
   return Run(
     settings=settings,
@@ -63,6 +67,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     mesh=mesh,
     rows=sharding.batch_sharding(mesh),
     reference=reference,
+    expert=expert,
     cache_bytes=settings.rollout.kv_cache_bytes
     or cache.default_bytes(list(mesh.devices.flat)),
     state=state,

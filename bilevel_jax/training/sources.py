@@ -74,20 +74,7 @@ def build_model(settings: config.Config) -> Model:
     use_chat_template=settings.tokenizer.use_chat_template,
   )
   tokenizer.check_fits(architecture.vocab_size)
-  longest_completion = max(
-    settings.rollout.max_new_tokens, settings.evaluation.max_new_tokens or 0
-  )
-  longest = max(
-    settings.data.max_prompt_tokens + longest_completion,
-    settings.data.max_demonstration_tokens,
-  )
-  if longest > architecture.max_positions:
-    raise config.ConfigError(
-      f"the longest sequence has {longest} tokens (data.max_prompt_tokens + "
-      "rollout.max_new_tokens or evaluation.max_new_tokens, or "
-      "data.max_demonstration_tokens), but the model has "
-      f"{architecture.max_positions} positions"
-    )
+  check_positions(settings, architecture)
   exact = [
     form
     for form in hypergradients.second_order(settings.method)
@@ -112,10 +99,37 @@ def build_model(settings: config.Config) -> Model:
     engine.rows_that_fit(
       policy,
       settings.data.max_prompt_tokens,
-      longest_completion,
+      _longest_completion(settings),
       kv_cache_bytes,
     )
   return Model(policy, architecture, tokenizer, directory)
+
+
+def check_positions(
+  settings: config.Config, architecture: presets.Architecture
+) -> None:
+  """Returns if the model has a position for every token of a sequence.
+
+  Raises:
+    ConfigError: it has not.
+  """
+  longest = max(
+    settings.data.max_prompt_tokens + _longest_completion(settings),
+    settings.data.max_demonstration_tokens,
+  )
+  if longest > architecture.max_positions:
+    raise config.ConfigError(
+      f"the longest sequence has {longest} tokens (data.max_prompt_tokens + "
+      "rollout.max_new_tokens or evaluation.max_new_tokens, or "
+      "data.max_demonstration_tokens), but the model has "
+      f"{architecture.max_positions} positions"
+    )
+
+
+def _longest_completion(settings: config.Config) -> int:
+  return max(
+    settings.rollout.max_new_tokens, settings.evaluation.max_new_tokens or 0
+  )
 
 
 def build_streams(

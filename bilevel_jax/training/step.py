@@ -15,7 +15,6 @@ from bilevel_jax.training import display, metrics, sharding
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import run as run_lib
 from bilevel_jax.types import (
-  FINISH_REASONS,
   Requests,
   RLBatch,
   Sampling,
@@ -47,7 +46,7 @@ def take(
   if learner.method.narrow is not None:
     plan = learner.method.narrow(story.state, plan)
   if plan.rollouts:
-    sampled, measured = _sample(story, step)
+    sampled, measured = _sample(story, step, plan)
     logged |= measured
     rows = answers.records(
       sampled.answers, settings.logging.completions_per_step
@@ -63,6 +62,8 @@ def take(
   for batch in batches:
     story.state, measured = learner.programs.update(story.state, batch)
     updates.append(measured)
+  if learner.method.finish is not None and step + 1 == settings.steps:
+    story.state = learner.programs.finish(story.state)
   updates = jax.device_get(updates)
   logged["time/update_s"] = time.perf_counter() - update_started
   for name in {name: None for measured in updates for name in measured}:
@@ -78,7 +79,9 @@ def take(
   return logged
 
 
-def _sample(story: run_lib.Run, step: int) -> tuple[_Sampled, dict[str, float]]:
+def _sample(
+  story: run_lib.Run, step: int, plan: contract.Plan
+) -> tuple[_Sampled, dict[str, float]]:
   """Returns what the policy answers to the step's questions, and its measures.
 
   Measures and the count of tokens are of all that was drawn, whatever is
@@ -87,7 +90,7 @@ def _sample(story: run_lib.Run, step: int) -> tuple[_Sampled, dict[str, float]]:
   settings, method = story.settings, story.learner.method
   most = settings.rollout.rounds_for_signal
   everything, answered, telling = rounds.until_telling(
-    lambda: _answers(story, step), rounds=most or 1
+    lambda: _answers(story, step, plan), rounds=most or 1
   )
   story.host["tokens"] += answers.drawn_tokens(everything)
   logged = answers.measure(everything)
@@ -100,7 +103,7 @@ def _sample(story: run_lib.Run, step: int) -> tuple[_Sampled, dict[str, float]]:
       len(everything.rollout.requests.prompts)
     )
   if settings.rl.truncated == "drop":
-    counted &= rollout.finish_reasons != FINISH_REASONS.index("length")
+    counted &= ~rollout.truncated
     logged["rl/truncated_out"] = float(1 - counted.mean())
   if reward.overlong_tokens is not None:
     penalty = reward.overlong_penalty * overlong.soft_penalty(
@@ -122,12 +125,15 @@ def _sample(story: run_lib.Run, step: int) -> tuple[_Sampled, dict[str, float]]:
       story.streams.demonstrations,
       parts=settings.rl.updates_per_rollout,
       seed=(settings.seed, step),
+      step=step,
     )
     logged |= routed.metrics()
   return _Sampled(answered, counted, routed), logged
 
 
-def _answers(story: run_lib.Run, step: int) -> answers.Answers:
+def _answers(
+  story: run_lib.Run, step: int, plan: contract.Plan
+) -> answers.Answers:
   """Returns the policy's scored completions of the next questions."""
   settings, rollout = story.settings, story.settings.rollout
   position, guide = story.host["questions"], story.learner.method.guide
@@ -139,12 +145,14 @@ def _answers(story: run_lib.Run, step: int) -> answers.Answers:
     prompts=prompts,
     prompt_ids=ids,
     samples_per_prompt=rollout.samples_per_prompt,
-    max_new_tokens=rollout.max_new_tokens,
+    max_new_tokens=max(round(plan.length_share * rollout.max_new_tokens), 1),
     eos_ids=story.model.tokenizer.eos_ids,
     stop=rollout.stop,
     total_tokens=rollout.total_tokens,
     sampling=Sampling(
-      temperature=rollout.temperature,
+      temperature=rollout.temperature
+      if plan.temperature is None
+      else plan.temperature,
       top_p=rollout.top_p,
       top_k=rollout.top_k,
       min_p=rollout.min_p,
@@ -201,6 +209,8 @@ def _batches(
     )
     if learner.skip_idle:
       rl = [assemble.skip_idle(batch) for batch in rl]
+    if (temperature := plan.temperature) is not None:
+      rl = [assemble.at_temperature(batch, temperature) for batch in rl]
   sft: list[Any] = [None] * count
   if routed and plan.demonstrations:
     sft = [
@@ -256,6 +266,9 @@ def _with_logprobs(
   if old_logprobs:
     old = logprobs(story.state.base, story.state.adapter, batch)
     batch = dataclasses.replace(batch, old_logprobs=old)
+  if story.expert is not None:
+    opinion = story.expert.logprobs(batch)
+    batch = dataclasses.replace(batch, expert_logprobs=opinion)
   reference, method = story.reference, story.learner.method
   if method.reference is not None:
     reference = method.reference(story.state)
@@ -268,15 +281,17 @@ def _with_logprobs(
 def _demonstrations(story: run_lib.Run, updates: int) -> TokenBatch:
   """Returns an update's share of the step's demonstrations."""
   wanted = story.settings.data.demonstrations_per_step // updates
-  pairs = []
+  pairs, logprobs = [], None
   if story.streams.demonstrations is not None:
-    pairs = story.streams.demonstrations.take(
-      story.host["demonstrations"], wanted
-    )
+    drawn = story.host["demonstrations"], wanted
+    pairs = story.streams.demonstrations.take(*drawn)
+    if story.learner.method.expert == "demonstrations":
+      logprobs = story.streams.demonstrations.take_logprobs(*drawn)
   story.host["demonstrations"] += len(pairs)
   return assemble.token_batch(
     pairs,
     story.learner.sft_weighting,
     rows=max(wanted, 1),
     columns=story.learner.demonstration_columns,
+    logprobs=logprobs,
   )

@@ -56,14 +56,16 @@ class World:
     kl_coef=0.0,
     optimizer=None,
     total_updates=10,
+    updates_per_step=1,
     **settings,
   ) -> contract.Method:
-    """Returns the method; its own settings, as a dict, by its name."""
+    """Returns the method; sections of its settings, as dicts, by name."""
     sgd = optax.sgd(0.1)
     inner = optimizer or sgd
-    if name in settings:
-      own = getattr(config.Method(), name)
-      settings[name] = dataclasses.replace(own, **settings[name])
+    for section, values in settings.items():
+      if isinstance(values, dict):
+        own = getattr(config.Method(), section)
+        settings[section] = dataclasses.replace(own, **values)
     return methods.METHODS[name](
       config.Method(name=name, **settings),
       contract.Ingredients(
@@ -71,14 +73,15 @@ class World:
         gradient=accumulation.gradient,
         optimizers={"base": inner, "adapter": sgd, "rl_only_base": inner},
         total_updates=total_updates,
-        supervised=lambda weight: terms.sft_objective(
-          self.policy, chunk=64, token_weight=weight
+        supervised=functools.partial(
+          terms.sft_objective, self.policy, chunk=64
         ),
         reinforced=functools.partial(self.reinforced, kl_coef),
-        base_optimizer=lambda learning_rate, updates: (
-          inner if learning_rate is None else optax.sgd(learning_rate)
+        base_optimizer=lambda learning_rate, updates, scale=1.0: _scaled(
+          inner if learning_rate is None else optax.sgd(learning_rate), scale
         ),
         advantages=ADVANTAGES,
+        updates_per_step=updates_per_step,
         reference_dtype=np.float32 if kl_coef else None,
       ),
     )
@@ -102,6 +105,12 @@ class World:
     rl = self.rl
     if method is not None and method.guide is not None:
       rl = begun(rl)
+    if plan.old_logprobs and method is not None and method.reference:
+      rl = dataclasses.replace(
+        rl,
+        old_logprobs=np.full(rl.weights.shape, -2.0, np.float32),
+        ref_logprobs=np.full(rl.weights.shape, -2.1, np.float32),
+      )
     return types.StepBatch(
       rl=rl if plan.rollouts else None,
       sft=self.sft if plan.demonstrations else None,
@@ -117,6 +126,14 @@ def begun(batch: types.RLBatch) -> types.RLBatch:
   return dataclasses.replace(batch, given=given.astype(np.float32))
 
 
+def _scaled(optimizer, scale):
+  def update(gradient, state, base):
+    updates, state = optimizer.update(gradient, state, base)
+    return jax.tree.map(lambda x: scale * x, updates), state
+
+  return optax.GradientTransformation(optimizer.init, update)
+
+
 def pairs(rng, count):
   draw = lambda low, high: rng.integers(
     0, VOCABULARY, rng.integers(low, high)
@@ -126,6 +143,9 @@ def pairs(rng, count):
 
 def rl_batch(rng, count) -> types.RLBatch:
   plain = assemble.token_batch(pairs(rng, count), weighting.token_mean)
+  questions = np.arange(count, dtype=np.int32) // 4
+  correct = (np.arange(count) % 3 == 0).astype(np.float32)
+  right = np.bincount(questions, correct) / np.bincount(questions)
   return types.RLBatch(
     **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
     advantages=(rng.normal(size=(count, 1)) * (plain.weights > 0)).astype(
@@ -137,14 +157,24 @@ def rl_batch(rng, count) -> types.RLBatch:
     sampler_logprobs=np.zeros(plain.tokens.shape, np.float32),
     old_logprobs=None,
     ref_logprobs=None,
+    questions=questions,
+    correct=correct,
+    accuracy=right[questions].astype(np.float32),
   )
 
 
 def batches(rng, *, sft: int, rl: int) -> types.StepBatch:
   """Returns so many rows of random tokens, of unequal lengths."""
+  demonstrations = assemble.token_batch(pairs(rng, sft), weighting.token_mean)
+  rollouts = rl_batch(rng, rl)
+  expert = lambda batch: -rng.random(batch.tokens.shape, np.float32)
   return types.StepBatch(
-    sft=assemble.token_batch(pairs(rng, sft), weighting.token_mean),
-    rl=rl_batch(rng, rl),
+    sft=dataclasses.replace(
+      demonstrations,
+      expert_logprobs=expert(demonstrations),
+      group_advantages=rng.random((sft, 1), np.float32),
+    ),
+    rl=dataclasses.replace(rollouts, expert_logprobs=expert(rollouts)),
   )
 
 

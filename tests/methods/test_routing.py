@@ -19,6 +19,7 @@ GROUPS = routing.Groups(
   scored=SCORED,
   demonstrated=np.array([True, True, True, False, False]),
   given=np.zeros((5, 3), int),
+  truncated=np.zeros((5, 3), bool),
 )
 
 
@@ -86,6 +87,7 @@ EVEN = routing.Groups(
   scored=np.ones((3, 4), bool),
   demonstrated=np.zeros(3, bool),
   given=np.zeros((3, 4), int),
+  truncated=np.zeros((3, 4), bool),
 )
 
 
@@ -151,6 +153,7 @@ def test_each_update_gets_its_questions_demonstrations(world, parts):
     questions=list(np.repeat(np.arange(5), 3)),
     rollout=types.SimpleNamespace(
       given=np.zeros(15, int),
+      truncated=np.zeros(15, bool),
       requests=types.SimpleNamespace(samples_per_prompt=3),
     ),
   )
