@@ -21,7 +21,7 @@ from bilevel_jax.objectives import (
   surrogates,
   token_weights,
 )
-from bilevel_jax.types import Array, Layout, Policy, RLBatch, TokenBatch, Tree
+from bilevel_jax.types import Layout, Policy, RLBatch, TokenBatch, Tree
 
 InContext: TypeAlias = Callable[[jax.Array, jax.Array, TokenBatch], jax.Array]
 """(log-probs [B, T], entropies [B, T], batch) -> values [B, T]."""
@@ -187,7 +187,7 @@ def rl_objective(
       chunk=chunk,
       with_entropy=True,
     )
-    now, entropy = jax.lax.stop_gradient(logprobs), cast(Array, entropies)
+    now, entropy = jax.lax.stop_gradient(logprobs), cast(jax.Array, entropies)
     values = batch.advantages
     if advantages is not None:
       values = advantages(now, entropy, batch)

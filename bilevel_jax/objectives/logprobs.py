@@ -27,7 +27,7 @@ def token_logprobs(
     hidden: [B, T, D] after the final norm; column t predicts token t + 1.
     unembedding: [D, V].
     tokens: [B, T] int32.
-    temperature: what the logits are divided by; [B, 1, 1] for each row.
+    temperature: what the logits are divided by.
     chunk: positions, over all rows, whose logits are in memory at once.
     with_entropy: also return the entropies in nats; they carry no gradient.
 
@@ -50,7 +50,7 @@ def target_logprobs(
   unembedding: Array,
   targets: Array,
   *,
-  temperature: float = 1.0,
+  temperature: float | Array = 1.0,
   chunk: int = 1024,
   with_entropy: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:

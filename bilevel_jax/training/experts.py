@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ import numpy as np
 from bilevel_jax import config
 from bilevel_jax.data import batches
 from bilevel_jax.data import tokenizer as tokenizer_lib
-from bilevel_jax.methods import terms
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.models import sources as model_sources
-from bilevel_jax.rollout import assemble
-from bilevel_jax.training import sharding, sources
+from bilevel_jax.rollout import assemble, packing
+from bilevel_jax.training import learner as learner_lib
+from bilevel_jax.training import programs, sharding, sources
 from bilevel_jax.types import Policy, TokenBatch, Tree
 
 
@@ -28,62 +28,61 @@ class Expert(NamedTuple):
 
 def enlist(
   settings: config.Config,
-  wanted: Literal["rollouts", "demonstrations"] | None,
   model: sources.Model,
   streams: sources.Streams,
+  learner: learner_lib.Learner,
   mesh: jax.sharding.Mesh,
   base: Tree,
 ) -> Expert | None:
-  """Returns the model that scores rollouts, if they are to be scored.
+  """Returns the model that is to score rollouts, if the method wants them to.
 
-  Demonstrations are scored here, once, unless their log-probs came with them;
-  the stream keeps them, and the model is let go.
+  Where it wants demonstrations scored, that is done here, once, unless their
+  log-probs came with them; the stream keeps them and the model is let go.
 
   Args:
     settings: `method.expert` says which model.
-    wanted: what is to be scored.
     model: the run's own.
     streams: the run's examples.
+    learner: with the method.
     mesh: of the devices.
     base: weights that the run begins with, not consumed.
 
   Raises:
     ConfigError: weights that cannot be read, or of another vocabulary.
   """
+  wanted, stream = learner.method.expert, streams.demonstrations
   if wanted == "rollouts":
-    return Expert(
-      _scorer(settings, model, mesh, base, settings.rollout.temperature)
-    )
-  stream = streams.demonstrations
+    return _load(settings, model, mesh, base, settings.rollout.temperature)
   if wanted == "demonstrations" and stream and stream.logprobs is None:
-    # As the SFT loss scores them: at a temperature of 1.
+    # At a temperature of 1, as the SFT loss scores them.
+    expert = _load(settings, model, mesh, base, 1.0)
     stream.logprobs = score(
-      _scorer(settings, model, mesh, base, 1.0, whole=True),
+      expert,
       stream,
-      rows=settings.training.micro_batch_sequences
-      or settings.data.demonstrations_per_step,
-      sharding=sharding.batch_sharding(mesh),
+      rows=settings.data.demonstrations_per_step,
+      how=learner.packing,
+      mesh=mesh,
     )
   return None
 
 
 def score(
-  logprobs: Callable[[TokenBatch], jax.Array],
+  expert: Expert,
   demonstrations: batches.Demonstrations,
   *,
   rows: int,
-  sharding: jax.sharding.NamedSharding,
+  how: packing.Packing,
+  mesh: jax.sharding.Mesh,
 ) -> list[np.ndarray]:
   """Returns the log-probs of every solution's tokens, in order of `pairs`.
 
   Args:
-    logprobs: batch -> [B, T].
+    expert: what wrote them, or is taken to have.
     demonstrations: what is scored.
-    rows: of a batch, rounded up to what the sharding can split.
-    sharding: of an array of rows.
+    rows: of a batch.
+    how: its rows are filled.
+    mesh: of the devices.
   """
-  multiple = sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"]
-  rows = -(-rows // multiple) * multiple
   pairs = demonstrations.pairs
   found: list[np.ndarray] = [np.empty(0)] * len(pairs)
   # By length, so that few columns are padding.
@@ -93,38 +92,12 @@ def score(
     batch = assemble.token_batch(
       [pairs[i] for i in chosen], lambda mask: mask, rows=rows
     )
-    values = np.asarray(logprobs(jax.device_put(batch, sharding)))
-    for row, i in zip(values, chosen, strict=False):
+    batch = sharding.place_batch(packing.pack(batch, how), mesh)
+    values = np.asarray(expert.logprobs(batch))
+    for row, i in enumerate(chosen):
       prompt, solution = pairs[i]
-      found[i] = row[len(prompt) : len(prompt) + len(solution)]
+      found[i] = values[row, len(prompt) : len(prompt) + len(solution)]
   return found
-
-
-def _scorer(
-  settings: config.Config,
-  model: sources.Model,
-  mesh: jax.sharding.Mesh,
-  base: Tree,
-  temperature: float,
-  *,
-  whole: bool = False,
-) -> Callable[[TokenBatch], jax.Array]:
-  """Returns batch -> [B, T]; `whole` on every device, else split as it is."""
-  policy, tree = _load(settings, model, mesh, base)
-
-  def logprobs(tree: Tree, batch: TokenBatch) -> jax.Array:
-    return terms.token_logprobs(
-      policy,
-      tree,
-      None,
-      batch,
-      temperature=temperature,
-      chunk=settings.model.logprob_chunk,
-    )[0]
-
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  program = jax.jit(logprobs, out_shardings=everywhere if whole else None)
-  return lambda batch: program(tree, batch)
 
 
 def _load(
@@ -132,27 +105,40 @@ def _load(
   model: sources.Model,
   mesh: jax.sharding.Mesh,
   base: Tree,
-) -> tuple[Policy, Tree]:
-  """Returns the policy and its weights, in the compute dtype."""
+  temperature: float,
+) -> Expert:
+  """Returns the model of `method.expert`, in the compute dtype."""
   wanted, dtype = settings.method.expert, settings.model.compute_dtype
-  cast = lambda x: jnp.copy(x).astype(dtype)
-  if wanted.weights is None:
-    return model.policy, jax.tree.map(cast, base)
-  scratch = pathlib.Path(settings.run_dir) / "expert"
-  found = model_sources.load(wanted.weights, scratch, revision=wanted.revision)
-  _check_vocabulary(settings, model.tokenizer, found.files)
-  sources.check_positions(settings, found.architecture)
-  policy = policy_lib.make(
-    found.architecture,
-    adapter_rank=1,
-    adapter_alpha=1.0,
-    adapter_targets=("q",),
-    compute_dtype=dtype,
-    attention=settings.model.attention,
-    remat="none",
+  policy: Policy = model.policy
+  if wanted.weights is not None:
+    scratch = pathlib.Path(settings.run_dir) / "expert"
+    found = model_sources.load(
+      wanted.weights, scratch, revision=wanted.revision
+    )
+    _check_vocabulary(settings, model.tokenizer, found.files)
+    sources.check_positions(settings, found.architecture)
+    policy = policy_lib.make(
+      found.architecture,
+      adapter_rank=1,
+      adapter_alpha=1.0,
+      adapter_targets=("q",),
+      compute_dtype=dtype,
+      attention=settings.model.attention,
+      remat="none",
+    )
+    abstract = jax.eval_shape(lambda: found.base)
+    base = jax.device_put(found.base, sharding.shardings(abstract, mesh))
+  tree = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
+  program = jax.jit(
+    programs.scoring(
+      policy, temperature=temperature, chunk=settings.model.logprob_chunk
+    ),
+    # Rows of sequences are whole on every device, as in a batch.
+    out_shardings=jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec()
+    ),
   )
-  placed = sharding.shardings(jax.eval_shape(lambda: found.base), mesh)
-  return policy, jax.tree.map(cast, jax.device_put(found.base, placed))
+  return Expert(lambda batch: program(tree, None, batch))
 
 
 def _check_vocabulary(

@@ -53,15 +53,6 @@ def compile_programs(
     state_shardings: TrainState of shardings, or None on a single device.
   """
 
-  def logprobs(base: Tree, adapter: Tree | None, batch: TokenBatch):
-    def rows(part: TokenBatch):
-      return terms.token_logprobs(
-        policy, base, adapter, part, temperature=temperature, chunk=chunk
-      )[0]
-
-    found = accumulation.map_micro_batches(lambda part: ((), rows(part)), batch)
-    return found[1]
-
   def delta_norm(base: Tree, adapter: Tree):
     delta, weight = lora.delta_norm(base, adapter, adapter_scale)
     return delta / weight
@@ -75,7 +66,7 @@ def compile_programs(
       if state_shardings is None
       else (state_shardings, None),
     ),
-    logprobs=jax.jit(logprobs),
+    logprobs=jax.jit(scoring(policy, temperature=temperature, chunk=chunk)),
     finish=jax.jit(
       method.finish or (lambda state: state),
       donate_argnums=0,
@@ -84,6 +75,29 @@ def compile_programs(
     merge=jax.jit(policy.merge),
     delta_norm=jax.jit(delta_norm),
   )
+
+
+def scoring(
+  policy: Policy, *, temperature: float, chunk: int
+) -> Callable[[Tree, Tree | None, TokenBatch], jax.Array]:
+  """Returns (base, adapter, batch) -> log-probs [B, T], by micro-batches.
+
+  Args:
+    policy: the model.
+    temperature: of the policy that is asked.
+    chunk: positions whose logits are in memory at once.
+  """
+
+  def logprobs(base: Tree, adapter: Tree | None, batch: TokenBatch):
+    def rows(part: TokenBatch):
+      return terms.token_logprobs(
+        policy, base, adapter, part, temperature=temperature, chunk=chunk
+      )[0]
+
+    found = accumulation.map_micro_batches(lambda part: ((), rows(part)), batch)
+    return found[1]
+
+  return logprobs
 
 
 def guarded(

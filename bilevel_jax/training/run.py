@@ -54,9 +54,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   own = learner.method.reference is not None  # it is in the method's state
   if dtype and not own and any(plan.rollouts for plan in plans):
     reference = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
-  expert = experts.enlist(
-    settings, learner.method.expert, model, streams, mesh, base
-  )
+  expert = experts.enlist(settings, model, streams, learner, mesh, base)
   state = learner_lib.initial_state(settings, learner, model.policy, base)
   return Run(
     settings=settings,
