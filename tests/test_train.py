@@ -275,19 +275,62 @@ def test_sft_without_demonstrations_is_refused(directory):
 
 def test_a_cold_start_resumes_in_its_second_stage_to_the_bit(directory):
   """The KL's reference, made by SFT, is in the checkpoint."""
-  changes = {"method__name": "sft_then_rl", "rl__kl_coef": 0.1}
-  whole = _settings(directory, "cold-whole", **changes)
-  train.run(whole)
-  logged = _logged(whole)
+  logged = _parted_run(
+    directory, "cold", method__name="sft_then_rl", rl__kl_coef=0.1
+  )
   assert ["rl/reward" in line for line in logged[1:]] == [False] * 2 + [
     True
   ] * 2
   assert logged[3]["rl/kl_to_reference"] == 0.0
   assert logged[4]["rl/kl_to_reference"] > 0.0
-  parted = _settings(directory, "cold-parted", **changes)
+
+
+def test_stages_resume_to_the_bit_with_their_temperature(directory):
+  """What the controller made of the entropy is in the checkpoint."""
+  logged = _parted_run(
+    directory,
+    "staged",
+    method__name="staged",
+    method__staged__rate=0.1,
+    method__staged__unfiltered_stages=3,
+  )
+  first, second = (line["rollout/temperature"] for line in logged[3:])
+  moved = 0.1 * (0.3 - logged[3]["rl/entropy"])
+  assert first == 1.0
+  assert second == pytest.approx(np.exp(moved), rel=1e-5)
+  assert logged[3]["rollout/length"] <= 4.0  # half of the longest
+  assert "rl/kl_to_reference" not in logged[4]
+
+
+def _parted_run(directory, name, **changes):
+  """What a run logs that is stopped after three steps and resumed."""
+  whole = _settings(directory, f"{name}-whole", **changes)
+  train.run(whole)
+  parted = _settings(directory, f"{name}-parted", **changes)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train.termination, "Requested", lambda: _Stop(after=3))
     with pytest.raises(train.TrainingStopped, match="after step 3 of 4"):
       train.run(parted)
-  train.run(_settings(directory, "cold-parted", resume=True, **changes))
+  train.run(_settings(directory, f"{name}-parted", resume=True, **changes))
   _assert_same_run(whole, parted)
+  return _logged(whole)
+
+
+def test_a_merged_run_ends_with_what_it_was_to_add(directory):
+  """Nothing of either branch is added: the start is what is left."""
+  settings = _settings(
+    directory,
+    "merged",
+    steps=2,
+    method__name="merge",
+    method__merge__rl_weight=0.0,
+    method__merge__sft_weight=0.0,
+  )
+  train.run(settings)
+  start = sources.load_base(
+    settings,
+    sources.build_model(settings),
+    sharding.mesh_of(settings.mesh),
+  )
+  _, state, _ = _last_state(settings)
+  chex.assert_trees_all_close(state.base, start, atol=1e-6)
