@@ -19,6 +19,7 @@ from bilevel_jax import config
 _COLUMNS = (
   ("reward", "rl/reward", "{:.3f}"),
   ("SFT", "sft/loss", "{:.3f}"),
+  ("SFT share", "mix/sft_share", "{:.2f}"),
   ("gain", "bilevel/cooperative_gain", "{:+.4f}"),
   ("tok/s", "time/sampled_tokens_per_s", "{:,.0f}"),
 )

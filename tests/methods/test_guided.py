@@ -40,6 +40,7 @@ def _groups(rewards, given, scored=None):
     scored=np.ones(rewards.shape, bool) if scored is None else scored,
     demonstrated=np.ones(len(rewards), bool),
     given=np.array(given),
+    truncated=np.zeros(rewards.shape, bool),
   )
 
 

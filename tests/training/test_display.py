@@ -13,6 +13,7 @@ from bilevel_jax.training import display
 VALUES = {
   "rl/reward": 0.4375,
   "sft/loss": 1.25,
+  "mix/sft_share": 0.051,
   "bilevel/cooperative_gain": -0.0123,
   "time/sampled_tokens_per_s": 1234.5,
 }
@@ -75,10 +76,10 @@ def test_elsewhere_than_on_a_terminal_a_step_is_one_plain_line():
     screen.now = 60.0
     shown.step(2, VALUES)
   assert screen.text.splitlines() == [
-    "step  1/10  reward 0.438  SFT 1.250  gain -0.0123  tok/s 1,234  "
-    "4m 30s left",
-    "step  2/10  reward 0.438  SFT 1.250  gain -0.0123  tok/s 1,234  "
-    "4m 00s left",
+    "step  1/10  reward 0.438  SFT 1.250  SFT share 0.05  gain -0.0123  "
+    "tok/s 1,234  4m 30s left",
+    "step  2/10  reward 0.438  SFT 1.250  SFT share 0.05  gain -0.0123  "
+    "tok/s 1,234  4m 00s left",
   ]
 
 
