@@ -47,6 +47,7 @@ import rich.table
 
 from bilevel_jax import config
 from bilevel_jax.models import huggingface, huggingface_config, presets
+from bilevel_jax.training import throughput
 
 # A script finds its own directory only, and tools are no package.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
@@ -168,7 +169,7 @@ def _limits(options, device):
   if options.bandwidth is not None:
     return options.bandwidth * 1e12, options.tflops * 1e12
   # What is published holds for bfloat16.
-  return workloads.limits(device) if options.dtype == "bfloat16" else None
+  return throughput.limits(device) if options.dtype == "bfloat16" else None
 
 
 def _rows(options, architecture, workload, running, runs):

@@ -311,6 +311,9 @@ class Logging:
   profile_steps: tuple[int, ...] = setting(
     (), "first and last step to trace with JAX's profiler, into run_dir/profile"
   )
+  entropy: bool = setting(
+    True, "log the policy's entropy, which reads all logits once more"
+  )
   show_every: int = setting(10, "steps between shown completions", at_least=1)
   progress: bool = setting(True, "live progress display on a terminal")
 

@@ -89,7 +89,14 @@ def build(
     old_logprobs=hypergradients.leaves_the_old_base(settings, wanted),
   )
   return contract.Method(
-    trains_adapter=True, init=init, plan=lambda step: plan, update=update
+    trains_adapter=True,
+    init=init,
+    plan=lambda step: plan,
+    update=update,
+    # Joint SFT and RL, and RL once more at the RL-only base.
+    gradients=contract.Gradients(sft=1, rl=2)
+    if wanted == ("penalty",)
+    else None,
   )
 
 

@@ -26,6 +26,13 @@ class Plan(NamedTuple):
   """Of the rollouts; None: the settings'."""
 
 
+class Gradients(NamedTuple):
+  """How often an update takes the gradient of each loss."""
+
+  sft: int = 1
+  rl: int = 1
+
+
 class Method(NamedTuple):
   """A way of combining SFT and RL. Hyper-parameters live in the closures."""
 
@@ -59,6 +66,8 @@ class Method(NamedTuple):
   finish: Callable[[TrainState], TrainState] | None = None
   """What becomes of the state when the last step is done. Jittable, and pure.
   """
+  gradients: Gradients | None = Gradients()
+  """For the MFU that is logged; None: there is no such number."""
 
 
 class Ingredients(NamedTuple):

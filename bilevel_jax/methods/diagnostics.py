@@ -17,10 +17,9 @@ def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
   rounding.
   """
   mean = _token_mean(batch)
-  metrics = {
-    "rl/entropy": mean(aux["entropies"]),
-    "rl/clip_fraction": mean(aux["clipped"]),
-  }
+  metrics = {"rl/clip_fraction": mean(aux["clipped"])}
+  if aux["entropies"] is not None:
+    metrics["rl/entropy"] = mean(aux["entropies"])
   if batch.ref_logprobs is not None:
     metrics["rl/kl_to_reference"] = mean(
       policy_gradient.kl_k3(aux["logprobs"], batch.ref_logprobs)

@@ -142,12 +142,13 @@ def rl_objective(
   clip: Literal["objective", "weight"] = "objective",
   prefix_loss: prefix_losses.PrefixLoss = prefix_losses.nothing,
   advantages: InContext | None = None,
+  with_entropy: bool = True,
 ) -> Objective:
   """Returns minus J_RL: a policy-gradient loss plus KL to the start.
 
-  Aux: logprobs, entropies, clipped and truncated, each [B, T]. A batch
-  without `old_logprobs` is on policy: its ratio is 1, taken against its own
-  stopped log-probs. One without `ref_logprobs` has no KL term.
+  Aux: logprobs, entropies (or None), clipped and truncated, each [B, T]. A
+  batch without `old_logprobs` is on policy: its ratio is 1, taken against its
+  own stopped log-probs. One without `ref_logprobs` has no KL term.
 
   `fixed_sample` is GRPO's: the clipped token ratio. Its gradient is right and
   its second derivatives are not, for they take the samples to be fixed.
@@ -171,6 +172,8 @@ def rl_objective(
     prefix_loss: of the tokens that were given and not drawn, in place of all
       of this.
     advantages: in place of the batch's.
+    with_entropy: also compute the entropies, a number to log, where neither
+      `prefix_loss` nor `advantages` may read them.
   """
   surrogates_by_clip = {
     "objective": policy_gradient.clipped_surrogate,
@@ -185,7 +188,9 @@ def rl_objective(
       batch,
       temperature=temperature,
       chunk=chunk,
-      with_entropy=True,
+      with_entropy=with_entropy
+      or batch.given is not None
+      or advantages is not None,
     )
     now, entropy = jax.lax.stop_gradient(logprobs), cast(jax.Array, entropies)
     values = batch.advantages

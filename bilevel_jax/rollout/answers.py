@@ -141,7 +141,6 @@ def measure(answers: Answers) -> dict[str, float]:
     "time/rollout_s": answers.rollout_s,
     "time/rollout_programs": float(sum(engine.programs().values())),
     "time/reward_s": answers.reward_s,
-    "time/sampled_tokens_per_s": tokens / max(answers.rollout_s, 1e-9),
   }
 
 

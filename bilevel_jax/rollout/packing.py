@@ -102,12 +102,19 @@ def padding_share(batches: Sequence[TokenBatch]) -> float:
   Args:
     batches: with their layouts, on the host.
   """
-  held = computed = 0
-  for layout in (batch.layout for batch in batches):
-    assert layout is not None
-    held += np.count_nonzero(layout.segment_ids)
-    computed += int(layout.used) * layout.tokens[0].size
-  return 1.0 - held / max(computed, 1)
+  layouts = [batch.layout for batch in batches if batch.layout is not None]
+  computed = sum(int(x.used) * x.tokens[0].size for x in layouts)
+  return 1.0 - held(batches) / max(computed, 1)
+
+
+def held(batches: Sequence[TokenBatch]) -> int:
+  """Returns the tokens that are computed for batches, shared ones once.
+
+  Args:
+    batches: with their layouts, on the host.
+  """
+  layouts = [batch.layout for batch in batches if batch.layout is not None]
+  return sum(int(np.count_nonzero(x.segment_ids)) for x in layouts)
 
 
 def ladder(count: int) -> int:

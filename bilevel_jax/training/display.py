@@ -21,7 +21,7 @@ _COLUMNS = (
   ("SFT", "sft/loss", "{:.3f}"),
   ("SFT share", "mix/sft_share", "{:.2f}"),
   ("gain", "bilevel/cooperative_gain", "{:+.4f}"),
-  ("tok/s", "time/sampled_tokens_per_s", "{:,.0f}"),
+  ("tok/s", "time/rollout_tokens_per_s", "{:,.0f}"),
 )
 _RECENT = 20  # steps that the time left is told from
 

@@ -92,6 +92,7 @@ def build(
     ratio=rl.ratio,
     clip=rl.clip,
     surrogate=settings.method.surrogate if twice else "fixed_sample",
+    with_entropy=settings.logging.entropy,
   )
   method = methods.METHODS[settings.method.name](
     settings.method,

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from bilevel_jax.methods import contract
+from bilevel_jax.models import presets
 from bilevel_jax.rewards import overlong
 from bilevel_jax.rollout import answers, assemble, packing, rounds, routing
-from bilevel_jax.training import display, metrics, sharding
+from bilevel_jax.training import display, metrics, sharding, throughput
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import run as run_lib
 from bilevel_jax.types import (
@@ -20,7 +21,29 @@ from bilevel_jax.types import (
   Sampling,
   StepBatch,
   TokenBatch,
+  Tree,
 )
+
+
+class _Work(NamedTuple):
+  """What the updates of a step see, on the devices and on the host."""
+
+  batches: list[StepBatch]
+  rl: list[RLBatch]
+  sft: list[TokenBatch]
+  scorings: int  # forward passes over the rollouts, for other log-probs
+
+  def flops(
+    self, architecture: presets.Architecture, taken: contract.Gradients | None
+  ) -> float | None:
+    """Returns the operations of the updates; None: not known."""
+    if taken is None:
+      return None
+    rl, sft = (
+      sum(throughput.batch_flops(architecture, part) for part in parts)
+      for parts in (self.rl, self.sft)
+    )
+    return 3 * (taken.rl * rl + taken.sft * sft) + self.scorings * rl
 
 
 class _Sampled(NamedTuple):
@@ -48,6 +71,14 @@ def take(
   if plan.rollouts:
     sampled, measured = _sample(story, step, plan)
     logged |= measured
+    rollout = sampled.answers.rollout
+    logged |= throughput.phase(
+      "rollout",
+      sampled.answers.rollout_s,
+      tokens=int(rollout.lengths.sum()),
+      flops=throughput.rollout_flops(story.model.architecture, rollout),
+      devices=story.mesh.devices.flat,
+    )
     rows = answers.records(
       sampled.answers, settings.logging.completions_per_step
     )
@@ -56,16 +87,24 @@ def take(
       screen.completions(step + 1, rows)
   update_started = time.perf_counter()
   updates = []
-  batches, logged["time/padding_share"] = _batches(story, step, plan, sampled)
+  work = _work(story, step, plan, sampled)
   if learner.method.buffer is not None:
     logged["mix/held_back"] = float(len(story.host["held_back"]))
-  for batch in batches:
+  for batch in work.batches:
     story.state, measured = learner.programs.update(story.state, batch)
     updates.append(measured)
   if learner.method.finish is not None and step + 1 == settings.steps:
     story.state = learner.programs.finish(story.state)
   updates = jax.device_get(updates)
   logged["time/update_s"] = time.perf_counter() - update_started
+  logged["time/padding_share"] = packing.padding_share([*work.rl, *work.sft])
+  logged |= throughput.phase(
+    "update",
+    logged["time/update_s"],
+    tokens=packing.held([*work.rl, *work.sft]),
+    flops=work.flops(story.model.architecture, learner.method.gradients),
+    devices=story.mesh.devices.flat,
+  )
   for name in {name: None for measured in updates for name in measured}:
     values = [measured[name] for measured in updates if name in measured]
     logged[name] = float(np.mean(values))
@@ -182,13 +221,13 @@ def _answers(
   )
 
 
-def _batches(
+def _work(
   story: run_lib.Run,
   step: int,
   plan: contract.Plan,
   sampled: _Sampled | None,
-) -> tuple[list[StepBatch], float]:
-  """Returns what each update of a step sees, and the share of it to no use."""
+) -> _Work:
+  """Returns what each update of a step sees."""
   settings, learner = story.settings, story.learner
   routed = sampled.routed if sampled else None
   count = learner_lib.updates_per_step(settings)
@@ -226,21 +265,25 @@ def _batches(
   held_back = _held_back(story, sampled)
   if held_back is not None:
     rl, sft = [*rl, None], [*sft, held_back]
-  parts = [
-    packing.pack(part, learner.packing)
-    for part in (*rl, *sft)
-    if part is not None
-  ]
-  share = packing.padding_share(parts)
-  placed = iter(sharding.place_batch(parts, story.mesh))
-  rl = [None if part is None else next(placed) for part in rl]
-  sft = [None if part is None else next(placed) for part in sft]
+  pack = lambda part: part and packing.pack(part, learner.packing)
+  rl, sft = [pack(part) for part in rl], [pack(part) for part in sft]
+  placed = sharding.place_batch((rl, sft), story.mesh)
   # Before the first update: old log-probs are of the policy that sampled.
   old = count > 1 or plan.old_logprobs
-  return [
-    StepBatch(rl=part and _with_logprobs(story, part, old), sft=other)
-    for part, other in zip(rl, sft, strict=True)
-  ], share
+  reference = story.reference
+  if learner.method.reference is not None:
+    reference = learner.method.reference(story.state)
+  return _Work(
+    batches=[
+      StepBatch(
+        rl=part and _with_logprobs(story, part, old, reference), sft=other
+      )
+      for part, other in zip(*placed, strict=True)
+    ],
+    rl=[part for part in rl if part],
+    sft=[part for part in sft if part],
+    scorings=old + (reference is not None),
+  )
 
 
 def _held_back(
@@ -259,7 +302,10 @@ def _held_back(
 
 
 def _with_logprobs(
-  story: run_lib.Run, batch: RLBatch, old_logprobs: bool
+  story: run_lib.Run,
+  batch: RLBatch,
+  old_logprobs: bool,
+  reference: Tree | None,
 ) -> RLBatch:
   """Returns an RL batch with the log-probs that it needs, on the devices."""
   logprobs = story.learner.programs.logprobs
@@ -269,9 +315,6 @@ def _with_logprobs(
   if story.expert is not None:
     opinion = story.expert.logprobs(batch)
     batch = dataclasses.replace(batch, expert_logprobs=opinion)
-  reference, method = story.reference, story.learner.method
-  if method.reference is not None:
-    reference = method.reference(story.state)
   if reference is not None:
     ref = logprobs(reference, None, batch)
     batch = dataclasses.replace(batch, ref_logprobs=ref)

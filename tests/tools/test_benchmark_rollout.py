@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bilevel_jax.models import huggingface_config, presets
+from bilevel_jax.training import throughput
 from tests import tiny_run
 from tests.models import tiny
 from tools import benchmark_rollout
@@ -135,7 +136,7 @@ def test_roofline_is_that_of_a_loop_over_steps(fakes, tmp_path):
   ],
 )
 def test_devices_are_known_by_their_longest_name(device, bandwidth):
-  limits = workloads.limits(device)
+  limits = throughput.limits(device)
   assert (limits and limits[0]) == bandwidth
 
 

@@ -15,7 +15,7 @@ VALUES = {
   "sft/loss": 1.25,
   "mix/sft_share": 0.051,
   "bilevel/cooperative_gain": -0.0123,
-  "time/sampled_tokens_per_s": 1234.5,
+  "time/rollout_tokens_per_s": 1234.5,
 }
 
 

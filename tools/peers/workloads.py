@@ -38,18 +38,6 @@ PROMPT_TOKENS = 16
 EOS = 0
 
 
-# Bytes a second of memory and bfloat16 operations a second, as published.
-_DEVICES = {
-  "A100": (2.0e12, 312e12),
-  "H100": (3.35e12, 989e12),
-  "H200": (4.8e12, 989e12),
-  "TPU v4": (1.23e12, 275e12),
-  "TPU v5 lite": (0.82e12, 197e12),
-  "TPU v5": (2.77e12, 459e12),
-  "TPU v6 lite": (1.64e12, 918e12),
-}
-
-
 class Workload(NamedTuple):
   """What every contestant is asked to do."""
 
@@ -168,13 +156,3 @@ def roofline_seconds(
   )
   columns = rows * (prompt_tokens + step)
   return float((weights + columns * column / bandwidth).sum())
-
-
-def limits(device: str) -> tuple[float, float] | None:
-  """Returns (bytes, operations) a second, in bfloat16; None: not known.
-
-  Args:
-    device: its kind, as JAX or torch calls it.
-  """
-  found = [name for name in _DEVICES if name in device]
-  return _DEVICES[max(found, key=len)] if found else None
