@@ -3,17 +3,23 @@
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bilevel_jax import config, train
+from bilevel_jax import config, processes, train
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "a file of configs/, or your own", lock_config=True
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of the first of several processes"
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "how many there are")
+_PROCESS = flags.DEFINE_integer("process", None, "which this is, from 0")
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -72,6 +78,7 @@ def main(arguments: Sequence[str]) -> None:
     raise config.ConfigError(_one_sentence(error)) from None
   settings = config.parse(given)
   keep_programs()
+  processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   train.run(settings)
 
 
@@ -81,11 +88,22 @@ def run() -> None:
   try:
     app.run(main, flags_parser=_parse_flags)
   except config.ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    shared = isinstance(error, processes.SharedError)
+    _say(f"error: {error}", shared)
+    processes.leave(2, shared=shared)
   except train.TrainingStopped as error:
-    print(f"stopped: {error}", file=sys.stderr)
-    sys.exit(1)
+    _say(f"stopped: {error}", shared=True)
+    processes.leave(1, shared=True)
+  except (Exception, KeyboardInterrupt):
+    if not processes.several():
+      raise
+    traceback.print_exc()
+    processes.leave(1, shared=False)
+
+
+def _say(words: str, shared: bool) -> None:
+  if processes.is_first() or not shared:
+    print(words, file=sys.stderr)
 
 
 if __name__ == "__main__":

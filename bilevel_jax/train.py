@@ -1,8 +1,9 @@
 """One training run: step, log, save, evaluate, until the last step."""
 
 import dataclasses
+import json
 
-from bilevel_jax import config
+from bilevel_jax import config, processes
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.rewards import pool
 from bilevel_jax.training import (
@@ -40,30 +41,33 @@ def run(settings: config.Config) -> Summary:
     TrainingStopped: terminated, no step left to do, or updates that stay
       non-finite.
   """
+  processes.check_same(
+    "the settings", json.dumps(config.to_dict(settings)).encode()
+  )
   directory = run_directory.prepare(settings.run_dir, settings, settings.resume)
-  reward = settings.reward
-  ones = (1.0,) * len(reward.verifiers)
-  with pool.Scorer(
-    dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
-    pattern=reward.pattern,
-    deadline_s=reward.deadline_s,
-    workers=reward.workers,
-  ) as scorer:
+  silent = not processes.is_first()
+  with processes.together():
+    scorer = _scorer(settings.reward)
+  with scorer:
     story = run_lib.gather(settings, scorer)
     checkpoints = checkpoint.Checkpoints(
       directory.checkpoints,
       keep_last=settings.checkpoints.keep_last,
       keep_best=settings.checkpoints.keep_best,
     )
-    first = _resume(story, checkpoints) if settings.resume else 0
-    directory.start(settings, first)
+    with processes.together():
+      first = _resume(story, checkpoints) if settings.resume else 0
+    processes.on_first(lambda: directory.start(settings, first))
     with (
       checkpoints,
-      metrics.Writers(directory, settings) as writers,
-      display.Display(settings.steps, first, settings.logging) as screen,
-      termination.Requested() as terminated,
+      metrics.Writers(directory, settings, silent=silent) as writers,
+      display.Display(
+        settings.steps, first, settings.logging, silent=silent
+      ) as screen,
+      termination.Requested() as asked_to_end,
       profiler.Profiler(
-        settings.logging.profile_steps, directory.path / "profile"
+        () if silent else settings.logging.profile_steps,
+        directory.path / "profile",
       ) as profile,
     ):
       screen.note(_opening(story))
@@ -84,6 +88,7 @@ def run(settings: config.Config) -> Summary:
           after = _evaluate(story, done, writers, screen)
         writers.step(done, logged | (after.metrics() if after else {}))
         _stop_if_non_finite(story, done)
+        terminated = processes.any_of(bool(asked_to_end))
         if terminated or run_lib.due(
           settings.checkpoints.every, done, settings.steps
         ):
@@ -98,9 +103,19 @@ def run(settings: config.Config) -> Summary:
       if settings.checkpoints.export:
         screen.note(f"exporting weights to {directory.export}")
         sources.export(directory.export, settings, story.model, story.state)
-      report.write(directory.path)
+      processes.on_first(lambda: report.write(directory.path))
       screen.closing(before, after, directory.path)
   return Summary(steps=settings.steps - first, before=before, after=after)
+
+
+def _scorer(reward: config.Reward) -> pool.Scorer:
+  ones = (1.0,) * len(reward.verifiers)
+  return pool.Scorer(
+    dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
+    pattern=reward.pattern,
+    deadline_s=reward.deadline_s,
+    workers=reward.workers,
+  )
 
 
 def _evaluate(

@@ -8,12 +8,15 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run_pair(module: str, file: pathlib.Path) -> None:
-  """Runs `python -m module PROCESS PORT FILE` twice, at once, to the end."""
+def free_port() -> int:
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-  command = [sys.executable, "-m", module]
+    return listener.getsockname()[1]
+
+
+def run_pair(module: str, file: pathlib.Path) -> None:
+  """Runs `python -m module PROCESS PORT FILE` twice, at once, to the end."""
+  command, port = [sys.executable, "-m", module], free_port()
   pair = [
     subprocess.Popen([*command, str(i), str(port), str(file)], cwd=ROOT)
     for i in range(2)

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "bilevel_jax"
 RANKS = {
   "config": 0,
   "types": 0,
+  "processes": 1,
   "models": 1,
   "data": 1,
   "rewards": 1,

@@ -158,7 +158,7 @@ class _Stop:
   """Stands for a SIGTERM that arrives in the given step."""
 
   def __init__(self, after: int):
-    self._left = 2 * after
+    self._left = after
 
   def __enter__(self):
     return self
@@ -167,9 +167,9 @@ class _Stop:
     pass
 
   def __bool__(self) -> bool:
-    # Asked twice a step: before the checkpoint, and after it.
+    # Asked once a step.
     self._left -= 1
-    return self._left <= 1
+    return self._left <= 0
 
 
 def test_resuming_a_finished_run_says_so_and_fails(directory):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from bilevel_jax import processes
 from bilevel_jax.rollout import engine
 from bilevel_jax.types import (
   FINISH_REASONS,
@@ -87,7 +88,14 @@ def answer(
     for tokens, length in zip(rollout.tokens, rollout.lengths, strict=True)
   ]
   asked = [questions[i] for i in rollout.prompt_index]
-  scores = scorer.score(completions, asked)
+
+  def score(share: Sequence[int]) -> dict[str, np.ndarray]:
+    scores = scorer.score(
+      [completions[n] for n in share], [asked[n] for n in share]
+    )
+    return vars(scores)
+
+  scores = Scores(**processes.divide(len(asked), score))
   return Answers(
     questions=asked,
     completions=completions,

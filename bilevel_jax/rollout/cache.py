@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from bilevel_jax import types
+from bilevel_jax import processes, types
 from bilevel_jax.rollout import layout as layouts
 
 # The rest is for merged weights, logits, and a leaf of the cache that moves.
@@ -59,10 +58,7 @@ def default_bytes(devices: Sequence[Any]) -> int:
     mebibytes = _SHARE_OF_FREE * free / 2**20
   else:
     mebibytes = _SHARE_OF_HOST * _host_bytes() / max(len(mine), 1) / 2**20
-  if jax.process_count() > 1:
-    everyone = multihost_utils.process_allgather(np.int32(mebibytes))
-    mebibytes = int(everyone.min())
-  return int(mebibytes) * 2**20
+  return int(processes.gather(np.int32(mebibytes)).min()) * 2**20
 
 
 def _host_bytes():

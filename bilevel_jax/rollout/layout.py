@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bilevel_jax import types
+from bilevel_jax import processes, types
 
 
 class Layout(NamedTuple):
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
     if self.rows is None:
       return tree
     spec = PartitionSpec(*(None,) * axis, self.rows.spec[0])
-    return jax.device_put(tree, NamedSharding(self.rows.mesh, spec))
+    return processes.put(tree, NamedSharding(self.rows.mesh, spec))
 
   def split_rows(self, tree: types.Tree) -> types.Tree:
     """Returns traced arrays, axis 0 split; the compiler lays out the rest."""

@@ -48,6 +48,7 @@ class Display:
     first: int,
     settings: config.Logging,
     *,
+    silent: bool = False,
     console: rich.console.Console | None = None,
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
@@ -57,12 +58,15 @@ class Display:
       steps: steps of the whole run.
       first: steps done before.
       settings: whether there is a live line.
+      silent: whether to show nothing.
       console: where to; default: standard output.
       clock: returns seconds.
     """
     self._steps, self._first, self._clock = steps, first, clock
-    self._console = console or rich.console.Console(highlight=False)
-    self._live = settings.progress and self._console.is_terminal
+    self._console = console or rich.console.Console(
+      highlight=False, quiet=silent
+    )
+    self._live = settings.progress and self._console.is_terminal and not silent
     self._times: collections.deque[tuple[int, float]] = collections.deque(
       maxlen=_RECENT + 1
     )

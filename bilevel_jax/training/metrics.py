@@ -41,18 +41,24 @@ class Writer(Protocol):
 class Writers:
   """Everything that a run logs to, as one; a context."""
 
-  def __init__(self, files: Files, settings: config.Config) -> None:
+  def __init__(
+    self, files: Files, settings: config.Config, *, silent: bool = False
+  ) -> None:
     """Opens the files of JSON lines, and what the settings ask for.
 
     Args:
       files: where.
       settings: of the run; `logging` says what, the rest goes to W&B.
+      silent: whether to open nothing and log nothing.
 
     Raises:
       ConfigError: a logger is asked for and not installed.
     """
-    check_installed(settings.logging)
     self._writers: list[Writer] = []
+    self._lines: _Lines | None = None
+    if silent:
+      return
+    check_installed(settings.logging)
     self._lines = _Lines(files)
     if settings.logging.tensorboard:
       self._writers.append(_TensorBoard(files))
@@ -89,7 +95,8 @@ class Writers:
       step: steps done.
       records: JSON, as for `completions`.
     """
-    self._lines.answers(step, records)
+    if self._lines is not None:
+      self._lines.answers(step, records)
 
   def close(self) -> None:
     """Closes every file and logger."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config
+from bilevel_jax import config, processes
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import cache
 from bilevel_jax.training import experts, sharding, sources
@@ -34,21 +34,24 @@ class Run:
 
 def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   """Returns the run before its first step; every check is made here."""
-  model = sources.build_model(settings)
-  streams = sources.build_streams(settings, model.tokenizer)
-  mesh = sharding.mesh_of(settings.mesh)
-  learner = learner_lib.build(settings, model.policy, mesh)
-  plans = [learner.method.plan(step) for step in range(settings.steps)]
-  method = learner.method
-  routes = method.route is not None and plans[0].demonstrations
-  guides = method.guide is not None or method.buffer is not None
-  alone = any(not plan.rollouts for plan in plans)
-  if (alone or routes or guides) and streams.demonstrations is None:
-    raise config.ConfigError(
-      f"method {settings.method.name} needs demonstrations: "
-      "data.demonstrations_per_step must be at least 1, got 0"
-    )
-  base = sources.load_base(settings, model, mesh)
+  with processes.together():
+    model = sources.build_model(settings)
+    streams = sources.build_streams(settings, model.tokenizer)
+    mesh = sharding.mesh_of(settings.mesh)
+    processes.check_mesh(mesh)
+    learner = learner_lib.build(settings, model.policy, mesh)
+    plans = [learner.method.plan(step) for step in range(settings.steps)]
+    method = learner.method
+    routes = method.route is not None and plans[0].demonstrations
+    guides = method.guide is not None or method.buffer is not None
+    alone = any(not plan.rollouts for plan in plans)
+    if (alone or routes or guides) and streams.demonstrations is None:
+      raise config.ConfigError(
+        f"method {settings.method.name} needs demonstrations: "
+        "data.demonstrations_per_step must be at least 1, got 0"
+      )
+    base = sources.load_base(settings, model, mesh)
+  processes.check_same("the examples", streams.content())
   reference = None
   dtype = learner_lib.reference_dtype(settings)
   own = learner.method.reference is not None  # it is in the method's state

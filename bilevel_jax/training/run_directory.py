@@ -7,14 +7,18 @@ import os
 import pathlib
 import platform
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 import bilevel_jax
-from bilevel_jax import config
+from bilevel_jax import config, processes
 from bilevel_jax.training import metrics
 
-# What a resumed run may change: none of it moves a number of a step.
+# What a resumed run may change: none of it moves a number of a step, but for
+# the rounding of other devices.
 MAY_CHANGE = (
   "run_dir",
   "resume",
@@ -22,6 +26,7 @@ MAY_CHANGE = (
   "evaluation.every",
   "checkpoints",
   "logging",
+  "mesh",
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -114,16 +119,9 @@ def prepare(
       or a logger that is asked for is not installed.
   """
   directory = RunDirectory(pathlib.Path(run_dir).absolute())
-  used = _used(directory)
-  if used and not resume:
-    raise config.ConfigError(
-      f"run_dir {directory.path} must be unused unless resume is set, got one "
-      f"with {used}"
-    )
-  if resume:
-    _check_same_run(directory, settings)
-  _check_writable(directory.path)
-  metrics.check_installed(settings.logging)
+  processes.on_first(lambda: _check(directory, settings, resume))
+  if processes.several():
+    _check_shared(directory.path)
   return directory
 
 
@@ -135,6 +133,38 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)
+
+
+def _check(
+  directory: RunDirectory, settings: config.Config, resume: bool
+) -> None:
+  used = _used(directory)
+  if used and not resume:
+    raise config.ConfigError(
+      f"run_dir {directory.path} must be unused unless resume is set, got one "
+      f"with {used}"
+    )
+  if resume:
+    _check_same_run(directory, settings)
+  _check_writable(directory.path)
+  metrics.check_installed(settings.logging)
+
+
+def _check_shared(path: pathlib.Path) -> None:
+  """Every process writes its part of a checkpoint there."""
+  # A name that no other run has left in a directory of the same name.
+  token = processes.gather(np.uint32(time.time_ns() % 2**32))[0]
+  probe = path / f".seen-by-all-{token}"
+  processes.on_first(probe.touch)
+  try:
+    with processes.together():
+      if not probe.exists():
+        raise config.ConfigError(
+          f"run_dir {path} must be on a file system that all processes share"
+        )
+  finally:
+    if processes.is_first():
+      probe.unlink(missing_ok=True)
 
 
 def _used(directory: RunDirectory) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from bilevel_jax import config, types
+from bilevel_jax import config, processes, types
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -169,7 +169,7 @@ def place_batch(batch: types.Tree, mesh: jax.sharding.Mesh) -> types.Tree:
   rows = jax.sharding.NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
   whole = jax.sharding.NamedSharding(mesh, PartitionSpec())
   place = lambda x: rows if x.ndim == 3 else whole
-  return jax.device_put(batch, jax.tree.map(place, batch))
+  return processes.put(batch, jax.tree.map(place, batch))
 
 
 def mesh_of(settings: config.Mesh) -> jax.sharding.Mesh:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bilevel_jax import config
+from bilevel_jax import config, processes
 from bilevel_jax.data import batches, corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.methods import hypergradients
@@ -40,6 +41,16 @@ class Streams(NamedTuple):
   demonstrations: batches.Demonstrations | None
   held_out: batches.Prompts | None
 
+  def content(self) -> bytes:
+    """Returns every example's tokens."""
+    examples = []
+    for prompts in filter(None, (self.prompts, self.held_out)):
+      examples += prompts.take(0, len(prompts))[1]
+    if self.demonstrations is not None:
+      pairs = self.demonstrations.take(0, len(self.demonstrations))
+      examples += [np.concatenate(pair) for pair in pairs]
+    return b"".join(example.tobytes() for example in examples)
+
 
 def build_model(settings: config.Config) -> Model:
   """Returns the model of the settings; reads no weights yet.
@@ -55,8 +66,8 @@ def build_model(settings: config.Config) -> Model:
     file = pathlib.Path(source.weights)
     architecture = gguf.read_architecture(file)
     if settings.tokenizer.path is None:
-      tokenizer_source = pathlib.Path(settings.run_dir) / "tokenizer"
-      gguf_tokenizer.write(file, tokenizer_source)
+      written = tokenizer_source = pathlib.Path(settings.run_dir) / "tokenizer"
+      processes.on_first(lambda: gguf_tokenizer.write(file, written))
   else:
     directory = huggingface.resolve(source.weights, source.revision)
     architecture = huggingface.read_architecture(directory)
@@ -185,17 +196,24 @@ def load_base(
   if model.directory is not None:
     return huggingface.load_base(model.directory, model.architecture, placed)
   if source.weights is not None:
-    return jax.device_put(gguf.load(pathlib.Path(source.weights))[1], placed)
+    return processes.put(gguf.load(pathlib.Path(source.weights))[1], placed)
   return jax.jit(policy.init, out_shardings=placed)(key)
 
 
-def fingerprint(base: Tree) -> dict[str, float]:
+def fingerprint(base: Tree) -> dict[str, int]:
   """Returns what tells one set of weights from another: JSON."""
   leaves = jax.tree.leaves(base)
-  total = jax.jit(lambda xs: sum(jnp.sum(jnp.abs(x)) for x in xs))(leaves)
+
+  def checksum(xs: list[jax.Array]) -> jax.Array:
+    # Integers, so that no layout of the devices changes the sum.
+    bits = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in xs]
+    return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in bits]).sum(
+      dtype=jnp.uint32
+    )
+
   return {
     "parameters": sum(x.size for x in leaves),
-    "sum_of_magnitudes": float(total),
+    "checksum": int(jax.jit(checksum)(leaves)),
   }
 
 

@@ -1,0 +1,192 @@
+"""Two processes of two devices train as one process does, and share its work.
+
+They go through the real command, over loopback.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from bilevel_jax import config, train
+from tests import counted, processes, tiny_run
+
+STEPS = 10
+COMPLETIONS = 8  # of a step
+_CONFIG = """
+import pathlib
+from tests import test_train_in_processes
+def get_config():
+  directory = pathlib.Path(__file__).parent
+  return test_train_in_processes.settings(directory, "pair")
+"""
+
+
+def settings(directory, run_dir):
+  """Returns a short run, without an optimiser that divides by rounding."""
+  c = tiny_run.settings(directory, run_dir)
+  c.steps = STEPS
+  c.mesh.fsdp = None
+  c.reward.verifiers = ("tests.counted.digits",)
+  c.data.prompts_per_step = 2
+  c.rollout.max_new_tokens = 4
+  for group in (c.optimizer.base, c.optimizer.adapter):
+    group.name = "sgd"
+    group.learning_rate = 0.05
+  return c
+
+
+class _Pair:
+  """Two processes of one run, with their devices, until the block ends."""
+
+  def __init__(self, directory, *, launcher, resume=False):
+    self._log = directory / "pair" / "metrics.jsonl"
+    environment = os.environ | {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": "2",
+      counted.DIRECTORY: str(directory),
+    }
+    command = [
+      *(sys.executable, "-m", "bilevel_jax.main"),
+      *("--config", str(directory / "config.py")),
+      f"--config.resume={resume}",
+    ]
+    port = processes.free_port()
+    self.members = []
+    for index in range(2):
+      flags, variables = launcher(index, port)
+      self.members.append(
+        subprocess.Popen(
+          [*command, *flags],
+          cwd=processes.ROOT,
+          env=environment | variables,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+        )
+      )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for member in self.members:
+      member.kill()
+      member.communicate()
+
+  def wait_for_step(self, step):
+    deadline = time.monotonic() + 240
+    while _steps(self._log) < step:
+      assert time.monotonic() < deadline
+      for member in self.members:
+        assert member.poll() is None, member.communicate()
+      time.sleep(0.02)
+
+  def ends(self):
+    """Returns the exit codes, and what was said on the two streams."""
+    said = [member.communicate(timeout=240) for member in self.members]
+    return [member.returncode for member in self.members], said
+
+
+def _by_flags(index, port):
+  where = f"--coordinator=127.0.0.1:{port}"
+  return [where, "--processes=2", f"--process={index}"], {}
+
+
+def _by_slurm(index, port):
+  return [], {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": str(index),
+    "SLURM_LOCALID": str(index),
+    "JAX_COORDINATOR_PORT": str(port),
+  }
+
+
+def _steps(log: pathlib.Path) -> int:
+  return log.read_text().count("\n") - 1 if log.exists() else -1
+
+
+def _logged(directory, run_dir):
+  lines = (directory / run_dir / "metrics.jsonl").read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+    for line in lines
+  ]
+
+
+def _weights(directory, run_dir):
+  export = directory / run_dir / "export"
+  files = (export / "model.safetensors", *export.glob("adapter/*.safetensors"))
+  assert len(files) == 2
+  return [safetensors.numpy.load_file(file) for file in files]
+
+
+def _completions(directory, run_dir):
+  text = (directory / run_dir / "completions.jsonl").read_text()
+  return [json.loads(line)["completion"] for line in text.splitlines()]
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_train_as_one_through_a_kill_and_a_sigterm(tmp_path):
+  """Killed, resumed, asked to end, resumed by one process of two devices."""
+  tiny_run.weights(tmp_path)
+  (tmp_path / "config.py").write_text(_CONFIG)
+
+  with _Pair(tmp_path, launcher=_by_flags) as pair:
+    pair.wait_for_step(2)
+    pair.members[1].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    codes, _ = pair.ends()
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] != 0
+    assert time.monotonic() - killed < 150  # a heartbeat is waited for 100 s
+
+  for marks in tmp_path.glob("calls-*"):
+    marks.unlink()
+  with _Pair(tmp_path, launcher=_by_slurm, resume=True) as pair:
+    pair.wait_for_step(5)
+    pair.members[1].send_signal(signal.SIGTERM)
+    codes, said = pair.ends()
+    assert codes == [1, 1], said
+    (screen, _), (silence, _) = said
+    first = int(re.search(r"step +(\d+)/", screen)[1])
+    last = int(re.search(r"after step (\d+) of 10", said[0][1])[1])
+    spoken = silence.splitlines()
+    assert not [line for line in spoken if not line.startswith("[Gloo]")]
+    assert "stopped" not in said[1][1]
+    counts = [
+      len((tmp_path / f"calls-{member.pid}").read_text())
+      for member in pair.members
+    ]
+    assert counts == [COMPLETIONS // 2 * (last - first + 1)] * 2
+
+  c = settings(tmp_path, "pair")
+  c.mesh.fsdp, c.resume = 2, True
+  assert train.run(config.parse(c)).steps == STEPS - last
+  c = settings(tmp_path, "one")
+  c.mesh.fsdp = 1
+  train.run(config.parse(c))
+
+  pair, one = _logged(tmp_path, "pair"), _logged(tmp_path, "one")
+  assert [line["step"] for line in pair] == list(range(STEPS + 1))
+  for ours, theirs in zip(pair, one, strict=True):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+      np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-5)
+  assert _completions(tmp_path, "pair") == _completions(tmp_path, "one")
+  weights = zip(
+    _weights(tmp_path, "pair"), _weights(tmp_path, "one"), strict=True
+  )
+  for ours, theirs in weights:
+    for name, array in theirs.items():
+      np.testing.assert_allclose(ours[name], array, rtol=0, atol=1e-5)
