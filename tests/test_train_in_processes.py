@@ -190,3 +190,20 @@ def test_two_processes_train_as_one_through_a_kill_and_a_sigterm(tmp_path):
   for ours, theirs in weights:
     for name, array in theirs.items():
       np.testing.assert_allclose(ours[name], array, rtol=0, atol=1e-5)
+
+
+def test_a_process_with_other_settings_ends_all_with_one_sentence(tmp_path):
+  (tmp_path / "config.py").write_text(_CONFIG)
+
+  def launcher(index, port):
+    flags, variables = _by_flags(index, port)
+    return [*flags, f"--config.seed={index}"], variables
+
+  with _Pair(tmp_path, launcher=launcher) as pair:
+    codes, said = pair.ends()
+  assert codes == [2, 2]
+  (_, error), (_, silence) = said
+  assert error.startswith("error: the settings must be the same in every")
+  assert len(error.splitlines()) == 1
+  assert silence == ""
+  assert not (tmp_path / "pair").exists()
