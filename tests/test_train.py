@@ -77,6 +77,7 @@ def test_a_run_leaves_its_files_and_learns(directory):
     "config.json",
     "metrics.jsonl",
     "completions.jsonl",
+    "answers.jsonl",
     "checkpoints",
     "export",
     "report.html",

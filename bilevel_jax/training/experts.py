@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config
+from bilevel_jax import config, processes
 from bilevel_jax.data import batches
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.models import policy as policy_lib
@@ -127,7 +127,7 @@ def _load(
       remat="none",
     )
     abstract = jax.eval_shape(lambda: found.base)
-    base = jax.device_put(found.base, sharding.shardings(abstract, mesh))
+    base = processes.put(found.base, sharding.shardings(abstract, mesh))
   tree = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
   program = jax.jit(
     programs.scoring(
