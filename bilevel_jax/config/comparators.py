@@ -55,6 +55,9 @@ class GTA:
   sft_weight: float = setting(
     1.0, "of an SFT gradient that does not oppose RL's", at_least=0
   )
+  guess_end: str | None = setting(
+    None, "text that ends a guess, SFT's alone; None: there are no guesses"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

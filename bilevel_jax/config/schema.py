@@ -93,6 +93,11 @@ class Data:
     Source, "worked solutions; nothing set: the questions' own"
   )
   evaluation: Source = section(Source, "held-out questions")
+  solution: str | None = setting(
+    None,
+    "text of a demonstration, formatted with the question's fields, such as "
+    "{answer}; default: its solution",
+  )
   demonstration_share: float = setting(
     1.0, "share of the demonstrations that is used", at_least=0, at_most=1
   )

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import config, types
@@ -205,3 +205,42 @@ def _kind(value: Any) -> str:
     type(None): "null",
   }
   return names.get(type(value), f"a {type(value).__name__}")
+
+
+def rewritten(
+  questions: Sequence[types.Question], template: str
+) -> list[types.Question]:
+  """Returns the questions with solutions that a template makes.
+
+  A question that has no solution gets one if the template asks for none.
+
+  Args:
+    questions: the examples.
+    template: formatted with question, answer, solution, id and the meta's
+      fields.
+
+  Raises:
+    ConfigError: a template that is broken, or asks for another field.
+  """
+
+  def solution(question: types.Question) -> str | None:
+    fields = {
+      **question.meta,
+      "id": question.id,
+      "question": question.question,
+      "answer": question.answer,
+      "solution": question.solution,
+    }
+    if question.solution is None and "{solution" in template:
+      return None
+    try:
+      return template.format(**fields)
+    except (LookupError, AttributeError, ValueError, TypeError) as error:
+      raise config.ConfigError(
+        f"data.solution {template!r} must use only fields of the question "
+        f"({', '.join(fields)}), got {error} for question {question.id}"
+      ) from error
+
+  return [
+    question._replace(solution=solution(question)) for question in questions
+  ]

@@ -56,6 +56,10 @@ class Method(NamedTuple):
   buffer: int | None = None
   """Demonstrations that `route` holds back before an update of their own, with
   no rollouts, ends the step; None: there is no such update."""
+  lead: str | None = None
+  """Text that ends a completion's lead, SFT's alone: the RL loss leaves out
+  what comes up to it, the SFT loss what comes after it; None: there is no lead.
+  Of methods without a route."""
   reference: Callable[[TrainState], Tree | None] | None = None
   """state -> base of the reference policy, or None for no reference; None: the
   one the run began with, where the loss has a KL term."""

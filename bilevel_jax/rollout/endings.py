@@ -2,7 +2,7 @@
 
 Both cut a completion that the device would have gone on with, and both are
 defined on finished completions, so that they do not depend on when the host
-looks at them.
+looks at them. A lead, a completion's first part, is found like a stop string.
 """
 
 import bisect
@@ -42,6 +42,17 @@ def stopped_at(
   return bisect.bisect_left(
     range(len(tokens)), True, lo=min(known + 1, len(tokens)), key=holds
   )
+
+
+def lead(tokens: np.ndarray, mark: str, decode: Decode) -> int:
+  """Returns the fewest tokens whose text holds the mark, 0 if it never does.
+
+  Args:
+    tokens: [n] int32, of one completion.
+    mark: the text that ends its lead.
+    decode: tokens -> text.
+  """
+  return stopped_at(tokens, 0, (mark,), decode) or 0
 
 
 def begin(rollout: types.Rollout, decode: Decode | None) -> None:

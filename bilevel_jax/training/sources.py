@@ -166,10 +166,13 @@ def build_streams(
 
   demonstrations = None
   if data.demonstrations_per_step:
+    examples = questions
+    if is_set(data.demonstrations):
+      examples = corpora.load(data.demonstrations)
+    if data.solution is not None:
+      examples = corpora.rewritten(examples, data.solution)
     demonstrations = batches.Demonstrations(
-      corpora.load(data.demonstrations)
-      if is_set(data.demonstrations)
-      else questions,
+      examples,
       tokenizer,
       max_tokens=data.max_demonstration_tokens,
       overlong=data.overlong,

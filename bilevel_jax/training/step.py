@@ -11,7 +11,14 @@ import numpy as np
 from bilevel_jax.methods import contract
 from bilevel_jax.models import presets
 from bilevel_jax.rewards import overlong
-from bilevel_jax.rollout import answers, assemble, packing, rounds, routing
+from bilevel_jax.rollout import (
+  answers,
+  assemble,
+  endings,
+  packing,
+  rounds,
+  routing,
+)
 from bilevel_jax.training import display, metrics, sharding, throughput
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import run as run_lib
@@ -51,6 +58,7 @@ class _Sampled(NamedTuple):
 
   answers: answers.Answers
   counted: np.ndarray  # [N] bool
+  skipped: np.ndarray | None  # [N], see `assemble.rl_batch`
   routed: routing.Routed | None
 
 
@@ -156,7 +164,16 @@ def _sample(
     answered = dataclasses.replace(
       answered, scores=dataclasses.replace(scores, rewards=shaped)
     )
-  routed = None
+  routed = skipped = None
+  if method.lead is not None:
+    decode = story.model.tokenizer.decode
+    skipped = np.array(
+      [
+        endings.lead(row[:length], method.lead, decode)
+        for row, length in zip(rollout.tokens, rollout.lengths, strict=True)
+      ]
+    )
+    logged["rollout/lead_share"] = float(np.mean(skipped > 0))
   if method.route is not None:
     routed = routing.follow(
       method.route,
@@ -167,7 +184,8 @@ def _sample(
       step=step,
     )
     logged |= routed.metrics()
-  return _Sampled(answered, counted, routed), logged
+    skipped = routed.skipped
+  return _Sampled(answered, counted, skipped, routed), logged
 
 
 def _answers(
@@ -240,7 +258,7 @@ def _work(
       normalise=settings.rl.advantage,
       advantages=routed.advantages if routed else None,
       counted=sampled.counted,
-      skipped=routed.skipped if routed else None,
+      skipped=sampled.skipped,
       updates=settings.rl.updates_per_rollout,
       passes=settings.rl.passes_per_rollout,
       seed=(settings.seed, step),
@@ -331,6 +349,12 @@ def _demonstrations(story: run_lib.Run, updates: int) -> TokenBatch:
     if story.learner.method.expert == "demonstrations":
       logprobs = story.streams.demonstrations.take_logprobs(*drawn)
   story.host["demonstrations"] += len(pairs)
+  if (mark := story.learner.method.lead) is not None:
+    decode = story.model.tokenizer.decode
+    pairs = [
+      (prompt, solution[: endings.lead(solution, mark, decode)])
+      for prompt, solution in pairs
+    ]
   return assemble.token_batch(
     pairs,
     story.learner.sft_weighting,

@@ -1,16 +1,24 @@
-"""GTA's gradient combiner on multi-step arithmetic (arXiv 2509.12108).
+"""GTA on multi-step arithmetic: guess, think, answer (arXiv 2509.12108).
 
     python -m bilevel_jax.main --config configs/methods/gta.py
 
-The SFT gradient is added to RL's unless the two point apart (cosine below 0).
-The paper has the policy guess, think and answer in one completion, and applies
-SFT to the guess alone. Ours: the demonstrations are what SFT sees (give it
-demonstrations of guesses for the paper's set-up), and no token of a rollout is
-left out of RL. The cosine is over all parameters: the paper does not say.
+Demonstrations are "guess 42:" and the worked solution. SFT sees the guess
+alone, RL everything but the guess, and the SFT gradient is added to RL's unless
+the two point apart (cosine below 0). With a model that knows tags, the paper's
+template is
+
+    data.solution = "<guess>{answer}</guess><think>"
+    method.gta.guess_end = "</guess>"
+
+a prompt that asks for <guess>, <think> and <answer>, and a `regex` among
+reward.verifiers for the format. Ours: characters that this policy knows; the
+cosine is over all parameters, and the guess that SFT sees is a demonstration's:
+the paper does not say.
 
 Hardware: 2 CPU cores, no download. The same as configs/quickstart.py in
-everything but the method. Expected: mix/sft_weight is 1 or 0 from step to
-step.
+everything but the method and the text of the demonstrations. Expected:
+rollout/lead_share, the samples that guess, rises; mix/sft_weight is 1 or 0 from
+step to step.
 """
 
 from configs import quickstart
@@ -20,5 +28,7 @@ def get_config():
   """Returns the settings of this run."""
   c = quickstart.get_config()
   c.run_dir = "runs/gta"
+  c.data.solution = "guess {answer}:{solution}"
   c.method.name = "gta"
+  c.method.gta.guess_end = ":"
   return c

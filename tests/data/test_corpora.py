@@ -286,3 +286,21 @@ def test_a_list_of_answers_is_one_text(tmp_path):
   path.write_text(json.dumps(row))
   source = config.Source(path=str(path), fields={"answer": "final_answer"})
   assert corpora.load(source)[0].answer == "1,x"
+
+
+def test_a_template_makes_other_solutions():
+  questions = [
+    types.Question("a", "1+1", "2", "1+1=2", {"steps": 1}),
+    types.Question("b", "2+1", "3", None, {"steps": 4}),
+  ]
+  made = lambda template: [
+    question.solution for question in corpora.rewritten(questions, template)
+  ]
+  assert made("<guess>{answer}</guess>{steps}") == [
+    "<guess>2</guess>1",
+    "<guess>3</guess>4",
+  ]
+  assert made("{answer}:{solution}") == ["2:1+1=2", None]
+  for broken in ("{guess}", "{", "{0}"):
+    with pytest.raises(config.ConfigError, match=r"data.solution .* must use"):
+      made(broken)

@@ -190,3 +190,13 @@ def test_endings_that_cannot_be_met_are_refused(changes, message):
   decode = changes.pop("decode", _decode)
   with pytest.raises(config.ConfigError, match=message):
     engine.generate(POLICY, TABLE, _requests(**changes), decode=decode)
+
+
+def test_a_lead_ends_with_the_token_that_completes_its_mark():
+  words = ["<gu", "ess>", "4", "2</", "guess", ">", "so", "</guess>"]
+  decode = lambda tokens: "".join(words[token] for token in tokens)
+  tokens = np.arange(8)
+  assert endings.lead(tokens, "</guess>", decode) == 6
+  assert endings.lead(tokens[:5], "</guess>", decode) == 0
+  assert endings.lead(tokens[:0], "</guess>", decode) == 0
+  assert endings.lead(tokens, "<guess>", decode) == 2

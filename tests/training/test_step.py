@@ -1,6 +1,7 @@
 """The learner scores what was sampled as the sampler did, however warm."""
 
 import dataclasses
+import types as types_lib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from bilevel_jax import types
 from bilevel_jax.methods import terms
 from bilevel_jax.objectives import weighting
 from bilevel_jax.rollout import assemble, engine
+from bilevel_jax.training import step
 from tests import tiny_run
 
 
@@ -69,3 +71,30 @@ def test_the_first_ratio_is_one_and_the_first_kl_is_zero(temperature):
   # With ratios of 1 and no KL, what is left is minus the mean advantage.
   expected = -np.sum(batch.weights * batch.advantages)
   np.testing.assert_allclose(loss, expected, atol=1e-6)
+
+
+def test_sft_sees_no_more_than_the_lead_of_a_demonstration():
+  """Character tokens: "ab:" of "ab:c" counts, and nothing of "abc"."""
+  texts = ["ab:c", "abc"]
+  pairs = [
+    (np.array([9, 9]), np.array([ord(c) for c in text])) for text in texts
+  ]
+  decode = lambda tokens: "".join(map(chr, tokens))
+
+  def weights(lead):
+    fake = types_lib.SimpleNamespace
+    story = fake(
+      settings=fake(data=fake(demonstrations_per_step=2)),
+      streams=fake(demonstrations=fake(take=lambda start, count: pairs)),
+      host={"demonstrations": 0},
+      learner=fake(method=fake(lead=lead), sft_weighting=weighting.token_mean),
+      model=fake(tokenizer=fake(decode=decode)),
+    )
+    return step._demonstrations(story, 1).weights[:, :6]
+
+  np.testing.assert_allclose(
+    weights(":"), [[0, 0, 1 / 3, 1 / 3, 1 / 3, 0], [0] * 6]
+  )
+  np.testing.assert_allclose(
+    weights(None), np.array([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]]) / 7
+  )
