@@ -153,8 +153,8 @@ class RolloutSettings:
   )
   total_tokens: int | None = setting(
     None,
-    "most tokens sampled in a step; beyond it all completions are cut at one "
-    "length; default: no bound",
+    "most tokens of a step's completions, or of each of rounds_for_signal; "
+    "beyond it all are cut at one length; default: no bound",
     at_least=1,
   )
   rounds_for_signal: int | None = setting(

@@ -164,7 +164,7 @@ def records(answers: Answers, count: int) -> list[dict[str, Any]]:
     answers: a step's answers.
     count: records wanted at most.
   """
-  rollout = answers.rollout
+  rollout, given = answers.rollout, answers.rollout.given
   per_prompt = rollout.requests.samples_per_prompt
   prompts = len(rollout.requests.prompts)
   chosen = np.unique(
@@ -182,6 +182,7 @@ def records(answers: Answers, count: int) -> list[dict[str, Any]]:
       "correct": bool(answers.scores.correct[n] and answers.scores.scored[n]),
       "finish_reason": FINISH_REASONS[rollout.finish_reasons[n]],
       "tokens": int(rollout.lengths[n]),
+      "given_tokens": int(given[n]),
     }
     for n in chosen * per_prompt
   ]

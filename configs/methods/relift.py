@@ -8,8 +8,9 @@ with an update of SFT on them, by an optimiser of its own. Ours: no entropy
 bonus; questions without a solution (three quarters here) stay with RL alone.
 
 Hardware: 2 CPU cores, no download. The same as configs/quickstart.py in
-everything but the method. Expected: sft/loss appears in the steps that empty
-the buffer, more rarely as questions are solved.
+everything but the method. Expected: mix/held_back grows by one or two a step,
+and sft/loss appears in the steps that empty the buffer. Seen once, on 150
+held-out questions: 11.3% before, 60.7% after (95% interval 52.7% to 68.1%).
 """
 
 from configs import quickstart

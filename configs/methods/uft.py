@@ -9,7 +9,8 @@ tokens; questions without a solution (three quarters here) have no hint.
 
 Hardware: 2 CPU cores, no download. The same as configs/quickstart.py in
 everything but the method. Expected: rollout/given_tokens falls to 0 after 24 of
-the 40 steps.
+the 40 steps. Seen once, on 150 held-out questions: 11.3% before, 60.0% after
+(95% interval 52.0% to 67.5%).
 """
 
 from configs import quickstart

@@ -11,8 +11,12 @@ import pytest
 from bilevel_jax import config
 from bilevel_jax.bilevel import problem
 from bilevel_jax.config import comparators
-from bilevel_jax.methods import prefix_rft, terms, trapo, uft
-from bilevel_jax.objectives import policy_gradient, token_weights
+from bilevel_jax.methods import diagnostics, prefix_rft, terms, trapo, uft
+from bilevel_jax.objectives import (
+  policy_gradient,
+  prefix_losses,
+  token_weights,
+)
 from bilevel_jax.rollout import rounds, routing
 from tests.methods import conftest
 
@@ -132,6 +136,30 @@ def test_sure_tokens_of_a_prefix_teach_nothing(world):
   )
   expected = jax.tree.map(lambda x, g: x - 0.1 * g, world.base, rl.base)
   chex.assert_trees_all_close(state.base, expected, atol=1e-6)
+
+
+def test_neither_sampler_nor_reference_has_a_say_on_given_tokens(world):
+  """Nor do numbers that are logged: those tokens were not drawn."""
+  objective = jax.jit(
+    world.reinforced(
+      1.0,
+      prefix_loss=prefix_losses.likelihood(token_weights.one),
+      importance_cap=2.0,
+      ratio="sequence",
+    )
+  )
+  batch = conftest.begun(world.rl)
+  given = np.asarray(batch.given) > 0
+  seen = []
+  for said in (0.0, -3.0):
+    told = np.where(given, said, -1.0).astype(np.float32)
+    changed = dataclasses.replace(
+      batch, sampler_logprobs=told, ref_logprobs=told, old_logprobs=told
+    )
+    loss, aux = objective(world.base, None, changed)
+    seen.append((loss, diagnostics.rollout_metrics(changed, aux)))
+  chex.assert_trees_all_equal(*seen)
+  assert np.isfinite(seen[0][0])
 
 
 def test_prefix_rft_gives_the_last_sample_less_and_less(world):
