@@ -11,8 +11,8 @@ all 8. The paper has no std, no clip and no KL: --config.rl.advantage=group_mean
 are never helped; the cut is not moved to the end of a paragraph.
 
 Hardware: 2 CPU cores, no download. The same as configs/quickstart.py in
-everything but the method. Expected: rollout/guided_share is near 0.1, less where
-more questions are solved. Seen once, on 150 held-out questions: 11.3% before,
+everything but the method. Expected: rollout/guided_share is near 0.1, less as
+questions are solved. Seen once, on 150 held-out questions: 11.3% before,
 59.3% after (95% interval 51.3% to 66.9%).
 """
 

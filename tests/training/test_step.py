@@ -87,7 +87,11 @@ def test_sft_sees_no_more_than_the_lead_of_a_demonstration():
       settings=fake(data=fake(demonstrations_per_step=2)),
       streams=fake(demonstrations=fake(take=lambda start, count: pairs)),
       host={"demonstrations": 0},
-      learner=fake(method=fake(lead=lead), sft_weighting=weighting.token_mean),
+      learner=fake(
+        method=fake(lead=lead, expert=None),
+        sft_weighting=weighting.token_mean,
+        demonstration_columns=None,
+      ),
       model=fake(tokenizer=fake(decode=decode)),
     )
     return step._demonstrations(story, 1).weights[:, :6]
