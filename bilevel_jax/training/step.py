@@ -316,7 +316,11 @@ def _held_back(
     return None
   pairs = story.streams.demonstrations.named(waiting[:size])
   del waiting[:size]
-  return assemble.token_batch(pairs, story.learner.sft_weighting)
+  return assemble.token_batch(
+    pairs,
+    story.learner.sft_weighting,
+    columns=story.learner.demonstration_columns,
+  )
 
 
 def _with_logprobs(
