@@ -143,7 +143,7 @@ def test_two_processes_train_as_one_through_a_kill_and_a_sigterm(tmp_path):
   (tmp_path / "config.py").write_text(_CONFIG)
 
   with _Pair(tmp_path, launcher=_by_flags) as pair:
-    pair.wait_for_step(2)
+    pair.wait_for_step(3)  # by then the first checkpoint is whole
     pair.members[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     codes, _ = pair.ends()
