@@ -84,6 +84,8 @@ class Policy(NamedTuple):
   """(weights, hidden [..., D]) -> float32 logits [..., V]."""
   max_positions: int | None = None
   """Tokens that a sequence may have; None: any number."""
+  rows: jax.sharding.NamedSharding | None = None
+  """How the rows of a training batch lie on devices; None: on one."""
 
 
 @pytree

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import config
-from bilevel_jax.bilevel import mixed_mode
+from bilevel_jax.bilevel import mixed_mode, problem
 from bilevel_jax.bilevel.problem import (
   Estimator,
   GradientFunction,
@@ -132,7 +132,7 @@ def conjugate_gradient(*, iterations: int, tolerance: float = 1e-6) -> Solver:
   """
 
   def solve(hessian: Callable[[Tree], Tree], b: Tree) -> Solution:
-    square = jnp.asarray(optax.tree.vdot(b, b))
+    square = problem.inner(b, b)
 
     def unfinished(carry):
       x, r, p, rr, count, positive = carry
@@ -142,12 +142,12 @@ def conjugate_gradient(*, iterations: int, tolerance: float = 1e-6) -> Solver:
     def iterate(carry):
       x, r, p, rr, count, _ = carry
       hp = hessian(p)
-      curvature = jnp.asarray(optax.tree.vdot(p, hp))
+      curvature = problem.inner(p, hp)
       positive = curvature > 0
       alpha = jnp.where(positive, rr / jnp.where(positive, curvature, 1), 0)
       x = mixed_mode.add_scaled(x, alpha, p)
       r = mixed_mode.add_scaled(r, -alpha, hp)
-      new_rr = optax.tree.vdot(r, r)
+      new_rr = problem.inner(r, r)
       p = mixed_mode.add_scaled(r, new_rr / rr, p)
       return x, r, p, new_rr, count + 1, positive
 
@@ -189,7 +189,7 @@ def neumann(*, terms: int, step: float) -> Solver:
     (power, total), _ = jax.lax.scan(iterate, (b, b), None, length=terms)
     return Solution(
       optax.tree.scale(step, total),
-      _ratio(optax.tree.vdot(power, power), optax.tree.vdot(b, b)),
+      _ratio(problem.inner(power, power), problem.inner(b, b)),
       jnp.asarray(terms, jnp.int32),
     )
 

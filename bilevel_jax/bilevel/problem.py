@@ -69,6 +69,19 @@ class Agreement(NamedTuple):
   cosine: jax.Array  # 0 where one of the norms is
 
 
+def inner(x: Tree, y: Tree) -> jax.Array:
+  """Returns <x, y>, the sum of products over two trees of one structure.
+
+  jnp.vdot would flatten each array first, and so gather one that is split
+  over devices on every one of them.
+
+  Args:
+    x: tree.
+    y: tree like it.
+  """
+  return optax.tree.sum(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))
+
+
 def agreement(upper: Tree, lower: Tree) -> Agreement:
   """Returns the norms of two gradients and the cosine between them.
 
@@ -78,8 +91,9 @@ def agreement(upper: Tree, lower: Tree) -> Agreement:
   """
   norms = optax.tree.norm(upper), optax.tree.norm(lower)
   product = norms[0] * norms[1]
-  inner = jnp.asarray(optax.tree.vdot(upper, lower))
-  cosine = jnp.where(product > 0, inner / jnp.where(product > 0, product, 1), 0)
+  cosine = jnp.where(
+    product > 0, inner(upper, lower) / jnp.where(product > 0, product, 1), 0
+  )
   return Agreement(*norms, cosine)
 
 

@@ -47,6 +47,7 @@ def token_logprobs(
     "temperature": _temperature(batch, temperature),
     "chunk": chunk,
     "with_entropy": with_entropy,
+    "rows": policy.rows,
   }
   if batch.layout is None:
     hidden = policy.hidden(

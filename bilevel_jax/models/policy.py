@@ -19,6 +19,7 @@ def make(
   compute_dtype: jax.typing.DTypeLike,
   attention: str,
   remat: str,
+  rows: jax.sharding.NamedSharding | None = None,
 ) -> types.Policy:
   """Returns the policy of an architecture, as pure functions.
 
@@ -30,6 +31,7 @@ def make(
     compute_dtype: of activations, of merged weights and of the KV cache.
     attention: auto, xla, chunked or cudnn, for `hidden`; `extend` has its own.
     remat: one of layers.REMAT.
+    rows: how the rows of a training batch lie on devices; None: on one.
 
   Raises:
     ConfigError: unknown targets or remat, or a kernel that cannot run here.
@@ -52,7 +54,12 @@ def make(
       key, architecture, rank=adapter_rank, targets=targets
     ),
     hidden=of(
-      transformer.hidden, scale=scale, dtype=dtype, kernel=kernel, remat=remat
+      transformer.hidden,
+      scale=scale,
+      dtype=dtype,
+      kernel=kernel,
+      remat=remat,
+      rows=rows,
     ),
     unembedding=of(transformer.unembedding, dtype=dtype),
     merge=of(transformer.merge, scale=scale, dtype=dtype),
@@ -60,4 +67,5 @@ def make(
     extend=of(transformer.extend),
     logits=of(transformer.logits),
     max_positions=architecture.max_positions,
+    rows=rows,
   )

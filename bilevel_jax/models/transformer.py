@@ -61,6 +61,7 @@ def hidden(
   dtype: Any,
   kernel: str,
   remat: str,
+  rows: jax.sharding.NamedSharding | None = None,
 ) -> jax.Array:
   """Returns hidden states [B, T, D] after the final norm.
 
@@ -76,19 +77,26 @@ def hidden(
     dtype: compute dtype.
     kernel: a key of attention.KERNELS.
     remat: one of layers.REMAT.
+    rows: of [B, ...] over devices; the stream between layers is held to it, so
+      that weights move to the rows and not rows to the weights. None: as the
+      compiler likes.
   """
   rotation = layers.rotation(positions, architecture)
   block = layers.Block(architecture)
+
+  def place(x):
+    return x if rows is None else jax.lax.with_sharding_constraint(x, rows)
 
   def attend(q, k, v):
     return attention.KERNELS[kernel](q, k, v, segment_ids, branches), None
 
   def step(x, layer):
     weights = _effective(*layer, scale=scale, dtype=dtype)
-    return block.apply({"params": weights}, x, rotation, attend)
+    x, kept = block.apply({"params": weights}, x, rotation, attend)
+    return place(x), kept
 
   # Gathering before the cast spares a table in the compute dtype.
-  x = _cast(base["embedding"][tokens], dtype)
+  x = place(_cast(base["embedding"][tokens], dtype))
   x, _ = jax.lax.scan(
     layers.rematerialise(step, remat), x, (base["layers"], adapter)
   )

@@ -1,13 +1,37 @@
 """Log-probabilities and entropies of tokens, from hidden states, in chunks.
 
 Logits for every position are never in memory together: at a vocabulary of
-152k, 32k tokens of float32 logits are 18 GiB.
+152k, 32k tokens of float32 logits are 18 GiB. The derivative is written out,
+since what automatic differentiation would keep of a chunk is three times its
+logits:
+
+    d log p(t) / d logits = one_hot(t) - softmax(logits),
+
+from logits made anew, times the states and the table in their own dtype, with
+float32 sums. It can be differentiated again.
 """
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bilevel_jax.types import Array
+
+# Arrays of a chunk's logits that are in memory at once: logits and what is
+# made of them (exponentials; for entropies, their products with the logits).
+_COPIES, _COPIES_WITH_ENTROPY = 2, 3
+
+
+class _Form(NamedTuple):
+  """What is asked for; hashable."""
+
+  temperature: float
+  chunk: int
+  with_entropy: bool
+  rows: NamedSharding | None
 
 
 def token_logprobs(
@@ -18,6 +42,7 @@ def token_logprobs(
   temperature: float | Array = 1.0,
   chunk: int = 1024,
   with_entropy: bool = False,
+  rows: NamedSharding | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns log p(tokens[:, t] | tokens[:, :t]) and the entropy of that draw.
 
@@ -27,9 +52,10 @@ def token_logprobs(
     hidden: [B, T, D] after the final norm; column t predicts token t + 1.
     unembedding: [D, V].
     tokens: [B, T] int32.
-    temperature: what the logits are divided by.
-    chunk: positions, over all rows, whose logits are in memory at once.
-    with_entropy: also return the entropies in nats; they carry no gradient.
+    temperature: as for `target_logprobs`, like the others.
+    chunk: positions.
+    with_entropy: also return the entropies.
+    rows: of [B, ...] over devices.
 
   Returns:
     logprobs [B, T], and entropies [B, T] or None.
@@ -41,6 +67,7 @@ def token_logprobs(
     temperature=temperature,
     chunk=chunk,
     with_entropy=with_entropy,
+    rows=rows,
   )
   return jax.tree.map(lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0))), found)
 
@@ -53,6 +80,7 @@ def target_logprobs(
   temperature: float | Array = 1.0,
   chunk: int = 1024,
   with_entropy: bool = False,
+  rows: NamedSharding | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns log p of targets under the softmax of states @ unembedding.
 
@@ -64,42 +92,153 @@ def target_logprobs(
     unembedding: [D, V].
     targets: [B, K] int32.
     temperature: what the logits are divided by.
-    chunk: states, over all rows, whose logits are in memory at once.
+    chunk: positions whose float32 logits would fill the memory that a device
+      spends on logits and all that is made of them.
     with_entropy: also return the entropies in nats; they carry no gradient.
+    rows: of [B, ...] over devices, which divide B; None: on one device. Each
+      device goes through its own rows, and what they give the unembedding's
+      gradient is summed over devices once, not in every chunk, and left split
+      over D by the last of the axes that rows are on.
 
   Returns:
     logprobs [B, K], and entropies [B, K] or None.
   """
-  rows, columns, _ = states.shape
-  accumulate = jnp.promote_types(states.dtype, jnp.float32)
-  per_chunk = max(1, min(columns, chunk // rows))
-  chunks = -(-columns // per_chunk)
-  padding = chunks * per_chunk - columns
+  if rows is not None and rows.num_devices == 1:
+    rows = None
+  form = _Form(temperature, chunk, with_entropy, rows)
+  return _scores(form, states, unembedding, targets)
 
-  # Time is the scanned axis: rows stay whole, so a sharded batch stays sharded.
-  def split(x: Array) -> jax.Array:
-    x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(rows, chunks, per_chunk, *x.shape[2:]), 1, 0)
 
-  @jax.checkpoint
-  def one_chunk(carry, inputs):
-    states, targets = inputs
-    logits = jnp.matmul(states, unembedding, preferred_element_type=accumulate)
-    logits = logits / temperature
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    entropy = None
-    if with_entropy:
-      # A metric only: nothing flows back through it.
-      logp = jax.lax.stop_gradient(logits - normaliser[..., None])
-      entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-    return carry, (picked - normaliser, entropy)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scores(form, hidden, unembedding, targets):
+  """(log-probs, entropies or None) [B, T] of the targets of each column."""
+  return _forward(form, hidden, unembedding, targets)[0]
 
-  _, outputs = jax.lax.scan(one_chunk, None, (split(states), split(targets)))
 
-  def join(x: jax.Array) -> jax.Array:
-    x = jnp.moveaxis(x, 0, 1).reshape(rows, chunks * per_chunk)
-    return x[:, :columns]
+def _forward(form, hidden, unembedding, targets):
+  def local(hidden, unembedding, targets):
+    def one_chunk(_, inputs):
+      states, targets = inputs
+      logits = _logits(form, states, unembedding)
+      top = jnp.max(logits, axis=-1, keepdims=True)
+      exponentials = jnp.exp(logits - top)
+      total = jnp.sum(exponentials, axis=-1)
+      normaliser = top[..., 0] + jnp.log(total)
+      picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+      entropy = None
+      if form.with_entropy:
+        mean = jnp.sum(exponentials * (logits - top), axis=-1) / total
+        entropy = jnp.log(total) - mean
+      return None, (picked - normaliser, entropy, normaliser)
 
-  logprobs, entropies = jax.tree.map(join, outputs)
-  return logprobs, entropies
+    copies = _COPIES_WITH_ENTROPY if form.with_entropy else _COPIES
+    split, join = _chunks(targets.shape, form.chunk // copies)
+    outputs = jax.lax.scan(one_chunk, None, (split(hidden), split(targets)))[1]
+    return jax.tree.map(join, outputs)
+
+  spread = _on_each_device(
+    form.rows, local, ("rows", "whole", "rows"), ("rows",) * 3
+  )
+  logprobs, entropies, normalisers = spread(hidden, unembedding, targets)
+  return (logprobs, entropies), (hidden, unembedding, targets, normalisers)
+
+
+def _backward(form, residuals, cotangents):
+  hidden, unembedding, targets, normalisers = residuals
+
+  def local(hidden, unembedding, targets, normalisers, cotangents):
+    # Recomputed where the gradient itself is differentiated backwards.
+    @jax.checkpoint
+    def one_chunk(total, inputs):
+      states, targets, normalisers, cotangents = inputs
+      logits = _logits(form, states, unembedding)
+      token = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+      hit = (token == targets[..., None]).astype(logits.dtype)
+      by_logits = (hit - jnp.exp(logits - normalisers[..., None])) * (
+        cotangents[..., None] / form.temperature
+      )
+      by_logits = by_logits.astype(states.dtype)
+      by_states = jnp.einsum("btv,dv->btd", by_logits, unembedding)
+      by_table = jnp.einsum(
+        "btd,btv->dv", states, by_logits, preferred_element_type=total.dtype
+      )
+      return total + by_table, by_states
+
+    split, join = _chunks(targets.shape, form.chunk // _COPIES)
+    by_table, by_hidden = jax.lax.scan(
+      one_chunk,
+      jnp.zeros(unembedding.shape, normalisers.dtype),
+      jax.tree.map(split, (hidden, targets, normalisers, cotangents)),
+    )
+    if form.rows is not None:
+      *others, last = form.rows.spec[0]
+      by_table = jax.lax.psum_scatter(by_table, last, tiled=True)
+      by_table = jax.lax.psum(by_table, tuple(others))
+    return join(by_hidden), by_table.astype(unembedding.dtype)
+
+  spread = _on_each_device(
+    form.rows, local, ("rows", "whole", *("rows",) * 3), ("rows", "width")
+  )
+  by_hidden, by_table = spread(
+    hidden, unembedding, targets, normalisers, cotangents[0]
+  )
+  return by_hidden, by_table, None
+
+
+_scores.defvjp(_forward, _backward)
+
+
+def _logits(form, states, unembedding):
+  wide = jnp.promote_types(states.dtype, jnp.float32)
+  logits = jnp.matmul(states, unembedding, preferred_element_type=wide)
+  return logits / form.temperature
+
+
+def _chunks(shape, positions):
+  """Functions that split [B, T, ...] into chunks of columns, and join them.
+
+  Time is split and rows are whole, so that each chunk has work for all rows.
+  """
+  rows, columns = shape
+  width = max(1, min(columns, positions // rows))
+  count = -(-columns // width)
+
+  def split(x):
+    padding = ((0, 0), (0, count * width - columns)) + ((0, 0),) * (x.ndim - 2)
+    x = jnp.pad(x, padding).reshape(rows, count, width, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(rows, count * width, *x.shape[3:])[:, :columns]
+
+  return split, join
+
+
+def _on_each_device(rows, function, arguments, results):
+  """The function of all devices' rows, made of one that sees a device's own.
+
+  Args:
+    rows: sharding of rows, or None.
+    function: of arrays to a tuple of arrays.
+    arguments: for each, what of it a device sees: its "rows", or the "whole".
+    results: for each, what of it a device makes: its "rows", or its part of
+      the "width".
+  """
+  if rows is None:
+    return function
+  axes = rows.spec[0]
+  specs = {
+    "rows": rows.spec,
+    "whole": PartitionSpec(),
+    "width": PartitionSpec(axes[-1]),
+  }
+  return jax.shard_map(
+    function,
+    mesh=rows.mesh,
+    in_specs=tuple(specs[what] for what in arguments),
+    out_specs=tuple(specs[what] for what in results),
+    # The compiler splits the vocabulary over the axes that rows are not on.
+    axis_names=set(axes),
+    check_vma=False,
+  )
