@@ -186,6 +186,7 @@ def _opening(story: run_lib.Run) -> str:
   lines = [
     f"{settings.method.name} on {name}"
     f", {story.host['model']['parameters'] / 1e6:.2f}M parameters",
+    story.layout,
     f"questions: {streams.prompts.counts}",
   ]
   if streams.demonstrations is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bilevel_jax import config, train
-from bilevel_jax.training import checkpoint, learner, sharding, sources
+from bilevel_jax.training import checkpoint, learner, meshes, sources
 from tests import tiny_run
 
 
@@ -30,7 +30,7 @@ def _settings(directory, run_dir, **changes):
 def _last_state(settings):
   """The state in the last checkpoint of a run, and where its streams stood."""
   model = sources.build_model(settings)
-  mesh = sharding.mesh_of(settings.mesh)
+  mesh, _ = meshes.make(settings, model.architecture)
   built = learner.build(settings, model.policy, mesh)
   abstract = learner.abstract_state(built.method, model.policy)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -325,13 +325,25 @@ class Logging:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  data: int = setting(1, "devices along the data axis", at_least=1)
+  """Nothing set: chosen, with the reason in the run's opening lines."""
+
+  data: int | None = setting(
+    None, "devices along the data axis; default: 1", at_least=1
+  )
   fsdp: int | None = setting(
     None,
     "devices that parameters are split over; default: all that are left",
     at_least=1,
   )
-  tensor: int = setting(1, "devices that a matrix is split over", at_least=1)
+  tensor: int | None = setting(
+    None, "devices that a matrix is split over; default: 1", at_least=1
+  )
+  device_bytes: int | None = setting(
+    None,
+    "memory of a device, which a run must fit; default: what it says it has; "
+    "CPUs say nothing",
+    at_least=1,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

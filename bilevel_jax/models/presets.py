@@ -81,6 +81,20 @@ def get(name: str) -> Architecture:
   return PRESETS[name]
 
 
+def of_hub_id(name: str) -> Architecture | None:
+  """Returns the architecture of a hub id or file name, None if not known.
+
+  Base and instruct models, and ours, differ in their weights alone.
+
+  Args:
+    name: such as Qwen/Qwen3-8B-Base.
+  """
+  plain = name.rsplit("/", 1)[-1].lower()
+  for ending in ("-instruct", "-base"):
+    plain = plain.removesuffix(ending)
+  return PRESETS.get(plain)
+
+
 # Sizes as in the config.json that each model was published with.
 _qwen2 = functools.partial(
   Architecture,

@@ -12,6 +12,7 @@ float32 sums. It can be differentiated again.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -116,6 +117,8 @@ def _scores(form, hidden, unembedding, targets):
 
 
 def _forward(form, hidden, unembedding, targets):
+  hidden, unembedding = _in_turn(hidden, unembedding)
+
   def local(hidden, unembedding, targets):
     def one_chunk(_, inputs):
       states, targets = inputs
@@ -145,6 +148,7 @@ def _forward(form, hidden, unembedding, targets):
 
 def _backward(form, residuals, cotangents):
   hidden, unembedding, targets, normalisers = residuals
+  cotangents, unembedding = _in_turn(cotangents[0], unembedding)
 
   def local(hidden, unembedding, targets, normalisers, cotangents):
     # Recomputed where the gradient itself is differentiated backwards.
@@ -173,19 +177,26 @@ def _backward(form, residuals, cotangents):
     if form.rows is not None:
       *others, last = form.rows.spec[0]
       by_table = jax.lax.psum_scatter(by_table, last, tiled=True)
-      by_table = jax.lax.psum(by_table, tuple(others))
+      if math.prod(form.rows.mesh.shape[axis] for axis in others) > 1:
+        by_table = jax.lax.psum(by_table, tuple(others))
     return join(by_hidden), by_table.astype(unembedding.dtype)
 
   spread = _on_each_device(
     form.rows, local, ("rows", "whole", *("rows",) * 3), ("rows", "width")
   )
   by_hidden, by_table = spread(
-    hidden, unembedding, targets, normalisers, cotangents[0]
+    hidden, unembedding, targets, normalisers, cotangents
   )
   return by_hidden, by_table, None
 
 
 _scores.defvjp(_forward, _backward)
+
+
+def _in_turn(before, unembedding):
+  """Both; the second, which may be gathered from many devices, not before its
+  turn has come: it would fill memory from the update's beginning."""
+  return jax.lax.optimization_barrier((before, unembedding))
 
 
 def _logits(form, states, unembedding):

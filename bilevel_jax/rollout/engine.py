@@ -163,7 +163,7 @@ def rows_that_fit(
   Raises:
     ConfigError: there is no room for one row.
   """
-  columns = _columns(_prompt_columns(prompt_tokens) + new_tokens, cache_step)
+  columns = cache_columns(prompt_tokens, new_tokens, cache_step=cache_step)
   row = caches.bytes_per_row(policy, columns)
   if row > cache_bytes:
     raise config.ConfigError(
@@ -171,6 +171,19 @@ def rows_that_fit(
       f"{columns} columns, which takes {row}"
     )
   return cache_bytes // row
+
+
+def cache_columns(
+  prompt_tokens: int, new_tokens: int, *, cache_step: int = 64
+) -> int:
+  """Returns the columns of a cache that holds a prompt and its completion.
+
+  Args:
+    prompt_tokens: of the longest prompt.
+    new_tokens: the largest budget.
+    cache_step: as for `generate`.
+  """
+  return _columns(_prompt_columns(prompt_tokens) + new_tokens, cache_step)
 
 
 def _prompt_columns(length):

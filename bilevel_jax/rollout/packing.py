@@ -80,7 +80,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
     rows = _fill(costs, columns)
   else:
     rows = [[number] for number in range(len(bunches))]
-  per_pass, passes = _passes(len(rows), len(tokens), columns, packing)
+  per_pass, passes = forward_passes(len(rows), len(tokens), columns, packing)
   pairs = [
     sum(int(needed[bunches[number].members].sum()) for number in row)
     for row in rows
@@ -159,10 +159,17 @@ def _fill(costs: Sequence[int], capacity: int) -> list[list[int]]:
   return bins
 
 
-def _passes(
+def forward_passes(
   rows: int, most: int, columns: int, packing: Packing
 ) -> tuple[int, int]:
-  """Rows of a forward pass, and passes that there may be."""
+  """Returns the rows of a forward pass, and the passes that there may be.
+
+  Args:
+    rows: that sequences were packed into.
+    most: that they might have needed: sequences.
+    columns: of a row.
+    packing: how rows are filled.
+  """
   multiple = packing.row_multiple
   if packing.micro_batch_tokens is None:
     return _up(ladder(rows), multiple), 1

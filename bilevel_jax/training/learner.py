@@ -41,6 +41,39 @@ def build(
   """Returns the method of the settings, compiled for a mesh.
 
   Raises:
+    ConfigError: an unknown method, or a mesh that does not divide the state.
+  """
+  method, rl = build_method(settings, policy), settings.rl
+  compiled = programs.compile_programs(
+    method,
+    policy,
+    temperature=settings.rollout.temperature,
+    adapter_scale=settings.adapter.scale,
+    chunk=settings.model.logprob_chunk,
+    state_shardings=sharding.shardings(abstract_state(method, policy), mesh),
+  )
+  return Learner(
+    method,
+    compiled,
+    how_to_pack(settings, mesh),
+    settings.training.skip_idle_rollouts
+    and rl.kl_coef == 0
+    and not method.every_rollout,
+    assemble.bucket(
+      settings.data.max_prompt_tokens + settings.rollout.max_new_tokens
+    ),
+    assemble.bucket(settings.data.max_demonstration_tokens),
+    weighting.build(rl.weighting, settings.rollout.max_new_tokens),
+    weighting.build(
+      settings.sft.weighting, settings.data.max_demonstration_tokens
+    ),
+  )
+
+
+def build_method(settings: config.Config, policy: Policy) -> contract.Method:
+  """Returns the method of the settings, nothing compiled.
+
+  Raises:
     ConfigError: an unknown method.
   """
   if settings.method.name not in methods.METHODS:
@@ -94,7 +127,7 @@ def build(
     surrogate=settings.method.surrogate if twice else "fixed_sample",
     with_entropy=settings.logging.entropy,
   )
-  method = methods.METHODS[settings.method.name](
+  return methods.METHODS[settings.method.name](
     settings.method,
     contract.Ingredients(
       problem=Problem(upper=supervised(), lower=reinforced()),
@@ -116,34 +149,13 @@ def build(
       seed=settings.seed,
     ),
   )
-  compiled = programs.compile_programs(
-    method,
-    policy,
-    temperature=rollout.temperature,
-    adapter_scale=settings.adapter.scale,
-    chunk=chunk,
-    state_shardings=sharding.shardings(abstract_state(method, policy), mesh),
-  )
-  return Learner(
-    method,
-    compiled,
-    _packing(settings, mesh),
-    settings.training.skip_idle_rollouts
-    and rl.kl_coef == 0
-    and not method.every_rollout,
-    assemble.bucket(settings.data.max_prompt_tokens + rollout.max_new_tokens),
-    assemble.bucket(settings.data.max_demonstration_tokens),
-    weighting.build(rl.weighting, rollout.max_new_tokens),
-    weighting.build(
-      settings.sft.weighting, settings.data.max_demonstration_tokens
-    ),
-  )
 
 
-def _packing(
-  settings: config.Config, mesh: jax.sharding.Mesh
+def how_to_pack(
+  settings: config.Config,
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
 ) -> packing.Packing:
-  """How the rows of a batch are filled, given what attention can serve."""
+  """Returns how rows are filled, given what attention can serve."""
   training, model = settings.training, settings.model
   kernel = attention.choose(
     model.attention, jax.default_backend(), model.compute_dtype

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bilevel_jax import config, processes
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import cache
-from bilevel_jax.training import experts, sharding, sources
+from bilevel_jax.training import experts, meshes, sharding, sources
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.types import TrainState, Tree
 
@@ -24,6 +24,7 @@ class Run:
   learner: learner_lib.Learner
   scorer: pool.Scorer
   mesh: jax.sharding.Mesh
+  layout: str  # of the devices, and why: for the opening lines
   rows: jax.sharding.NamedSharding  # of the sampler's arrays
   cache_bytes: int  # that the sampler's KV cache may take on a device
   reference: Tree | None  # base of the KL's reference policy
@@ -35,9 +36,11 @@ class Run:
 def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   """Returns the run before its first step; every check is made here."""
   with processes.together():
-    model = sources.build_model(settings)
+    architecture = sources.read_architecture(settings)
+  mesh, layout = meshes.make(settings, architecture)
+  with processes.together():
+    model = sources.build_model(settings, sharding.batch_sharding(mesh))
     streams = sources.build_streams(settings, model.tokenizer)
-    mesh = sharding.mesh_of(settings.mesh)
     processes.check_mesh(mesh)
     learner = learner_lib.build(settings, model.policy, mesh)
     plans = [learner.method.plan(step) for step in range(settings.steps)]
@@ -66,6 +69,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     learner=learner,
     scorer=scorer,
     mesh=mesh,
+    layout=layout,
     rows=sharding.batch_sharding(mesh),
     reference=reference,
     expert=expert,

@@ -170,14 +170,3 @@ def place_batch(batch: types.Tree, mesh: jax.sharding.Mesh) -> types.Tree:
   whole = jax.sharding.NamedSharding(mesh, PartitionSpec())
   place = lambda x: rows if x.ndim == 3 else whole
   return processes.put(batch, jax.tree.map(place, batch))
-
-
-def mesh_of(settings: config.Mesh) -> jax.sharding.Mesh:
-  """Returns the mesh: of all devices, or of the first if `fsdp` is smaller."""
-  devices, others = jax.devices(), settings.data * settings.tensor
-  if settings.fsdp is None:
-    fsdp = max(1, len(devices) // others)
-  else:
-    fsdp = settings.fsdp
-    devices = devices[: others * fsdp]
-  return make_mesh(settings.data, fsdp, settings.tensor, devices)

@@ -52,25 +52,71 @@ class Streams(NamedTuple):
     return b"".join(example.tobytes() for example in examples)
 
 
-def build_model(settings: config.Config) -> Model:
+def read_architecture(settings: config.Config) -> presets.Architecture:
+  """Returns the architecture of the settings' model; reads no weights.
+
+  Raises:
+    ConfigError: it is unknown, or not there.
+  """
+  source = settings.model
+  if source.weights is None:
+    return presets.get(str(source.preset))
+  if source.weights.endswith(".gguf"):
+    return gguf.read_architecture(pathlib.Path(source.weights))
+  return huggingface.read_architecture(
+    huggingface.resolve(source.weights, source.revision)
+  )
+
+
+def build_policy(
+  settings: config.Config,
+  architecture: presets.Architecture,
+  rows: jax.sharding.NamedSharding | None = None,
+) -> Policy:
+  """Returns the policy of an architecture, as the settings want it computed.
+
+  Args:
+    settings: of the run.
+    architecture: sizes and switches.
+    rows: of training batches, over the devices of a run; None: one device.
+
+  Raises:
+    ConfigError: adapter targets or a kernel that it cannot have.
+  """
+  return policy_lib.make(
+    architecture,
+    adapter_rank=settings.adapter.rank,
+    adapter_alpha=settings.adapter.alpha,
+    adapter_targets=settings.adapter.targets,
+    compute_dtype=settings.model.compute_dtype,
+    attention=settings.model.attention,
+    remat=settings.model.remat,
+    rows=rows,
+  )
+
+
+def build_model(
+  settings: config.Config, rows: jax.sharding.NamedSharding | None = None
+) -> Model:
   """Returns the model of the settings; reads no weights yet.
+
+  Args:
+    settings: of the run.
+    rows: as for `build_policy`.
 
   Raises:
     ConfigError: an unknown architecture, or a tokenizer that does not fit.
   """
   source = settings.model
+  architecture = read_architecture(settings)
   directory = tokenizer_source = None
-  if source.weights is None:
-    architecture = presets.get(str(source.preset))
-  elif source.weights.endswith(".gguf"):
+  if source.weights is not None and source.weights.endswith(".gguf"):
     file = pathlib.Path(source.weights)
-    architecture = gguf.read_architecture(file)
     if settings.tokenizer.path is None:
       written = tokenizer_source = pathlib.Path(settings.run_dir) / "tokenizer"
       processes.on_first(lambda: gguf_tokenizer.write(file, written))
-  else:
+  elif source.weights is not None:
     directory = huggingface.resolve(source.weights, source.revision)
-    architecture = huggingface.read_architecture(directory)
     tokenizer_source = directory
   tokenizer_source = settings.tokenizer.path or tokenizer_source
   if tokenizer_source is None:
@@ -97,15 +143,7 @@ def build_model(settings: config.Config) -> Model:
       f"model.attention={source.attention} has first ones only: take chunked, "
       "or method.mixed_product=finite_difference"
     )
-  policy = policy_lib.make(
-    architecture,
-    adapter_rank=settings.adapter.rank,
-    adapter_alpha=settings.adapter.alpha,
-    adapter_targets=settings.adapter.targets,
-    compute_dtype=source.compute_dtype,
-    attention=source.attention,
-    remat=source.remat,
-  )
+  policy = build_policy(settings, architecture, rows)
   if (kv_cache_bytes := settings.rollout.kv_cache_bytes) is not None:
     engine.rows_that_fit(
       policy,

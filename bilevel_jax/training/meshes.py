@@ -1,0 +1,174 @@
+"""How the devices of a run are laid out, and why."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bilevel_jax import config, processes
+from bilevel_jax.models import presets
+from bilevel_jax.training import memory_plan, sharding
+
+# A model whose whole run takes less than this share of a device, or so many
+# bytes where devices do not say what they have, is copied to each of them.
+_SMALL_SHARE, _SMALL_BYTES = 0.5, 2**30
+
+
+class Sizes(NamedTuple):
+  """Devices along each axis of a mesh."""
+
+  data: int
+  fsdp: int
+  tensor: int
+
+  def abstract(self) -> jax.sharding.AbstractMesh:
+    """Returns a mesh of these sizes without devices: for shapes alone."""
+    axis_types = (jax.sharding.AxisType.Auto,) * len(self)
+    return jax.sharding.AbstractMesh(
+      tuple(self), sharding.AXES, axis_types=axis_types
+    )
+
+  def __str__(self) -> str:
+    return " x ".join(
+      f"{axis} {size}" for axis, size in zip(sharding.AXES, self, strict=True)
+    )
+
+
+class Choice(NamedTuple):
+  """A layout, what it makes a device hold, and why it was chosen."""
+
+  sizes: Sizes
+  plan: memory_plan.Plan
+  reason: str
+
+
+def choose(
+  settings: config.Config,
+  architecture: presets.Architecture,
+  devices: int,
+  device_bytes: int | None,
+) -> Choice:
+  """Returns the layout that the settings ask for, or the best that fits.
+
+  Sizes that the settings give are kept. With none given, in this order: a copy
+  of everything on each device, where that is small; parameters split over as
+  many devices as divide them, which moves least; matrices split as well, only
+  where the rest does not fit or cannot be divided.
+
+  Args:
+    settings: of the run.
+    architecture: of its model.
+    devices: that there are.
+    device_bytes: memory of each; None: not known, and all fits.
+
+  Raises:
+    ConfigError: sizes that do not divide what they split, or a run that does
+      not fit, with the table of what it would take.
+  """
+  asked = settings.mesh
+  if (asked.data, asked.fsdp, asked.tensor) != (None, None, None):
+    sizes = _as_asked(asked, devices)
+    plan = memory_plan.plan(settings, architecture, sizes.abstract())
+    _check_fits(plan, sizes, device_bytes)
+    return Choice(sizes, plan, "as mesh.* says")
+  refused: config.ConfigError | None = None
+  tightest: tuple[Sizes, memory_plan.Plan] | None = None
+  small = _SMALL_BYTES if device_bytes is None else _SMALL_SHARE * device_bytes
+  for sizes in _layouts(devices):
+    if architecture.kv_heads % sizes.tensor:
+      continue
+    try:
+      plan = memory_plan.plan(settings, architecture, sizes.abstract())
+    except config.ConfigError as error:
+      refused = error
+      continue
+    if devices == 1:
+      _check_fits(plan, sizes, device_bytes)
+      return Choice(sizes, plan, "there is one device")
+    if sizes.fsdp == sizes.tensor == 1:
+      if plan.peak <= small:
+        return Choice(sizes, plan, "a copy on each device is small")
+      continue
+    if tightest is None or plan.peak < tightest[1].peak:
+      tightest = sizes, plan
+    if device_bytes is None or plan.peak <= device_bytes:
+      return Choice(sizes, plan, _split(sizes))
+  if tightest is not None:
+    _check_fits(tightest[1], tightest[0], device_bytes)
+  if refused is None:
+    refused = config.ConfigError(
+      f"{devices} devices cannot be laid out for this model: set mesh.data"
+    )
+  raise refused
+
+
+def make(
+  settings: config.Config, architecture: presets.Architecture
+) -> tuple[jax.sharding.Mesh, str]:
+  """Returns the mesh of a run, and a line that says what it is and why.
+
+  Raises:
+    ConfigError: as `choose`.
+  """
+  devices = jax.devices()
+  limit = settings.mesh.device_bytes or _reported_bytes(devices)
+  chosen = choose(settings, architecture, len(devices), limit)
+  used = devices[: math.prod(chosen.sizes)]
+  peak = f"about {chosen.plan.peak / 2**30:.2f} GiB"
+  if limit is not None:
+    peak += f" of {limit / 2**30:.1f}"
+  line = f"mesh: {chosen.sizes}, {chosen.reason}; {peak} a device"
+  return sharding.make_mesh(*chosen.sizes, devices=used), line
+
+
+def _as_asked(asked: config.Mesh, devices: int) -> Sizes:
+  data, tensor = asked.data or 1, asked.tensor or 1
+  fsdp = asked.fsdp or max(1, devices // (data * tensor))
+  sizes = Sizes(data, fsdp, tensor)
+  wanted = math.prod(sizes)
+  if wanted > devices or (asked.fsdp is None and wanted != devices):
+    raise config.ConfigError(
+      f"mesh.data x mesh.fsdp x mesh.tensor = {' x '.join(map(str, sizes))} = "
+      f"{wanted} devices, but there are {devices}"
+    )
+  return sizes
+
+
+def _layouts(devices: int) -> Iterator[Sizes]:
+  """All of them, the preferred first."""
+  divisors = lambda n: [k for k in range(1, n + 1) if n % k == 0]
+  yield Sizes(devices, 1, 1)
+  for tensor in divisors(devices):
+    for fsdp in reversed(divisors(devices // tensor)):
+      if fsdp * tensor > 1:
+        yield Sizes(devices // (tensor * fsdp), fsdp, tensor)
+
+
+def _split(sizes: Sizes) -> str:
+  if sizes.tensor > 1:
+    return "matrices are split too, since parameters alone are not enough"
+  if sizes.data > 1:
+    return f"parameters are split over the {sizes.fsdp} that divide them"
+  return "parameters are split over all devices"
+
+
+def _check_fits(
+  plan: memory_plan.Plan, sizes: Sizes, device_bytes: int | None
+) -> None:
+  if device_bytes is not None and plan.peak > device_bytes:
+    raise config.ConfigError(
+      f"the run needs about {plan.peak / 2**30:.1f} GiB on each device, which "
+      f"has {device_bytes / 2**30:.1f}, with the mesh {sizes}:\n"
+      f"{memory_plan.table(plan)}\n"
+      "docs/memory_and_meshes.md says what to change"
+    )
+
+
+def _reported_bytes(devices: Sequence[Any]) -> int | None:
+  """Least memory that a device says it has, in any process; None: silence."""
+  mine = [d for d in devices if d.process_index == jax.process_index()]
+  limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in mine]
+  mebibytes = min(limits, default=0) // 2**20
+  return int(processes.gather(np.int32(mebibytes)).min()) * 2**20 or None
