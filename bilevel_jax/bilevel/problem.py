@@ -79,7 +79,8 @@ def inner(x: Tree, y: Tree) -> jax.Array:
     x: tree.
     y: tree like it.
   """
-  return optax.tree.sum(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))
+  products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
+  return jnp.asarray(optax.tree.sum(products))
 
 
 def agreement(upper: Tree, lower: Tree) -> Agreement:

@@ -153,7 +153,7 @@ def build_method(settings: config.Config, policy: Policy) -> contract.Method:
 
 def how_to_pack(
   settings: config.Config,
-  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+  mesh: sharding.Mesh,
 ) -> packing.Packing:
   """Returns how rows are filled, given what attention can serve."""
   training, model = settings.training, settings.model

@@ -28,7 +28,6 @@ from bilevel_jax.types import (
   Tree,
 )
 
-Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 _GIB = 2**30
 
 
@@ -65,7 +64,7 @@ class _Pass(NamedTuple):
 def plan(
   settings: config.Config,
   architecture: presets.Architecture,
-  mesh: Mesh,
+  mesh: sharding.Mesh,
 ) -> Plan:
   """Returns what a run would hold on each device of a mesh.
 
@@ -137,7 +136,7 @@ def _samples(settings: config.Config, method: contract.Method) -> bool:
 def _generation(
   settings: config.Config,
   policy: Policy,
-  mesh: Mesh,
+  mesh: sharding.Mesh,
   state: TrainState,
   places: Tree,
 ) -> dict[str, int]:
@@ -164,7 +163,7 @@ def _generation(
 def _update(
   settings: config.Config,
   architecture: presets.Architecture,
-  mesh: Mesh,
+  mesh: sharding.Mesh,
   method: contract.Method,
   state: TrainState,
 ) -> tuple[dict[str, int], dict[str, int]]:
@@ -223,7 +222,7 @@ def _gradients(settings: config.Config, method: contract.Method) -> int:
 
 
 def _passes(
-  settings: config.Config, method: contract.Method, mesh: Mesh
+  settings: config.Config, method: contract.Method, mesh: sharding.Mesh
 ) -> tuple[int, _Pass]:
   """Most forward passes of a gradient; a device's part of the largest one."""
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -267,7 +266,7 @@ def _saved(
 
 
 def abstract_batch(
-  settings: config.Config, method: contract.Method, mesh: Mesh
+  settings: config.Config, method: contract.Method, mesh: sharding.Mesh
 ) -> StepBatch:
   """Returns the shapes of the largest batch that an update may see.
 
@@ -286,7 +285,7 @@ def abstract_batch(
 
 
 def _batches(
-  settings: config.Config, method: contract.Method, mesh: Mesh
+  settings: config.Config, method: contract.Method, mesh: sharding.Mesh
 ) -> list[TokenBatch]:
   """Batches of sequences of the greatest lengths, as ShapeDtypeStructs."""
   data, rollout = settings.data, settings.rollout
@@ -324,7 +323,7 @@ def _batches(
 
 
 def _token_batch(
-  rows: int, longest: int, how: packing.Packing, mesh: Mesh
+  rows: int, longest: int, how: packing.Packing, mesh: sharding.Mesh
 ) -> tuple[dict[str, Any], Any]:
   """The fields of a TokenBatch, and an array with a number per row."""
   width = assemble.bucket(longest)

@@ -13,6 +13,7 @@ from bilevel_jax import config, processes, types
 AXES = ("data", "fsdp", "tensor")
 
 Rules = Sequence[tuple[str, PartitionSpec]]
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 # The first pattern that is found in a leaf's path wins. Optimiser states have
 # the same path endings as what they move, so the same rules serve them. `o`
@@ -74,14 +75,12 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def shardings(
-  tree: types.Tree, mesh: jax.sharding.Mesh, rules: Rules = RULES
-) -> types.Tree:
+def shardings(tree: types.Tree, mesh: Mesh, rules: Rules = RULES) -> types.Tree:
   """Returns a sharding for each leaf of a tree; scalars are replicated.
 
   Args:
     tree: arrays or ShapeDtypeStructs: parameters, a TrainState, a part of it.
-    mesh: from `make_mesh`.
+    mesh: from `make_mesh`, or one without devices.
     rules: (pattern, axes of the leading dimensions), the first match wins.
 
   Raises:
@@ -134,7 +133,7 @@ def _check_divides(
   name: str,
   shape: Sequence[int],
   spec: PartitionSpec,
-  mesh: jax.sharding.Mesh,
+  mesh: Mesh,
 ) -> None:
   if len(spec) > len(shape):
     raise config.ConfigError(
