@@ -331,7 +331,7 @@ def test_a_merged_run_ends_with_what_it_was_to_add(directory):
   start = sources.load_base(
     settings,
     sources.build_model(settings),
-    sharding.mesh_of(settings.mesh),
+    meshes.make(settings, ARCH)[0],
   )
   _, state, _ = _last_state(settings)
   chex.assert_trees_all_close(state.base, start, atol=1e-6)
