@@ -22,8 +22,15 @@ def build(
   not. Ours: the guess of SFT is the demonstration's, after the same prompt,
   since the paper does not say which tokens of a sample the label is compared
   with; what has no `guess_end` has no guess.
+
+  Raises:
+    ConfigError: a `guess_end` without a character.
   """
   weight = settings.gta.sft_weight
+  if settings.gta.guess_end == "":
+    raise config.ConfigError(
+      "method.gta.guess_end must have a character, or be None, got ''"
+    )
 
   def weigh(state, sft, rl, agreement):
     del state, sft, rl

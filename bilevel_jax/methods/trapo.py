@@ -26,7 +26,8 @@ def build(
   not moved to the next blank line; `rl.*` says whether there is a clip.
 
   Raises:
-    ConfigError: micro-groups that differ in number from shares or thresholds.
+    ConfigError: micro-groups that differ in number from shares or thresholds,
+      or have no sample.
   """
   options = settings.trapo
   counts = [
@@ -36,6 +37,10 @@ def build(
     raise config.ConfigError(
       "method.trapo.sizes, shares and thresholds must have one for each "
       f"micro-group, got {', '.join(map(str, counts))}"
+    )
+  if min(options.sizes, default=0) < 1:
+    raise config.ConfigError(
+      f"method.trapo.sizes must be at least 1 each, got {options.sizes}"
     )
 
   def route(groups: routing.Groups) -> routing.Route:

@@ -152,6 +152,20 @@ def measure(answers: Answers) -> dict[str, float]:
   }
 
 
+def with_bonus(answers: Answers, bonus: np.ndarray) -> Answers:
+  """Returns the answers with something added to what each is worth.
+
+  Args:
+    answers: N answers.
+    bonus: [N], added where a reward was given; what is correct stays so.
+  """
+  scores = answers.scores
+  rewards = np.where(scores.scored, scores.rewards + bonus, 0.0)
+  return dataclasses.replace(
+    answers, scores=dataclasses.replace(scores, rewards=rewards)
+  )
+
+
 def drawn_tokens(answers: Answers) -> int:
   """Returns the tokens that were sampled, those that were given left out."""
   return int((answers.rollout.lengths - answers.rollout.given).sum())

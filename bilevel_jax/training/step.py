@@ -141,29 +141,24 @@ def _sample(
   )
   story.host["tokens"] += answers.drawn_tokens(everything)
   logged = answers.measure(everything)
-  reward, rollout = settings.reward, answered.rollout
+  rollout = answered.rollout
   counted = np.ones(len(rollout.lengths), bool)
   if most is not None:
     counted &= np.repeat(telling, settings.rollout.samples_per_prompt)
+    asked = everything.rollout.requests.prompts
+    logged["rollout/questions"] = float(len(asked))
     logged["rollout/telling_groups"] = float(telling.sum())
-    logged["rollout/questions"] = float(
-      len(everything.rollout.requests.prompts)
-    )
   if settings.rl.truncated == "drop":
     counted &= ~rollout.truncated
-    logged["rl/truncated_out"] = float(1 - counted.mean())
-  if reward.overlong_tokens is not None:
-    penalty = reward.overlong_penalty * overlong.soft_penalty(
+    logged["rl/truncated_out"] = float(rollout.truncated.mean())
+  if (interval := settings.reward.overlong_tokens) is not None:
+    penalty = settings.reward.overlong_penalty * overlong.soft_penalty(
       rollout.lengths,
       longest=settings.rollout.max_new_tokens,
-      interval=reward.overlong_tokens,
+      interval=interval,
     )
     logged["rl/overlong_penalty"] = float(penalty.mean())
-    scores = answered.scores
-    shaped = np.where(scores.scored, scores.rewards + penalty, 0.0)
-    answered = dataclasses.replace(
-      answered, scores=dataclasses.replace(scores, rewards=shaped)
-    )
+    answered = answers.with_bonus(answered, penalty)
   routed = skipped = None
   if method.lead is not None:
     decode = story.model.tokenizer.decode

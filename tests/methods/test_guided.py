@@ -282,10 +282,17 @@ def test_of_samples_that_begin_alike_trapo_learns_the_beginning_once():
   ]
 
 
-def test_micro_groups_of_other_numbers_are_refused(world):
-  message = "one for each micro-group, got 4, 3, 4"
+@pytest.mark.parametrize(
+  ("name", "options", "message"),
+  [
+    ("trapo", {"shares": (0.0, 1.0)}, "for each micro-group, got 4, 2, 4"),
+    ("trapo", {"sizes": (4, 2, 2, 0)}, r"sizes must be at least 1 each, got"),
+    ("gta", {"guess_end": ""}, "guess_end must have a character"),
+  ],
+)
+def test_settings_that_mean_nothing_are_refused(world, name, options, message):
   with pytest.raises(config.ConfigError, match=message):
-    world.method("trapo", trapo={"shares": (0.0, 0.5, 1.0)})
+    world.method(name, **{name: options})
 
 
 def test_ufts_hints_shrink_along_a_cosine_and_end():
