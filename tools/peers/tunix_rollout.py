@@ -5,7 +5,6 @@ else of this project.
 """
 
 import functools
-import importlib
 import importlib.metadata
 import json
 import pathlib
@@ -18,14 +17,7 @@ import numpy as np
 from flax import nnx
 from tunix.generate import sampler as sampler_lib
 
-from tools.peers import lines
-
-# config.json's model_type -> (module of tunix.models, class)
-_MODELS = {
-  "llama": ("llama3", "Llama3"),
-  "qwen2": ("qwen2", "Qwen2"),
-  "qwen3": ("qwen3", "Qwen3"),
-}
+from tools.peers import lines, tunix_models
 
 
 def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
@@ -33,22 +25,7 @@ def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
   if not request["random"]:
     raise SystemExit("tunix is compared on random weights only")
   fields = json.loads(pathlib.Path(request["model"], "config.json").read_text())
-  module, name = _MODELS[fields["model_type"]]
-  models = importlib.import_module(f"tunix.models.{module}.model")
-  tied = "weight_tying" if module == "llama3" else "use_tied_embedding"
-  config = models.ModelConfig(
-    num_layers=fields["num_hidden_layers"],
-    vocab_size=fields["vocab_size"],
-    embed_dim=fields["hidden_size"],
-    hidden_dim=fields["intermediate_size"],
-    num_heads=fields["num_attention_heads"],
-    head_dim=fields["head_dim"],
-    num_kv_heads=fields["num_key_value_heads"],
-    rope_theta=int(fields["rope_theta"]),
-    norm_eps=fields["rms_norm_eps"],
-    **{tied: fields["tie_word_embeddings"]},
-  )
-  model = _forced(getattr(models, name))(config, rngs=nnx.Rngs(0))
+  model = tunix_models.make(fields, _forced)
   state = nnx.state(model, nnx.Param)
   dtype = jnp.dtype(request["dtype"])
   nnx.update(model, jax.tree.map(lambda x: x.astype(dtype), state))
