@@ -5,7 +5,6 @@ Letters in shapes
   T  tokens of a row          G  samples per prompt    D  width of the model
   S  columns of a KV cache    N  samples, N = P * G    L  layers
   M  micro-batches            R  rows of one           C  columns of its rows
-  K  log-probs of such a row
 
 Alignment.  `logprobs[:, t]` scores `tokens[:, t]` given what precedes it;
 column 0 is zero. Nobody shifts twice.
@@ -92,6 +91,8 @@ class Policy(NamedTuple):
 class Layout:
   """Where the tokens of a batch are computed: M micro-batches of R rows.
 
+  S devices have R / S rows each, and K log-probs.
+
   A row of C columns holds as many sequences as fit, and what several share,
   such as the prompt of a group, once. Padded rows are computed for nothing;
   these are not.
@@ -101,9 +102,10 @@ class Layout:
   positions: Array  # [M, R, C] int32, from 0 in each sequence
   segment_ids: Array  # [M, R, C] int32, 0 is padding
   branches: Array | None  # [M, R, C] int32; see `Policy.hidden`
-  columns: Array  # [M, R, K] int32, whose hidden state predicts a target
-  targets: Array  # [M, R, K] int32, tokens
-  where: Array  # [B, T] int32, a token's index in M * R * K; -1: not computed
+  columns: Array  # [M, S, K] int32, of a device's R / S rows one after the
+  # other, the column whose hidden state predicts a target
+  targets: Array  # [M, S, K] int32, tokens
+  where: Array  # [B, T] int32, a token's index in M * S * K; -1: not computed
   used: Array  # [] int32, micro-batches that hold anything, the first ones
 
 

@@ -273,8 +273,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     "--micro-batch-tokens",
     type=contestants.count,
     metavar="N",
-    default=4096,
-    help="of our forward passes (default 4096)",
+    default=1024,
+    help="of our forward passes (default 1024)",
   )
   add(
     "--repeats",

@@ -68,6 +68,8 @@ def token_logprobs(
       layout.segment_ids,
       *(() if layout.branches is None else (layout.branches,)),
     )
+    devices, _ = layout.columns.shape
+    hidden = hidden.reshape(devices, -1, hidden.shape[-1])
     states = jnp.take_along_axis(hidden, layout.columns[..., None], axis=1)
     return logprobs_lib.target_logprobs(
       states, unembedding, layout.targets, **how

@@ -56,7 +56,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
 
   Few shapes, so few compilations: rows of a forward pass are a number of a
   ladder with two steps an octave, or with micro-batches one that the columns
-  determine; log-probs of a row are halves of its columns.
+  determine; log-probs of a device's rows are quarters of their columns.
 
   Args:
     batch: B rows of one right-padded sequence each, on the host. A token with
@@ -81,19 +81,32 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
   else:
     rows = [[number] for number in range(len(bunches))]
   per_pass, passes = forward_passes(len(rows), len(tokens), columns, packing)
-  pairs = [
-    sum(int(needed[bunches[number].members].sum()) for number in row)
-    for row in rows
-  ]
-  half = -(-columns // 2)
-  scored = _up(max([half, *pairs]), half)
+  each = per_pass // packing.row_multiple  # of a device
+  pairs = np.zeros(-(-len(rows) // each), int)
+  for number, row in enumerate(rows):
+    for bunch in row:
+      pairs[number // each] += int(needed[bunches[bunch].members].sum())
+  scored = log_probs(each * columns, int(pairs.max(initial=0)))
   layout = _layout(
-    tokens, spans, [[bunches[n] for n in row] for row in rows],
-    (passes, per_pass, columns, scored),
-  )  # fmt: skip
+    tokens,
+    spans,
+    [[bunches[number] for number in row] for row in rows],
+    (passes, packing.row_multiple, each, columns, scored),
+  )
   if not packing.several:
     layout = dataclasses.replace(layout, branches=None)
   return dataclasses.replace(batch, layout=layout)
+
+
+def log_probs(columns: int, wanted: int) -> int:
+  """Returns K, the log-probs that there is room for on a device.
+
+  Args:
+    columns: of all its rows.
+    wanted: at least so many.
+  """
+  quarter = -(-columns // 4)
+  return max(_up(wanted, quarter), quarter)
 
 
 def padding_share(batches: Sequence[TokenBatch]) -> float:
@@ -182,56 +195,62 @@ def _layout(
   tokens: np.ndarray,
   spans: _Spans,
   rows: list[list[_Bunch]],
-  shape: tuple[int, int, int, int],
+  shape: tuple[int, int, int, int, int],
 ) -> Layout:
   """Writes the bunches of each row one after the other."""
-  passes, per_pass, columns, scored = shape
-  zeros = lambda width: np.zeros((passes * per_pass, width), np.int32)
-  branches = zeros(columns)
+  passes, devices, each, columns, scored = shape
+  zeros = lambda *shape: np.zeros((passes * devices, *shape), np.int32)
+  branches = zeros(each, columns)
   out = Layout(
-    tokens=zeros(columns),
-    positions=zeros(columns),
-    segment_ids=zeros(columns),
+    tokens=zeros(each, columns),
+    positions=zeros(each, columns),
+    segment_ids=zeros(each, columns),
     branches=branches,
     columns=zeros(scored),
     targets=zeros(scored),
     where=np.full(spans.needed.shape, -1, np.int32),
-    used=np.asarray(-(-len(rows) // per_pass), np.int32),
+    used=np.asarray(-(-len(rows) // (devices * each)), np.int32),
   )
+  pair = 0
   for number, row in enumerate(rows):
-    start = pair = 0
+    device, own_row = divmod(number, each)
+    pair = pair if own_row else 0
+    start = 0
     for segment, bunch in enumerate(row, start=1):
       shared = len(bunch.trunk)
-      place = slice(start, start + shared)
-      out.tokens[number, place] = bunch.trunk
-      out.positions[number, place] = np.arange(shared)
+      place = device, own_row, slice(start, start + shared)
+      out.tokens[place] = bunch.trunk
+      out.positions[place] = np.arange(shared)
       at = start + shared
       for branch, member in enumerate(bunch.members, start=1):
         own = tokens[member, shared : spans.last[member]]
-        place = slice(at, at + len(own))
-        out.tokens[number, place] = own
-        out.positions[number, place] = shared + np.arange(len(own))
-        branches[number, place] = branch
+        place = device, own_row, slice(at, at + len(own))
+        out.tokens[place] = own
+        out.positions[place] = shared + np.arange(len(own))
+        branches[place] = branch
         predicted = np.flatnonzero(spans.needed[member])
         before = predicted - 1  # in the sequence; then in the row
         before = np.where(before < shared, start + before, at + before - shared)
         pairs = slice(pair, pair + len(predicted))
-        out.columns[number, pairs] = before
-        out.targets[number, pairs] = tokens[member, predicted]
-        out.where[member, predicted] = number * scored + np.arange(
-          pair, pair + len(predicted)
+        out.columns[device, pairs] = own_row * columns + before
+        out.targets[device, pairs] = tokens[member, predicted]
+        out.where[member, predicted] = device * scored + np.arange(
+          pairs.start, pairs.stop
         )
-        at, pair = place.stop, pairs.stop
-      out.segment_ids[number, start:at] = segment
+        at, pair = at + len(own), pairs.stop
+      out.segment_ids[device, own_row, start:at] = segment
       start = at
-  fold = lambda x: x.reshape(passes, per_pass, -1)
-  folded = {
-    field: fold(getattr(out, field))
-    for field in (
-      "tokens", "positions", "segment_ids", "branches", "columns", "targets",
-    )
-  }  # fmt: skip
-  return dataclasses.replace(out, **folded)
+  computed = lambda x: x.reshape(passes, devices * each, columns)
+  predicted = lambda x: x.reshape(passes, devices, scored)
+  return dataclasses.replace(
+    out,
+    tokens=computed(out.tokens),
+    positions=computed(out.positions),
+    segment_ids=computed(out.segment_ids),
+    branches=computed(branches),
+    columns=predicted(out.columns),
+    targets=predicted(out.targets),
+  )
 
 
 def _up(count: int, multiple: int) -> int:

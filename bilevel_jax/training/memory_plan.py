@@ -337,7 +337,10 @@ def _token_batch(
 
   where = shape(rows, width)
   computed = shape(passes, per_pass, columns)
-  scored = shape(passes, per_pass, -(-columns // 4) * 4)
+  on_device = per_pass // how.row_multiple * columns
+  scored = shape(
+    passes, how.row_multiple, packing.log_probs(on_device, on_device)
+  )
   return {
     "tokens": where,
     "positions": where,

@@ -66,9 +66,11 @@ def test_every_weighted_token_is_predicted_from_what_preceded_it(
   scored = flat["columns"].shape[1]
   assert computed.max(initial=-1) < int(layout.used) * layout.columns[0].size
   for b, t in np.argwhere(batch.weights != 0):
-    row, pair = divmod(layout.where[b, t], scored)
-    column = flat["columns"][row, pair]
-    assert flat["targets"][row, pair] == batch.tokens[b, t]
+    device, pair = divmod(layout.where[b, t], scored)
+    each = len(flat["tokens"]) // len(flat["columns"])
+    row, column = divmod(flat["columns"][device, pair], flat["tokens"].shape[1])
+    row += device * each
+    assert flat["targets"][device, pair] == batch.tokens[b, t]
     seen = np.arange(flat["tokens"].shape[1]) <= column
     seen &= flat["segment_ids"][row] == flat["segment_ids"][row, column]
     assert flat["segment_ids"][row, column] > 0

@@ -148,7 +148,7 @@ NAMES = (
 def _lengths(kind, method):
   """(prompt, completion) tokens of each row, and the row with its prompt."""
   if kind == "full length":
-    rows = [(64, 192)] * 16
+    rows = [(64, 192)] * 32
   elif method == "sft":
     rows = list(GSM8K_LENGTHS[:32])
   else:
