@@ -22,7 +22,7 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "how many there are")
 _PROCESS = flags.DEFINE_integer("process", None, "which this is, from 0")
 
 
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
+def parse_flags(arguments: Sequence[str]) -> list[str]:
   """Returns what is left of the arguments; a bad flag is one sentence."""
   _check_names(arguments)
   try:
@@ -65,8 +65,16 @@ def keep_programs() -> None:
     jax.config.update("jax_compilation_cache_max_size", 8 * 2**30)
 
 
-def main(arguments: Sequence[str]) -> None:
-  """Runs the config file that the flags name."""
+def read_settings(arguments: Sequence[str]) -> config.Config:
+  """Returns the settings of the config file that the flags name.
+
+  Args:
+    arguments: what the flags left over.
+
+  Raises:
+    ConfigError: no file, one that cannot be read, or settings that break a
+      rule.
+  """
   if len(arguments) > 1:
     raise config.ConfigError(f"unexpected argument {arguments[1]!r}")
   if _CONFIG.value is None:
@@ -76,7 +84,12 @@ def main(arguments: Sequence[str]) -> None:
     given = dict(_CONFIG.value.items())
   except OSError as error:
     raise config.ConfigError(_one_sentence(error)) from None
-  settings = config.parse(given)
+  return config.parse(given)
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the config file that the flags name."""
+  settings = read_settings(arguments)
   keep_programs()
   processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   train.run(settings)
@@ -86,7 +99,7 @@ def run() -> None:
   """Parses the command line, trains, and exits: 2 bad input, 1 stopped."""
   logging.set_verbosity(logging.ERROR)  # orbax warns where all is well
   try:
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)
   except config.ConfigError as error:
     shared = isinstance(error, processes.SharedError)
     _say(f"error: {error}", shared)

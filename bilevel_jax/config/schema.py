@@ -22,8 +22,12 @@ class Model:
   compute_dtype: Literal["float32", "bfloat16"] = setting(
     "float32", "dtype of activations, of merged weights and of the KV cache"
   )
-  remat: Literal["none", "attention_and_mlp", "everything"] = setting(
-    "everything", "what a layer recomputes in the backward pass"
+  remat: Literal["none", "attention_and_mlp", "everything", "offload"] = (
+    setting(
+      "everything",
+      "what a layer recomputes in the backward pass; offload: as everything, "
+      "with the layers' inputs in the host's memory",
+    )
   )
   logprob_chunk: int = setting(
     1024, "tokens whose logits are in memory at once", at_least=1
@@ -234,7 +238,9 @@ class Method(comparators.Sections):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  name: Literal["adamw", "sgd"] = setting("adamw", "optax optimiser")
+  name: Literal["adamw", "sgd", "muon"] = setting(
+    "adamw", "optax optimiser; muon: of the layers' matrices, AdamW of the rest"
+  )
   learning_rate: float = setting(1e-6, "peak learning rate", at_least=0)
   schedule: Literal["constant", "cosine", "linear"] = setting(
     "constant", "decay after the warm-up, to end_share of the peak"
@@ -244,7 +250,9 @@ class Optimizer:
     0.0, "last learning rate over the peak", at_least=0, at_most=1
   )
   weight_decay: float = setting(0.0, "decoupled, on matrices", at_least=0)
-  momentum: float = setting(0.0, "of sgd", at_least=0, below=1)
+  momentum: float = setting(
+    0.0, "of sgd; of muon, where 0 stands for 0.95", at_least=0, below=1
+  )
   b1: float = setting(0.9, "Adam's first decay", at_least=0, below=1)
   b2: float = setting(0.999, "Adam's second decay", at_least=0, below=1)
   eps: float = setting(1e-8, "Adam's epsilon", above=0)

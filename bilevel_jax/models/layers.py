@@ -20,6 +20,12 @@ _POLICIES = {
     "attention_output", "mlp_input"
   ),
   "everything": jax.checkpoint_policies.nothing_saveable,
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=["layer_input"],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
 REMAT = ("none", *_POLICIES)
 
@@ -31,7 +37,8 @@ def rematerialise(step: Callable, name: str) -> Callable:
     step: (carry, layer) -> (carry, output).
     name: one of REMAT. "none" keeps all; "attention_and_mlp" keeps what leaves
       attention and what enters the MLP and recomputes the inside of both;
-      "everything" keeps the layer's input alone.
+      "everything" keeps the layer's input alone; "offload" keeps that in the
+      host's memory.
   """
   if name == "none":
     return step
@@ -132,6 +139,7 @@ class Block(nn.Module):
         x = RMSNorm(a.norm_eps, name=f"{name}_norm")(x)
       return x if name == "v" else rotate(x, rotation)
 
+    x = checkpoint_name(x, "layer_input")
     y = RMSNorm(a.norm_eps, name="attention_norm")(x)
     mixed, kept = attend(heads("q", y), heads("k", y), heads("v", y))
     mixed = mixed.reshape(*x.shape[:2], -1)

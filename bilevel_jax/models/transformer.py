@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bilevel_jax.models import attention, layers, lora, presets
 from bilevel_jax.types import Array, Tree
@@ -78,14 +79,15 @@ def hidden(
     kernel: a key of attention.KERNELS.
     remat: one of layers.REMAT.
     rows: of [B, ...] over devices; the stream between layers is held to it, so
-      that weights move to the rows and not rows to the weights. None: as the
-      compiler likes.
+      that weights move to the rows and not rows to the weights. The last of
+      its axes also splits the width of the embedding. None: one device.
   """
   rotation = layers.rotation(positions, architecture)
   block = layers.Block(architecture)
 
-  def place(x):
-    return x if rows is None else jax.lax.with_sharding_constraint(x, rows)
+  place = lambda x: x
+  if rows is not None:
+    place = lambda x: jax.lax.with_sharding_constraint(x, rows)
 
   def attend(q, k, v):
     return attention.KERNELS[kernel](q, k, v, segment_ids, branches), None
@@ -96,7 +98,13 @@ def hidden(
     return place(x), kept
 
   # Gathering before the cast spares a table in the compute dtype.
-  x = place(_cast(base["embedding"][tokens], dtype))
+  x = _cast(base["embedding"][tokens], dtype)
+  if rows is not None:
+    # From the table's parts of the width to rows, over one axis at a time.
+    *others, last = rows.spec[0]
+    by_width = PartitionSpec(tuple(others), None, last)
+    by_width = NamedSharding(rows.mesh, by_width)
+    x = place(jax.lax.with_sharding_constraint(x, by_width))
   x, _ = jax.lax.scan(
     layers.rematerialise(step, remat), x, (base["layers"], adapter)
   )

@@ -29,7 +29,6 @@ _COPIES, _COPIES_WITH_ENTROPY = 2, 3
 class _Form(NamedTuple):
   """What is asked for; hashable."""
 
-  temperature: float
   chunk: int
   with_entropy: bool
   rows: NamedSharding | None
@@ -92,7 +91,7 @@ def target_logprobs(
     states: [B, K, D] hidden states after the final norm.
     unembedding: [D, V].
     targets: [B, K] int32.
-    temperature: what the logits are divided by.
+    temperature: what the logits are divided by; it carries no gradient.
     chunk: positions whose float32 logits would fill the memory that a device
       spends on logits and all that is made of them.
     with_entropy: also return the entropies in nats; they carry no gradient.
@@ -106,23 +105,26 @@ def target_logprobs(
   """
   if rows is not None and rows.num_devices == 1:
     rows = None
-  form = _Form(temperature, chunk, with_entropy, rows)
-  return _scores(form, states, unembedding, targets)
+  form = _Form(chunk, with_entropy, rows)
+  wide = jnp.promote_types(states.dtype, jnp.float32)
+  return _scores(
+    form, states, unembedding, targets, jnp.asarray(temperature, wide)
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(form, hidden, unembedding, targets):
+def _scores(form, hidden, unembedding, targets, temperature):
   """(log-probs, entropies or None) [B, T] of the targets of each column."""
-  return _forward(form, hidden, unembedding, targets)[0]
+  return _forward(form, hidden, unembedding, targets, temperature)[0]
 
 
-def _forward(form, hidden, unembedding, targets):
+def _forward(form, hidden, unembedding, targets, temperature):
   hidden, unembedding = _in_turn(hidden, unembedding)
 
-  def local(hidden, unembedding, targets):
+  def local(hidden, unembedding, targets, temperature):
     def one_chunk(_, inputs):
       states, targets = inputs
-      logits = _logits(form, states, unembedding)
+      logits = _logits(states, unembedding, temperature)
       top = jnp.max(logits, axis=-1, keepdims=True)
       exponentials = jnp.exp(logits - top)
       total = jnp.sum(exponentials, axis=-1)
@@ -140,26 +142,27 @@ def _forward(form, hidden, unembedding, targets):
     return jax.tree.map(join, outputs)
 
   spread = _on_each_device(
-    form.rows, local, ("rows", "whole", "rows"), ("rows",) * 3
+    form.rows, local, ("rows", "whole", "rows", "whole"), ("rows",) * 3
   )
-  logprobs, entropies, normalisers = spread(hidden, unembedding, targets)
-  return (logprobs, entropies), (hidden, unembedding, targets, normalisers)
+  inputs = hidden, unembedding, targets, temperature
+  logprobs, entropies, normalisers = spread(*inputs)
+  return (logprobs, entropies), (*inputs, normalisers)
 
 
 def _backward(form, residuals, cotangents):
-  hidden, unembedding, targets, normalisers = residuals
+  hidden, unembedding, targets, temperature, normalisers = residuals
   cotangents, unembedding = _in_turn(cotangents[0], unembedding)
 
-  def local(hidden, unembedding, targets, normalisers, cotangents):
+  def local(hidden, unembedding, targets, temperature, normalisers, cotangents):
     # Recomputed where the gradient itself is differentiated backwards.
     @jax.checkpoint
     def one_chunk(total, inputs):
       states, targets, normalisers, cotangents = inputs
-      logits = _logits(form, states, unembedding)
+      logits = _logits(states, unembedding, temperature)
       token = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
       hit = (token == targets[..., None]).astype(logits.dtype)
       by_logits = (hit - jnp.exp(logits - normalisers[..., None])) * (
-        cotangents[..., None] / form.temperature
+        cotangents[..., None] / temperature
       )
       by_logits = by_logits.astype(states.dtype)
       by_states = jnp.einsum("btv,dv->btd", by_logits, unembedding)
@@ -182,12 +185,15 @@ def _backward(form, residuals, cotangents):
     return join(by_hidden), by_table.astype(unembedding.dtype)
 
   spread = _on_each_device(
-    form.rows, local, ("rows", "whole", *("rows",) * 3), ("rows", "width")
+    form.rows,
+    local,
+    ("rows", "whole", "rows", "whole", "rows", "rows"),
+    ("rows", "width"),
   )
   by_hidden, by_table = spread(
-    hidden, unembedding, targets, normalisers, cotangents
+    hidden, unembedding, targets, temperature, normalisers, cotangents
   )
-  return by_hidden, by_table, None
+  return by_hidden, by_table, None, jnp.zeros_like(temperature)
 
 
 _scores.defvjp(_forward, _backward)
@@ -199,10 +205,10 @@ def _in_turn(before, unembedding):
   return jax.lax.optimization_barrier((before, unembedding))
 
 
-def _logits(form, states, unembedding):
+def _logits(states, unembedding, temperature):
   wide = jnp.promote_types(states.dtype, jnp.float32)
   logits = jnp.matmul(states, unembedding, preferred_element_type=wide)
-  return logits / form.temperature
+  return logits / temperature
 
 
 def _chunks(shape, positions):

@@ -3,7 +3,7 @@
 Three things happen in turn: generation, and the update at two moments (the
 unembedding's backward pass, a layer's). What is resident is there all the
 time. All of it follows from shapes: nothing is computed and nothing compiled.
-docs/memory_and_meshes.md has the formulas; `compiled_update` asks the compiler.
+docs/memory_and_meshes.md has the formulas; `compiled_update` asks a compiler.
 """
 
 import dataclasses
@@ -47,6 +47,11 @@ class Plan(NamedTuple):
       "update": always
       + max(sum(self.update.values()), sum(self.unembedding.values())),
     }
+
+  @property
+  def update_program(self) -> int:
+    """Bytes of the update's own program, which does not see the reference."""
+    return self.moments()["update"] - self.resident.get("reference", 0)
 
   @property
   def peak(self) -> int:
@@ -177,7 +182,9 @@ def _update(
     mlp_width=architecture.mlp_width // tensor,
   )
   passes, size = _passes(settings, method, mesh)
-  saved = _saved(settings, own, size)
+  saved = 0  # of the device's memory, where it goes to the host's
+  if settings.model.remat != "offload":
+    saved = _saved(settings, own, size)
   one = dataclasses.replace(own, layers=1)
   bare = dataclasses.replace(
     settings, model=dataclasses.replace(settings.model, remat="none")

@@ -130,8 +130,8 @@ def _as_asked(asked: config.Mesh, devices: int) -> Sizes:
   wanted = math.prod(sizes)
   if wanted > devices or (asked.fsdp is None and wanted != devices):
     raise config.ConfigError(
-      f"mesh.data x mesh.fsdp x mesh.tensor = {' x '.join(map(str, sizes))} = "
-      f"{wanted} devices, but there are {devices}"
+      f"mesh.data x mesh.fsdp x mesh.tensor must be {devices}, the number of "
+      f"devices, got {' x '.join(map(str, sizes))} = {wanted}"
     )
   return sizes
 

@@ -1,14 +1,18 @@
 """Optimisers: optax chains that may also be differentiated through."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from bilevel_jax import config
 
 # Layers are stacked, so a norm's scale is [L, D] and a bias [L, out]: what is
 # a matrix cannot be told from the number of dimensions.
 NOT_DECAYED = ("scale", "bias")
+_MUON_MOMENTUM = 0.95
 
 
 def learning_rate(
@@ -54,12 +58,13 @@ def build(
   parts = []
   if settings.clip_norm is not None:
     parts.append(clip_by_global_norm(settings.clip_norm))
+  adam = optax.scale_by_adam(
+    settings.b1, settings.b2, settings.eps, settings.eps_root
+  )
   if settings.name == "adamw":
-    parts.append(
-      optax.scale_by_adam(
-        settings.b1, settings.b2, settings.eps, settings.eps_root
-      )
-    )
+    parts.append(adam)
+  elif settings.name == "muon":
+    parts.append(muon_and(adam, momentum=settings.momentum or _MUON_MOMENTUM))
   elif settings.momentum:
     parts.append(optax.trace(settings.momentum))
   if settings.weight_decay:
@@ -68,6 +73,55 @@ def build(
     optax.scale_by_learning_rate(learning_rate(settings, total_updates))
   )
   return optax.chain(*parts)
+
+
+def muon_and(
+  other: optax.GradientTransformation, *, momentum: float
+) -> optax.GradientTransformation:
+  """Returns Muon for the layers' matrices, and another for all else.
+
+      0.2 sqrt(max(in, out)) orthogonalised(Nesterov momentum of W's gradient)
+
+  of each layer's W [in, out], with a root mean square of about 0.2 whatever
+  the sizes, which is AdamW's: learning rates carry over (Liu et al.,
+  arXiv:2502.16982). Embeddings, head, norms, biases and adapters go to `other`.
+  Undefined derivatives at a gradient of exactly zero.
+
+  Args:
+    other: without a learning rate.
+    momentum: of Muon.
+  """
+  stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+
+  def rescale(updates, params=None):
+    del params
+    return jax.tree.map(
+      lambda u: 0.2 * math.sqrt(max(u.shape[1:])) * u, updates
+    )
+
+  return optax.partition(
+    {
+      "muon": optax.chain(
+        optax.contrib.scale_by_muon(
+          beta=momentum,
+          # optax's own rule, two dimensions, would take the stacked norms.
+          weight_dimension_numbers=lambda updates: jax.tree.map(
+            lambda _: stacked, updates
+          ),
+        ),
+        optax.stateless(rescale),
+      ),
+      "other": other,
+    },
+    lambda params: jax.tree_util.tree_map_with_path(
+      lambda path, _: "muon" if _is_stacked_matrix(path) else "other", params
+    ),
+  )
+
+
+def _is_stacked_matrix(path) -> bool:
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  return name.startswith("layers/") and name.endswith("/kernel")
 
 
 def decayed(params: optax.Params) -> optax.Params:

@@ -31,6 +31,7 @@ RULES: Rules = (
     r"(^|/)(attention_norm|mlp_norm|q_norm|k_norm|final_norm)/scale$",
     PartitionSpec(),
   ),
+  (r"(^|/)ns_coeffs$", PartitionSpec()),  # Muon's polynomial
   (r"(^|/)(q|k|v|gate|up)/A$", PartitionSpec(None, "fsdp", None)),
   (r"(^|/)(q|k|v|gate|up)/B$", PartitionSpec(None, None, "tensor")),
   (r"(^|/)(o|down)/A$", PartitionSpec(None, "tensor", None)),

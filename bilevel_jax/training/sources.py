@@ -83,6 +83,20 @@ def build_policy(
   Raises:
     ConfigError: adapter targets or a kernel that it cannot have.
   """
+  exact = [
+    form
+    for form in hypergradients.second_order(settings.method)
+    if hypergradients.mixed_product(settings.method, form) == "exact"
+  ]
+  if exact and settings.model.attention not in (
+    "auto",
+    *attention.SECOND_ORDER,
+  ):
+    raise config.ConfigError(
+      f"the hypergradient {exact[0]} needs second derivatives, and "
+      f"model.attention={settings.model.attention} has first ones only: take chunked, "
+      "or method.mixed_product=finite_difference"
+    )
   return policy_lib.make(
     architecture,
     adapter_rank=settings.adapter.rank,
@@ -132,17 +146,6 @@ def build_model(
   )
   tokenizer.check_fits(architecture.vocab_size)
   check_positions(settings, architecture)
-  exact = [
-    form
-    for form in hypergradients.second_order(settings.method)
-    if hypergradients.mixed_product(settings.method, form) == "exact"
-  ]
-  if exact and source.attention not in ("auto", *attention.SECOND_ORDER):
-    raise config.ConfigError(
-      f"the hypergradient {exact[0]} needs second derivatives, and "
-      f"model.attention={source.attention} has first ones only: take chunked, "
-      "or method.mixed_product=finite_difference"
-    )
   policy = build_policy(settings, architecture, rows)
   if (kv_cache_bytes := settings.rollout.kv_cache_bytes) is not None:
     engine.rows_that_fit(

@@ -96,7 +96,7 @@ def test_policies_of_rematerialisation_give_equal_gradients_for_less_memory():
   )
   row = tiny.row(np.random.default_rng(3), 32, [128])
   gradients, memory = [], []
-  for name in ("none", "attention_and_mlp", "everything"):
+  for name in ("none", "attention_and_mlp", "everything", "offload"):
     policy = tiny.make(architecture, remat=name)
     base, _ = tiny.weights(policy)
 

@@ -206,3 +206,32 @@ def test_the_rate_that_is_logged_is_the_rate_that_is_applied():
   for step in range(6):
     updates, state = optimizer.update(ones, state, ones)
     np.testing.assert_allclose(-updates["kernel"], np.full(3, rate(step)))
+
+
+def test_muon_orthogonalises_each_layers_matrix_and_adamw_moves_the_rest():
+  """Against a loop over layers in numpy; Keller Jordan's polynomial."""
+  rate, beta = 1e-2, 0.95
+  settings = config.Optimizer(name="muon", learning_rate=rate, clip_norm=None)
+  tree = params()
+  moved = run(optimizers.build(settings, UPDATES), tree, 1.0)
+  adamw = config.Optimizer(learning_rate=rate, clip_norm=None)
+  rest = run(optimizers.build(adamw, UPDATES), tree, 1.0)
+
+  kernel = np.array(tree["layers"]["q"]["kernel"], np.float64)
+  momentum = np.zeros_like(kernel)
+  for step in range(3):
+    gradient = np.array(gradients(step, 1.0)["layers"]["q"]["kernel"])
+    momentum = beta * momentum + (1 - beta) * gradient
+    ahead = beta * momentum / (1 - beta ** (step + 2))
+    ahead += (1 - beta) * gradient / (1 - beta ** (step + 1))
+    for layer, x in enumerate(ahead):
+      x = x / np.linalg.norm(x)
+      for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+      kernel[layer] -= rate * 0.2 * np.sqrt(max(x.shape)) * x
+  np.testing.assert_allclose(
+    moved["layers"]["q"].pop("kernel"), kernel, rtol=2e-4, atol=2e-5
+  )
+  rest["layers"]["q"].pop("kernel")
+  assert_close(moved, rest)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from bilevel_jax import config, types
 from bilevel_jax.models import policy, presets
-from bilevel_jax.training import sharding
+from bilevel_jax.training import optimizers, sharding
 
 V, D, LAYERS, HEADS, KV, HEAD_DIM, MLP, RANK = 16, 8, 2, 4, 2, 2, 12, 2
 
@@ -62,13 +62,18 @@ def make_adapter():
 def make_state():
   base, adapter = make_base(), make_adapter()
   adam = optax.adamw(1e-3)
+  muon = optimizers.build(config.Optimizer(name="muon"), 1)
   return types.TrainState(
     updates=jnp.zeros((), jnp.int32),
     skipped_in_a_row=jnp.zeros((), jnp.int32),
     base=base,
     adapter=adapter,
     rl_only_base=base,
-    optimizer_states={"base": adam.init(base), "adapter": adam.init(adapter)},
+    optimizer_states={
+      "base": adam.init(base),
+      "adapter": adam.init(adapter),
+      "rl_only_base": muon.init(base),
+    },
     extra={"coefficient": jnp.zeros(())},
   )
 
@@ -130,13 +135,17 @@ def test_every_preset_can_be_split_over_four_devices(name):
 
 def test_no_rule_is_idle_over_the_presets():
   trees = {name: preset_tree(name) for name in presets.PRESETS}
-  assert sharding.unused_rules(trees) == []
+  state = make_state()  # which has all that optimisers have
+  assert sharding.unused_rules((trees, state.optimizer_states)) == []
 
 
 def test_an_idle_rule_is_named():
   tied = {k: v for k, v in make_base().items() if k != "head"}
   tied = {"base": tied, "adapter": make_adapter()}
-  assert sharding.unused_rules(tied) == [r"(^|/)head/kernel$"]
+  assert sharding.unused_rules(tied) == [
+    r"(^|/)head/kernel$",
+    r"(^|/)ns_coeffs$",
+  ]
 
 
 def test_moments_lie_with_what_they_move(mesh):
@@ -146,6 +155,15 @@ def test_moments_lie_with_what_they_move(mesh):
   assert jax.tree.leaves(adam.nu) == jax.tree.leaves(places.base)
   adam = places.optimizer_states["adapter"][0]
   assert jax.tree.leaves(adam.mu) == jax.tree.leaves(places.adapter)
+
+
+def test_muons_momentum_lies_with_its_matrices(mesh):
+  places = sharding.shardings(make_state(), mesh)
+  states = places.optimizer_states["rl_only_base"][1].inner_states
+  momentum = states["muon"].inner_state[0].mu
+  for name in projections():
+    kernel = places.base["layers"][name]["kernel"]
+    assert momentum["layers"][name]["kernel"] == kernel
 
 
 def test_every_matrix_is_split_over_fsdp_and_tensor(mesh):

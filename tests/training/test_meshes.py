@@ -1,0 +1,103 @@
+"""The layout that is chosen for a run, and runs that are refused."""
+
+import dataclasses
+
+import pytest
+
+from bilevel_jax import config
+from bilevel_jax.models import presets
+from bilevel_jax.training import memory_plan, meshes
+
+GIB = 2**30
+
+
+def settings(**sizes):
+  c = config.default_config()
+  c.model.preset = "qwen2.5-3b"
+  c.model.compute_dtype = "bfloat16"
+  c.model.attention = "chunked"
+  c.data.questions.task = "arithmetic"
+  c.training.micro_batch_tokens = 4096
+  for name, size in sizes.items():
+    c.mesh[name] = size
+  return config.parse(c)
+
+
+def choose(devices, gib, *, given=None, preset="qwen2.5-3b", **changes):
+  architecture = dataclasses.replace(presets.get(preset), **changes)
+  return meshes.choose(
+    settings(**(given or {})), architecture, devices, int(gib * GIB)
+  )
+
+
+def test_a_small_model_is_copied_to_each_device():
+  chosen = choose(8, 80, preset="smollm2-135m")
+  assert chosen.sizes == (8, 1, 1)
+  assert chosen.plan.peak < 40 * GIB
+
+
+def test_parameters_are_split_where_a_copy_is_not_small():
+  assert choose(8, 80).sizes == (1, 8, 1)
+
+
+def test_what_does_not_divide_the_width_is_left_to_the_data_axis():
+  chosen = choose(6, 80)  # a width of 2048 cannot be split in six
+  assert chosen.sizes == (3, 2, 1)
+  assert "divide" in chosen.reason
+
+
+def test_matrices_are_split_only_where_the_rest_does_not_fit():
+  least = choose(4, 80).plan.peak / GIB
+  tighter = choose(4, least - 0.1)
+  assert tighter.sizes.tensor == 2
+  assert tighter.plan.peak < least * GIB
+
+
+def test_a_run_that_cannot_fit_says_what_it_would_take():
+  with pytest.raises(config.ConfigError, match=r"has 10\.0") as refusal:
+    choose(1, 10)
+  for term in ("base", "RL-only base", "optimiser states", "KV cache"):
+    assert term in str(refusal.value)
+
+
+def test_sizes_that_are_given_are_kept():
+  assert choose(8, 80, given={"fsdp": 2, "tensor": 2}).sizes == (1, 2, 2)
+  assert choose(8, 80, given={"tensor": 2}).sizes == (1, 4, 2)
+  with pytest.raises(config.ConfigError, match="must be 8, .* 3 x 2 x 1 = 6"):
+    choose(8, 80, given={"data": 3})
+
+
+def test_terms_of_a_known_model():
+  """Parameters of Qwen2.5-3B: 3.0859e9, as published; LoRA of rank 16."""
+  architecture = presets.get("qwen2.5-3b")
+  plan = memory_plan.plan(
+    settings(), architecture, meshes.Sizes(1, 1, 1).abstract()
+  )
+  parameters = 3_085_938_688
+  adapter = (
+    36 * 16 * (sum(sum(sizes) for sizes in architecture.projections.values()))
+  )
+  assert plan.resident["base"] == 4 * parameters
+  assert plan.resident["reference"] == 2 * parameters
+  assert plan.resident["adapter"] == 4 * adapter
+  moments = plan.resident["optimiser states"]
+  assert abs(moments - 8 * (2 * parameters + adapter)) < 100
+  assert plan.generation["merged weights"] == 2 * parameters
+  split = memory_plan.plan(
+    settings(), architecture, meshes.Sizes(1, 8, 1).abstract()
+  )
+  # Norms and biases are on every device.
+  assert split.resident["base"] < 1.001 * 4 * parameters / 8
+
+
+def test_offloading_leaves_no_activations_on_the_device():
+  architecture, mesh = presets.get("qwen3-0.6b"), meshes.Sizes(1, 1, 1)
+  kept = {}
+  for remat in ("none", "attention_and_mlp", "everything", "offload"):
+    given = settings()
+    model = dataclasses.replace(given.model, remat=remat)
+    given = dataclasses.replace(given, model=model)
+    plan = memory_plan.plan(given, architecture, mesh.abstract())
+    kept[remat] = plan.update["activations kept"]
+  assert kept["offload"] == 0
+  assert kept["everything"] < kept["attention_and_mlp"] < kept["none"]
