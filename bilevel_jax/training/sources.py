@@ -94,8 +94,8 @@ def build_policy(
   ):
     raise config.ConfigError(
       f"the hypergradient {exact[0]} needs second derivatives, and "
-      f"model.attention={settings.model.attention} has first ones only: take chunked, "
-      "or method.mixed_product=finite_difference"
+      f"model.attention={settings.model.attention} has first ones only: take "
+      "chunked, or method.mixed_product=finite_difference"
     )
   return policy_lib.make(
     architecture,

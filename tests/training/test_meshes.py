@@ -63,7 +63,7 @@ def test_a_run_that_cannot_fit_says_what_it_would_take():
 def test_sizes_that_are_given_are_kept():
   assert choose(8, 80, given={"fsdp": 2, "tensor": 2}).sizes == (1, 2, 2)
   assert choose(8, 80, given={"tensor": 2}).sizes == (1, 4, 2)
-  with pytest.raises(config.ConfigError, match="must be 8, .* 3 x 2 x 1 = 6"):
+  with pytest.raises(config.ConfigError, match=r"must be 8, .* 3 x 2 x 1 = 6"):
     choose(8, 80, given={"data": 3})
 
 
