@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from bilevel_jax import methods
+
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "bilevel_jax"
 RANKS = {
@@ -81,3 +83,19 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
       else [node.module or ""]
     )
     assert not heavy & {n.split(".")[0] for n in names}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
+def test_a_method_is_named_in_its_own_module_and_in_the_settings_alone(path):
+  """Everything else reads the contract: there is no `if name ==`."""
+  if _room(path) in ("methods", "config"):
+    return
+  for node in ast.walk(ast.parse(path.read_text())):
+    named = []
+    if isinstance(node, ast.Constant):
+      named = [node.value]
+    elif isinstance(node, ast.Attribute) and "method" in ast.dump(node.value):
+      named = [node.attr]  # a section of its settings
+    elif isinstance(node, ast.ImportFrom):
+      named = [a.name for a in node.names if "methods" in str(node.module)]
+    assert methods.METHODS.keys().isdisjoint(named), f"line {node.lineno}"

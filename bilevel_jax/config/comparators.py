@@ -258,6 +258,14 @@ class Interleaved:
 
 
 @dataclasses.dataclass(frozen=True)
+class Progressive:
+  guided_share: float = setting(
+    0.5, "share of the steps that begin samples", at_least=0, at_most=1
+  )
+  sft_weight: float = setting(1.0, "of -log p on a beginning", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataMix:
   demonstration_advantage: float = setting(
     1.0, "what a demonstration's token counts as", at_least=0
@@ -316,6 +324,7 @@ class Sections:
   )
   staged: Staged = section(Staged, "of the method staged")
   interleaved: Interleaved = section(Interleaved, "of the method interleaved")
+  progressive: Progressive = section(Progressive, "of the method progressive")
   data_mix: DataMix = section(DataMix, "of the method data_mix")
   merge: Merge = section(Merge, "of the method merge")
   non_decoupling: NonDecoupling = section(

@@ -105,6 +105,13 @@ def build_method(settings: config.Config, policy: Policy) -> contract.Method:
     )
   chunk = settings.model.logprob_chunk
   twice = hypergradients.second_order(settings.method)
+  dice = twice and settings.method.surrogate == "dice"
+  if dice and (rl.ratio, rl.clip) != ("token", "objective"):
+    raise config.ConfigError(
+      "method.surrogate=dice has no ratio and no clip: rl.ratio must be token "
+      f"and rl.clip objective, or the surrogate fixed_sample, got {rl.ratio} "
+      f"and {rl.clip}"
+    )
   supervised = functools.partial(
     terms.sft_objective,
     policy,
@@ -124,8 +131,8 @@ def build_method(settings: config.Config, policy: Policy) -> contract.Method:
     importance_cap=rl.importance_cap,
     ratio=rl.ratio,
     clip=rl.clip,
-    surrogate=settings.method.surrogate if twice else "fixed_sample",
     with_entropy=settings.logging.entropy,
+    surrogate="dice" if dice else "fixed_sample",
   )
   return methods.METHODS[settings.method.name](
     settings.method,

@@ -240,17 +240,23 @@ def test_sasr_warms_up_by_sft_and_then_asks_the_gate(world, gamma, kinds):
 
 
 @pytest.mark.parametrize(("penalty", "alone"), [(0.0, "sft"), (1.0, "grpo")])
+@pytest.mark.parametrize(
+  ("weight", "clip"),
+  [
+    (token_weights.probability, "weight"),
+    (token_weights.trust_region(0.1), "objective"),
+  ],
+  ids=["dft_and_cispo", "trust_region_and_gspo"],
+)
 def test_bridge_takes_any_weight_of_tokens_and_any_rl_objective(
-  world, penalty, alone
+  world, penalty, alone, weight, clip
 ):
-  """DFT above, CISPO with GSPO's ratio below: at the ends each is by itself."""
+  """With GSPO's ratio below: at the ends each level is by itself."""
   world.rl = dataclasses.replace(
     world.rl, old_logprobs=np.full(world.rl.weights.shape, -2.0, np.float32)
   )
   problem = problem_lib.Problem(
-    upper=terms.sft_objective(
-      world.policy, chunk=64, token_weight=token_weights.probability
-    ),
+    upper=terms.sft_objective(world.policy, chunk=64, token_weight=weight),
     lower=terms.rl_objective(
       world.policy,
       temperature=1.0,
@@ -259,7 +265,7 @@ def test_bridge_takes_any_weight_of_tokens_and_any_rl_objective(
       kl_coef=0.0,
       chunk=64,
       ratio="sequence",
-      clip="weight",
+      clip=clip,
     ),
   )
   world.problem = lambda **settings: problem

@@ -20,7 +20,7 @@ from bilevel_jax.objectives import (
 from bilevel_jax.rollout import rounds, routing
 from tests.methods import conftest
 
-GUIDED = ["prefix_rft", "trapo", "uft"]
+GUIDED = ["prefix_rft", "progressive", "trapo", "uft"]
 SOLUTIONS = np.array([100, 0, 37, 1])
 
 
@@ -75,6 +75,7 @@ def test_without_given_tokens_a_guided_method_is_rl(world, name):
     ("trapo", {"bound": 0.15}, token_weights.trust_region(0.15), 1.0),
     ("trapo", {"bound": 1e-9}, token_weights.one, 1.0),
     ("trapo", {"bound": 1.0}, token_weights.probability, 1.0),
+    ("progressive", {}, token_weights.one, 1.0),
     ("uft", {}, token_weights.one, 1e-3),
     ("uft", {"hint_weight": 0.0}, token_weights.one, 0.0),
   ],
@@ -293,6 +294,18 @@ def test_of_samples_that_begin_alike_trapo_learns_the_beginning_once():
 def test_settings_that_mean_nothing_are_refused(world, name, options, message):
   with pytest.raises(config.ConfigError, match=message):
     world.method(name, **{name: options})
+
+
+def test_progressive_goes_from_whole_demonstrations_to_none(world):
+  method = world.method("progressive", total_updates=40)
+  for step, share in ((0, 1.0), (5, 0.75), (19, 0.05), (20, 0.0), (39, 0.0)):
+    given = method.guide(_progress(step=step))
+    expected = np.floor(share * SOLUTIONS + 1e-9)
+    np.testing.assert_array_equal(given, np.tile(expected[:, None], 8))
+  groups = _groups(np.zeros((2, 3)), [[4, 4, 4], [0, 0, 0]])
+  np.testing.assert_array_equal(
+    method.route(groups).prefixes, [[0, 0, 1], [0, 0, 0]]
+  )
 
 
 def test_ufts_hints_shrink_along_a_cosine_and_end():
