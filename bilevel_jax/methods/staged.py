@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import config
-from bilevel_jax.methods import contract, sft_then_rl
+from bilevel_jax.methods import contract, sft_then_rl, updates
 from bilevel_jax.rollout import routing
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
@@ -36,9 +36,14 @@ def build(
       f"method.staged.lengths, of which there must be one at least, got "
       f"{len(options.highest_accuracy)} for {stages}"
     )
-  # Without a reference: there is no KL.
+  # The controller reads the entropy, whether or not it is logged.
+  objective = ingredients.reinforced(with_entropy=True)
   inner = sft_then_rl.build(
-    settings, ingredients._replace(reference_dtype=None)
+    settings,
+    ingredients._replace(reference_dtype=None),  # there is no KL
+    second=lambda optimizer: updates.reinforced(
+      ingredients, objective=objective, optimizer=optimizer
+    ),
   )
   steps = ingredients.total_updates // ingredients.updates_per_step
   sft_steps = sft_then_rl.sft_steps(settings.sft_then_rl, ingredients)

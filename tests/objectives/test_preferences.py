@@ -6,9 +6,9 @@ import numpy as np
 
 from bilevel_jax.objectives import preferences
 
-QUESTIONS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3])
-CORRECT = np.array([1.0, 0, 0, 1, 1, 0, 1, 1, 0, 1])
-SCORED = np.array([1.0, 1, 1, 1, 1, 1, 1, 1, 0, 1])
+QUESTIONS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3])
+CORRECT = np.array([1.0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 1])
+SCORED = np.array([1.0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1])
 BETA = 0.7
 
 
