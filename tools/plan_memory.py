@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from bilevel_jax import config, main
 from bilevel_jax.models import presets
@@ -99,6 +99,7 @@ def _bytes(text: str | None) -> int | None:
 
 
 if __name__ == "__main__":
+  logging.set_verbosity(logging.ERROR)
   try:
     app.run(report, flags_parser=main.parse_flags)
   except config.ConfigError as error:
