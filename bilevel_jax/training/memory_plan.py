@@ -316,14 +316,31 @@ def _batches(
         scored=row,
         sampler_logprobs=wide,
         old_logprobs=wide if old else None,
-        ref_logprobs=wide if settings.rl.kl_coef > 0 else None,
+        ref_logprobs=wide
+        if settings.rl.kl_coef > 0 or method.reference is not None
+        else None,
+        expert_logprobs=wide if method.expert == "rollouts" else None,
+        questions=jax.ShapeDtypeStruct(
+          row.shape, jnp.int32, sharding=row.sharding
+        ),
+        correct=row,
+        accuracy=row,
       )
     )
   if any(plan.demonstrations for plan in plans):
     rows = max(1, data.demonstrations_per_step // updates)
+    fields, row = _token_batch(rows, data.max_demonstration_tokens, how, mesh)
     found.append(
       TokenBatch(
-        **_token_batch(rows, data.max_demonstration_tokens, how, mesh)[0]
+        **fields,
+        expert_logprobs=fields["weights"]
+        if method.expert == "demonstrations"
+        else None,
+        group_advantages=None
+        if method.route is None
+        else jax.ShapeDtypeStruct(
+          (*row.shape, 1), row.dtype, sharding=row.sharding
+        ),
       )
     )
   return found
