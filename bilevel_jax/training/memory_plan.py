@@ -320,9 +320,7 @@ def _batches(
         if settings.rl.kl_coef > 0 or method.reference is not None
         else None,
         expert_logprobs=wide if method.expert == "rollouts" else None,
-        questions=jax.ShapeDtypeStruct(
-          row.shape, jnp.int32, sharding=row.sharding
-        ),
+        questions=_shape(row.shape, jnp.int32, row.sharding),
         correct=row,
         accuracy=row,
       )
@@ -338,12 +336,14 @@ def _batches(
         else None,
         group_advantages=None
         if method.route is None
-        else jax.ShapeDtypeStruct(
-          (*row.shape, 1), row.dtype, sharding=row.sharding
-        ),
+        else _shape((*row.shape, 1), row.dtype, row.sharding),
       )
     )
   return found
+
+
+def _shape(sizes: tuple[int, ...], dtype: Any, place: Any) -> Any:
+  return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
 
 
 def _token_batch(
