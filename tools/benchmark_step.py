@@ -100,6 +100,7 @@ def benchmark(
     "model": str(scratch),
     "dtype": options.dtype,
     "micro_batch_tokens": options.micro_batch_tokens,
+    "row_tokens": options.row_tokens,
   }
   asked = updates.works(options.updates, architecture.vocab_size)
   screen = rich.console.Console(stderr=True)
@@ -275,6 +276,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     metavar="N",
     default=1024,
     help="of our forward passes (default 1024)",
+  )
+  add(
+    "--row-tokens",
+    type=contestants.count,
+    metavar="N",
+    default=512,
+    help="columns of our rows, at least (default 512)",
   )
   add(
     "--repeats",

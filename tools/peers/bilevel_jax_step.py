@@ -27,7 +27,7 @@ def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
   c.model.attention = options.get("attention", "auto")
   c.model.remat = options.get("remat", "none")
   c.training.micro_batch_tokens = request["micro_batch_tokens"]
-  c.training.row_tokens = 256
+  c.training.row_tokens = request["row_tokens"]
   c.training.packing = options.get("packing", "auto")
   c.logging.entropy = False  # the peer computes none
   c.rl.kl_coef = 0.0
