@@ -32,12 +32,9 @@ keys and values once, or the products are computed.
 """
 
 import argparse
-import contextlib
-import json
 import pathlib
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,34 +43,19 @@ import rich.progress
 import rich.table
 
 from bilevel_jax import config
-from bilevel_jax.models import huggingface, huggingface_config, presets
+from bilevel_jax.models import huggingface
 from bilevel_jax.training import throughput
 
 # A script finds its own directory only, and tools are no package.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from tools.peers import contestants, workloads
+from tools.peers import contestants, side_by_side, workloads
 
 MIB = 2.0**20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
-  options = _parse(arguments)
-  console = rich.console.Console()
-  try:
-    with tempfile.TemporaryDirectory() as scratch:
-      figures = benchmark(options, pathlib.Path(scratch))
-    if options.json is not None:
-      options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-  except (config.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    return 130
-  if not console.is_terminal:
-    console.width = 160  # a file or a pipe has no width
-  console.print(_table(figures))
-  return 0
+  return side_by_side.main(_parse(arguments), benchmark, _table)
 
 
 def benchmark(
@@ -96,36 +78,15 @@ def benchmark(
     "random": options.weights is None,
     "dtype": options.dtype,
   }
-  screen = rich.console.Console(stderr=True)
-  with contextlib.ExitStack() as stack:
-    with screen.status("starting the contestants"):
-      running = [
-        stack.enter_context(contestants.Contestant(plan, set_up))
-        for plan in contestants.plans(options)
-      ]
-    progress = stack.enter_context(
-      rich.progress.Progress(
-        console=screen, transient=True, disable=not screen.is_terminal
-      )
-    )
-    total = len(asked) * len(running) * (1 + options.repeats)
-    task = progress.add_task("", total=total)
-    rows = []
-    for workload in asked:
-      runs: list[list[dict[str, Any]]] = [[] for _ in running]
-      for seed in range(1 + options.repeats):
-        for contestant, own in zip(running, runs, strict=True):
-          progress.update(task, description=f"{workload.name}: {contestant}")
-          own.append(contestant.run(workload.request(seed)))
-          _check(workload, own[-1], str(contestant))
-          progress.advance(task)
-      rows += _rows(options, architecture, workload, running, runs)
+  about, turns = side_by_side.take_turns(
+    contestants.plans(options), set_up, asked, options.repeats, check=_check
+  )
   return {
     "settings": {k: str(v) for k, v in vars(options).items()},
-    "contestants": [
-      {"label": str(contestant), **contestant.about} for contestant in running
+    "contestants": about,
+    "rows": [
+      row for turn in turns for row in _rows(options, architecture, turn)
     ],
-    "rows": rows,
   }
 
 
@@ -146,14 +107,7 @@ def _model(options, scratch):
   if options.weights is not None:
     directory = huggingface.resolve(options.weights).absolute()
     return huggingface.read_architecture(directory), directory
-  architecture = workloads.BENCH
-  if options.preset is not None:
-    architecture = presets.get(options.preset)
-  fields = huggingface_config.config_fields(
-    architecture, options.dtype, {"eos_token_id": workloads.EOS}
-  )
-  (scratch / "config.json").write_text(json.dumps(fields), "utf-8")
-  return architecture, scratch
+  return side_by_side.random_model(options, scratch), scratch
 
 
 def _check(workload, run, contestant):
@@ -172,31 +126,24 @@ def _limits(options, device):
   return throughput.limits(device) if options.dtype == "bfloat16" else None
 
 
-def _rows(options, architecture, workload, running, runs):
+def _rows(options, architecture, turn):
   """A row of the table for each contestant; the first is what ours means."""
+  workload, running, runs = turn
   full = [len(p) + workload.budget for p in workload.prompts]
   a = architecture
   size = 4 if options.dtype == "float32" else 2
   static = sum(full) * 2 * a.layers * a.kv_heads * a.head_dim * size
   speed = lambda run: sum(run["lengths"]) / run["seconds"]
   rows = []
-  for contestant, (first, *timed) in zip(running, runs, strict=True):
-    speeds = [speed(run) for run in timed]
-    own = [speed(run) for run in runs[0][1:]]
-    ratios = [x / y for x, y in zip(own, speeds, strict=True)]
+  for number, contestant in enumerate(running):
+    timed = runs[number][1:]
     useful = sum(timed[-1]["lengths"])
     row = {
       "workload": workload.name,
-      "contestant": str(contestant),
+      **turn.row(number, speed),
       "useful_tokens": useful,
-      "useful_tokens_per_s": statistics.median(speeds),
-      "seconds": [run["seconds"] for run in timed],
-      "first_seconds": first["seconds"],
-      "ours_over_it": statistics.median(ratios),
-      "ours_over_it_range": [min(ratios), max(ratios)],
+      "useful_tokens_per_s": statistics.median(map(speed, timed)),
       "padded_share": 1 - useful / timed[-1]["slots"],
-      "compilations": first["compilations"],
-      "compilations_while_timed": sum(run["compilations"] for run in timed),
       "cache_mib": timed[-1]["cache_bytes"] / MIB,
       "cache_share_of_static": timed[-1]["cache_bytes"] / static,
       "same_texts": sum(
@@ -223,12 +170,9 @@ def _rows(options, architecture, workload, running, runs):
 
 
 def _table(figures: dict[str, Any]) -> rich.table.Table:
-  ours = lambda row: row["contestant"] == figures["contestants"][0]["label"]
-  low_high = lambda row: "{:.2f}..{:.2f}".format(*row["ours_over_it_range"])
   columns = {
     "useful tok/s": lambda row: f"{row['useful_tokens_per_s']:,.0f}",
-    "ours / it": lambda row: "" if ours(row) else f"{row['ours_over_it']:.2f}",
-    "range": lambda row: "" if ours(row) else low_high(row),
+    **side_by_side.compared(figures),
     "padded": lambda row: f"{row['padded_share']:.0%}",
     "first run s": lambda row: f"{row['first_seconds']:.1f}",
     "compiled": lambda row: str(row["compilations"]),
@@ -243,25 +187,7 @@ def _table(figures: dict[str, Any]) -> rich.table.Table:
   ):
     if any(row[name] is None for row in figures["rows"]):
       del columns[title]
-  table = rich.table.Table(
-    "workload",
-    "contestant",
-    *(rich.table.Column(title, justify="right") for title in columns),
-    caption="\n".join(
-      f"{c['label']}: {c['name']}, {c['device']}, {c['parameters']:,} "
-      "parameters"
-      for c in figures["contestants"]
-    ),
-  )
-  for row in figures["rows"]:
-    if ours(row):
-      table.add_section()
-    table.add_row(
-      row["workload"] if ours(row) else "",
-      row["contestant"],
-      *(show(row) for show in columns.values()),
-    )
-  return table
+  return side_by_side.table("workload", figures, columns)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -270,14 +196,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   )
   choice = contestants.choices
   add = parser.add_argument
-  add("--peer", metavar="PYTHON", help="interpreter that has google-tunix")
+  side_by_side.add_options(add)
   add(
     "--compare",
     choices=("transformers",),
     help="also against transformers' generate, from this interpreter",
   )
   add("--weights", metavar="DIR", help="real weights, on ten questions")
-  add("--preset", metavar="NAME", help="random weights of this architecture")
   add(
     "--workloads",
     type=choice("uniform", "long-tail"),
@@ -314,14 +239,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     help="of a static sampler on the long tail (default 32)",
   )
   add(
-    "--repeats",
-    type=contestants.count,
-    metavar="N",
-    default=5,
-    help="timed runs of each (default 5)",
-  )
-  add("--dtype", choices=("float32", "bfloat16"), default="float32")
-  add(
     "--layers",
     type=choice("unrolled", "scanned"),
     metavar="LIST",
@@ -337,9 +254,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   )
   add("--bandwidth", type=float, metavar="TB/S", help="of the device's memory")
   add("--tflops", type=float, metavar="X", help="of the device, in --dtype")
-  add(
-    "--json", type=pathlib.Path, metavar="FILE", help="write the figures here"
-  )
   return parser.parse_args(arguments)
 
 

@@ -32,13 +32,10 @@ of our GRPO update on the same lengths; where the device is known, the MFU
 """
 
 import argparse
-import contextlib
 import itertools
-import json
 import pathlib
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,35 +43,19 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bilevel_jax import config
-from bilevel_jax.models import huggingface_config, layers, presets
+from bilevel_jax.models import layers
 from bilevel_jax.training import throughput
 
 # A script finds its own directory only, and tools are no package.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from tools.peers import contestants, updates, workloads
+from tools.peers import contestants, side_by_side, updates
 
 MIB = 2.0**20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
-  options = _parse(arguments)
-  console = rich.console.Console()
-  try:
-    with tempfile.TemporaryDirectory() as scratch:
-      figures = benchmark(options, pathlib.Path(scratch))
-    if options.json is not None:
-      options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-  except (config.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    return 130
-  if not console.is_terminal:
-    console.width = 160  # a file or a pipe has no width
-  console.print(_table(figures))
-  return 0
+  return side_by_side.main(_parse(arguments), benchmark, _table)
 
 
 def benchmark(
@@ -89,13 +70,7 @@ def benchmark(
   Raises:
     ConfigError: an option that cannot be met, or a contestant that fails.
   """
-  architecture = workloads.BENCH
-  if options.preset is not None:
-    architecture = presets.get(options.preset)
-  fields = huggingface_config.config_fields(
-    architecture, options.dtype, {"eos_token_id": workloads.EOS}
-  )
-  (scratch / "config.json").write_text(json.dumps(fields), "utf-8")
+  architecture = side_by_side.random_model(options, scratch)
   set_up = {
     "model": str(scratch),
     "dtype": options.dtype,
@@ -103,35 +78,15 @@ def benchmark(
     "row_tokens": options.row_tokens,
   }
   asked = updates.works(options.updates, architecture.vocab_size)
-  screen = rich.console.Console(stderr=True)
-  with contextlib.ExitStack() as stack:
-    with screen.status("starting the contestants"):
-      running = [
-        stack.enter_context(contestants.Contestant(plan, set_up))
-        for plan in _plans(options)
-      ]
-    progress = stack.enter_context(
-      rich.progress.Progress(
-        console=screen, transient=True, disable=not screen.is_terminal
-      )
-    )
-    total = len(asked) * len(running) * (1 + options.repeats)
-    task = progress.add_task("", total=total)
-    rows: list[dict[str, Any]] = []
-    for work in asked:
-      able = [c for c in running if work.method != "bridge" or _ours(c)]
-      runs: list[list[dict[str, Any]]] = [[] for _ in able]
-      for seed in range(1 + options.repeats):
-        for contestant, own in zip(able, runs, strict=True):
-          progress.update(task, description=f"{work.name}: {contestant}")
-          own.append(contestant.run(work.request(seed)))
-          progress.advance(task)
-      rows += _rows(work, able, runs, rows)
+  about, turns = side_by_side.take_turns(
+    _plans(options), set_up, asked, options.repeats, able=_able
+  )
+  rows: list[dict[str, Any]] = []
+  for turn in turns:
+    rows += _rows(turn, rows)
   return {
     "settings": {k: str(v) for k, v in vars(options).items()},
-    "contestants": [
-      {"label": str(contestant), **contestant.about} for contestant in running
-    ],
+    "contestants": about,
     "rows": rows,
   }
 
@@ -157,18 +112,17 @@ def _plans(options):
   return made
 
 
-def _ours(contestant) -> bool:
-  return str(contestant).startswith("ours")
+def _able(work, contestant):
+  """Nobody else has a BRIDGE update."""
+  return work.method != "bridge" or contestant.startswith("ours")
 
 
-def _rows(work, running, runs, before):
-  rows = []
-  for contestant, (first, *timed) in zip(running, runs, strict=True):
-    seconds = [run["seconds"] for run in timed]
-    ratios = [
-      run["seconds"] / own["seconds"]
-      for run, own in zip(timed, runs[0][1:], strict=True)
-    ]
+def _rows(turn, before):
+  work, rows = turn.asked, []
+  for number, contestant in enumerate(turn.running):
+    first = turn.runs[number][0]
+    row = turn.row(number)
+    median = statistics.median(row["seconds"])
     kind = work.name.split(", ")[1]
     grpo = [
       row["median_seconds"]
@@ -180,39 +134,26 @@ def _rows(work, running, runs, before):
     rows.append(
       {
         "update": work.name,
-        "contestant": str(contestant),
-        "seconds": seconds,
-        "median_seconds": statistics.median(seconds),
-        "useful_tokens_per_s": work.tokens / statistics.median(seconds),
-        "ours_over_it": statistics.median(ratios),
-        "ours_over_it_range": [min(ratios), max(ratios)],
+        **row,
+        "median_seconds": median,
+        "useful_tokens_per_s": work.tokens / median,
         "padded_share": first["padded_share"],
         "mib": first["bytes"] / MIB,
-        "first_seconds": first["seconds"],
-        "compilations": first["compilations"],
-        "compilations_while_timed": sum(run["compilations"] for run in timed),
-        "over_grpo": statistics.median(seconds) / grpo[0] if grpo else None,
-        "mfu": first["flops"] / statistics.median(seconds) / limits.flops
+        "over_grpo": median / grpo[0] if grpo else None,
+        "mfu": first["flops"] / median / limits.flops
         if limits and first["flops"]
         else None,
-        "tflops": first["flops"] / statistics.median(seconds) / 1e12
-        if first["flops"]
-        else None,
+        "tflops": first["flops"] / median / 1e12 if first["flops"] else None,
       }
     )
   return rows
 
 
 def _table(figures: dict[str, Any]) -> rich.table.Table:
-  first = figures["contestants"][0]["label"]
-  compared = lambda row, text: "" if row["contestant"] == first else text
   given = lambda value, form: "" if value is None else form.format(value)
   columns = {
     "useful tok/s": lambda row: f"{row['useful_tokens_per_s']:,.0f}",
-    "ours / it": lambda row: compared(row, f"{row['ours_over_it']:.2f}"),
-    "range": lambda row: compared(
-      row, "{:.2f}..{:.2f}".format(*row["ours_over_it_range"])
-    ),
+    **side_by_side.compared(figures),
     "padded": lambda row: f"{row['padded_share']:.0%}",
     "MiB": lambda row: f"{row['mib']:,.0f}",
     "first run s": lambda row: f"{row['first_seconds']:.1f}",
@@ -221,25 +162,7 @@ def _table(figures: dict[str, Any]) -> rich.table.Table:
     "TFLOP/s": lambda row: given(row["tflops"], "{:.3f}"),
     "MFU": lambda row: given(row["mfu"], "{:.0%}"),
   }
-  table = rich.table.Table(
-    "update",
-    "contestant",
-    *(rich.table.Column(title, justify="right") for title in columns),
-    caption="\n".join(
-      f"{c['label']}: {c['name']}, {c['device']}, {c['parameters']:,} "
-      "parameters"
-      for c in figures["contestants"]
-    ),
-  )
-  for row in figures["rows"]:
-    if row["contestant"] == first:
-      table.add_section()
-    table.add_row(
-      row["update"] if row["contestant"] == first else "",
-      row["contestant"],
-      *(show(row) for show in columns.values()),
-    )
-  return table
+  return side_by_side.table("update", figures, columns)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -247,8 +170,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
-  add("--peer", metavar="PYTHON", help="interpreter that has google-tunix")
-  add("--preset", metavar="NAME", help="random weights of this architecture")
+  side_by_side.add_options(add)
   add(
     "--updates",
     type=lambda text: _names(text),
@@ -283,17 +205,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     metavar="N",
     default=512,
     help="columns of our rows, at least (default 512)",
-  )
-  add(
-    "--repeats",
-    type=contestants.count,
-    metavar="N",
-    default=5,
-    help="timed runs of each (default 5)",
-  )
-  add("--dtype", choices=("float32", "bfloat16"), default="float32")
-  add(
-    "--json", type=pathlib.Path, metavar="FILE", help="write the figures here"
   )
   return parser.parse_args(arguments)
 
