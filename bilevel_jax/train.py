@@ -72,6 +72,7 @@ def run(settings: config.Config) -> Summary:
     ):
       screen.note(_opening(story))
       before = after = None
+      done = first
       if first == 0:
         before = _evaluate(story, 0, writers, screen)
         writers.step(0, before.metrics() if before else {})
@@ -83,29 +84,30 @@ def run(settings: config.Config) -> Summary:
         logged = step_lib.take(story, step, writers, screen)
         profile.after(done)
         screen.step(done, logged)
+        end = done if run_lib.spent(story) else settings.steps
         after = None
-        if run_lib.due(settings.evaluation.every, done, settings.steps):
+        if run_lib.due(settings.evaluation.every, done, end):
           after = _evaluate(story, done, writers, screen)
         writers.step(done, logged | (after.metrics() if after else {}))
         _stop_if_non_finite(story, done)
         terminated = processes.any_of(bool(asked_to_end))
-        if terminated or run_lib.due(
-          settings.checkpoints.every, done, settings.steps
-        ):
+        if terminated or run_lib.due(settings.checkpoints.every, done, end):
           accuracy = None if after is None else after.accuracy
           checkpoints.save(done, story.state, story.host, accuracy=accuracy)
-        if terminated and done < settings.steps:
+        if terminated and done < end:
           raise TrainingStopped(
             f"terminated after step {done} of {settings.steps}, which is "
             "saved: continue with --config.resume=True"
           )
+        if done == end:
+          break
       checkpoints.wait()
       if settings.checkpoints.export:
         screen.note(f"exporting weights to {directory.export}")
         sources.export(directory.export, settings, story.model, story.state)
       processes.on_first(lambda: report.write(directory.path))
       screen.closing(before, after, directory.path)
-  return Summary(steps=settings.steps - first, before=before, after=after)
+  return Summary(steps=done - first, before=before, after=after)
 
 
 def _scorer(reward: config.Reward) -> pool.Scorer:
@@ -167,6 +169,12 @@ def _resume(story: run_lib.Run, checkpoints: checkpoint.Checkpoints) -> int:
       f"{story.settings.steps}"
     )
   story.state, story.host = state, host
+  if run_lib.spent(story):
+    raise TrainingStopped(
+      f"nothing to train: the run has sampled {host['tokens']} tokens, and "
+      "training.max_sampled_tokens is "
+      f"{story.settings.training.max_sampled_tokens}"
+    )
   return done
 
 

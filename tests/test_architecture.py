@@ -25,9 +25,10 @@ RANKS = {
   "evaluation": 4,
   "train": 5,
   "comparison": 5,
-  "main": 6,
-  "generate": 6,
-  "evaluate": 6,
+  "study": 6,
+  "main": 7,
+  "generate": 7,
+  "evaluate": 7,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -86,7 +86,11 @@ def terms(
   return Terms(upper, lower, rl_only)
 
 
-def combine(terms: Terms, penalty: jax.typing.ArrayLike) -> Updates:
+def combine(
+  terms: Terms,
+  penalty: jax.typing.ArrayLike,
+  gain_weight: jax.typing.ArrayLike = 1.0,
+) -> Updates:
   """Returns the gradients of the penalty objective, to be minimised.
 
       base          (1 - penalty) upper_base + penalty lower_base
@@ -101,10 +105,14 @@ def combine(terms: Terms, penalty: jax.typing.ArrayLike) -> Updates:
   Args:
     terms: the three gradients.
     penalty: scalar lambda in [0, 1].
+    gain_weight: of the gain, beside `penalty`; 0 leaves the adapter to the
+      upper objective alone.
   """
   upper, lower, rl_only = terms
   # The cooperative gain is rl_only.loss - lower.loss; it is ascended.
-  minus_gain = excess(lower.adapter, 1, rl_only.adapter)
+  minus_gain = jax.tree.map(
+    lambda x: weigh(gain_weight, x), excess(lower.adapter, 1, rl_only.adapter)
+  )
   return Updates(
     base=mix(penalty, upper.base, lower.base),
     rl_only_base=rl_only.base,

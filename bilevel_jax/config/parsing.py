@@ -127,6 +127,11 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
 
 
 def _broken_method_rules(method: schema.Method) -> Iterator[str]:
+  if method.gain_weight != 1 and method.hypergradient != "penalty":
+    yield (
+      "method.gain_weight must be 1 unless method.hypergradient is penalty, "
+      f"got {method.gain_weight} and {method.hypergradient}"
+    )
   forms = typing.get_args(typing.get_type_hints(type(method))["hypergradient"])
   for name in method.compare_with:
     if name not in forms or name == method.hypergradient:

@@ -196,6 +196,11 @@ class Method(comparators.Sections):
   penalty_rate: float = setting(
     0.1, "adaptive: largest change of lambda's logit in an update", above=0
   )
+  gain_weight: float = setting(
+    1.0,
+    "of the cooperative gain in the adapter's gradient; hypergradient=penalty",
+    at_least=0,
+  )
   hypergradient: Literal["penalty", "unrolled", "implicit", "one_step"] = (
     setting("penalty", "how the adapter's gradient is estimated")
   )
@@ -287,6 +292,12 @@ class Training:
     True,
     "leave rollouts without advantage out of the update, where they have no "
     "gradient: with rl.kl_coef=0",
+  )
+  max_sampled_tokens: int | None = setting(
+    None,
+    "budget: the run ends with the step that reaches it, whatever is left of "
+    "`steps`",
+    at_least=1,
   )
   max_skipped_in_a_row: int = setting(
     5, "non-finite updates in a row that end the run", at_least=1

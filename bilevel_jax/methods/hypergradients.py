@@ -68,7 +68,9 @@ def penalty(settings: config.Method, ingredients: contract.Ingredients) -> Form:
       rl_only_batch=functools.partial(_rl_only_batch, settings),
       rebuild=rebuild if rebuilt else None,
     )
-    gradients = penalty_form.combine(terms, penalty)._asdict()
+    gradients = penalty_form.combine(
+      terms, penalty, settings.gain_weight
+    )._asdict()
     if rebuilt:
       del gradients["rl_only_base"]
     upper, lower, rl_only = terms

@@ -227,4 +227,15 @@ PRESETS = {
     mlp_width=256,
     max_positions=256,
   ),
+  "mini-arithmetic": Architecture(
+    family="llama",
+    vocab_size=64,
+    width=64,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp_width=128,
+    max_positions=128,
+  ),
 }

@@ -102,5 +102,11 @@ def key(settings: config.Config, stream: str, step: int) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(root, number), step)
 
 
+def spent(story: Run) -> bool:
+  """Returns whether the run has sampled all tokens that it may."""
+  most = story.settings.training.max_sampled_tokens
+  return most is not None and story.host["tokens"] >= most
+
+
 def due(every: int | None, done: int, steps: int) -> bool:
   return done == steps or (every is not None and done % every == 0)

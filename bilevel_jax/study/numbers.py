@@ -1,0 +1,116 @@
+"""Every number of a study, as one JSON, from what its jobs found."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bilevel_jax.comparison import figures
+from bilevel_jax.evaluation import paired
+from bilevel_jax.study import plan
+
+Results = Mapping[str, Mapping[int, Any]]  # arm -> seed -> what a job found
+
+
+def best_point(found: list[Any]) -> int:
+  """Returns which point of a search is best on the validation questions.
+
+  Args:
+    found: results of its jobs.
+  """
+  return int(np.argmax([result["validation"] for result in found]))
+
+
+def summarise(
+  study: plan.Study, name: str, searches: Mapping[str, Any], results: Results
+) -> dict[str, Any]:
+  """Returns the numbers of a regime.
+
+  Args:
+    study: the study.
+    name: of the regime.
+    searches: by arm, what its search found.
+    results: of the jobs that are done; None for those that are not.
+  """
+  regime = study.regimes[name]
+  arms: dict[str, Any] = {}
+  for arm, given in regime.arms.items():
+    done = {s: r for s, r in results.get(arm, {}).items() if r is not None}
+    wanted = len(study.ablation_seeds if given.ablation else study.seeds)
+    arms[arm] = {
+      "changes": dict(given.changes) if given.changes is not None else None,
+      "ablation": given.ablation,
+      "search": searches.get(arm),
+      "tuned_as": given.tuned_as,
+      "seeds": sorted(done),
+      "seeds_wanted": wanted if given.changes is not None else 1,
+      "runs": {str(seed): found for seed, found in done.items()},
+      "tests": {test: _accuracy(done, test) for test in study.tests}
+      if done
+      else None,
+      "cost": _cost(done),
+    }
+  reference = results.get(study.reference, {})
+  for test in study.tests:
+    compared = {
+      arm: _against(results[arm], reference, test, regime.arms[arm])
+      for arm in arms
+      if arm != study.reference and arms[arm]["runs"]
+    }
+    main = [arm for arm in compared if not arms[arm]["ablation"]]
+    adjusted = paired.holm([compared[arm].p for arm in main])
+    holm = dict(zip(main, adjusted, strict=True))
+    for arm, found in compared.items():
+      arms[arm].setdefault("reference_minus_this", {})[test] = {
+        "difference": [found.value, found.low, found.high],
+        "p": found.p,
+        "p_holm": holm.get(arm, math.nan),
+      }
+  return {"about": regime.about, "stages": list(regime.stages), "arms": arms}
+
+
+def _accuracy(done: Mapping[int, Any], test: str) -> list[float]:
+  """The mean with its interval: over seeds, or with one over questions."""
+  each = [result["tests"][test]["accuracy"] for result in done.values()]
+  if len(each) == 1:
+    return each[0]
+  return list(figures.over_seeds([value for value, _, _ in each]))
+
+
+def _against(
+  runs: Mapping[int, Any],
+  reference: Mapping[int, Any],
+  test: str,
+  arm: plan.Arm,
+) -> paired.Difference:
+  """Returns reference less arm, over the seeds of both and all questions."""
+  bits = lambda found: [int(bit) for bit in found["tests"][test]["right"]]
+  ours = {seed: bits(r) for seed, r in reference.items() if r is not None}
+  theirs = {seed: bits(r) for seed, r in runs.items() if r is not None}
+  if arm.changes is None:  # it is the same for every seed
+    theirs = dict.fromkeys(ours, next(iter(theirs.values())))
+  seeds = [seed for seed in ours if seed in theirs]
+  if not seeds:
+    return paired.Difference(*(math.nan,) * 4)
+  return paired.crossed(
+    np.array([theirs[seed] for seed in seeds]),
+    np.array([ours[seed] for seed in seeds]),
+  )
+
+
+def _cost(done: Mapping[int, Any]) -> dict[str, float] | None:
+  trained = [result for result in done.values() if "spent" in result]
+  if not trained:
+    return None
+  mean = lambda name: float(np.mean([r["spent"][name] for r in trained]))
+  watched = list(trained[0]["means"])
+  return {
+    "steps": mean("steps"),
+    "tokens": mean("tokens"),
+    "seconds": mean("seconds"),
+    **{
+      name: float(np.mean([r["means"].get(name, np.nan) for r in trained]))
+      for name in watched
+    },
+  }

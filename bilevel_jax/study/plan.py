@@ -1,0 +1,135 @@
+"""What a study consists of: regimes, ways of training, seeds, questions."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from bilevel_jax import config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+  """One way of training: changes to the settings that all arms share."""
+
+  changes: Mapping[str, Any] | None  # by dotted names; None: no training
+  search: Sequence[Mapping[str, Any]] = ({},)
+  """Tried with the tuning seed; what is best on the validation questions is
+  kept for all other seeds."""
+  tuned_as: str | None = None  # the arm whose choice is taken, with no search
+  ablation: bool = False  # shown apart, with `Study.ablation_seeds`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regime:
+  """A policy to start from, and what is tried on it."""
+
+  about: str  # a sentence
+  stages: Sequence[str]  # names of Study.stages; the last leaves the policy
+  arms: Mapping[str, Arm]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+  """Methods by seeds, under one budget."""
+
+  name: str
+  about: str  # a paragraph for whoever reads the results
+  settings: ml_collections.ConfigDict  # that all arms share, the budget too
+  stages: Mapping[str, ml_collections.ConfigDict]
+  """Runs that make the policies, each from the export of the one before."""
+  regimes: Mapping[str, Regime]
+  tests: Mapping[str, config.Source]  # questions that are scored at the end
+  test_tokens: int  # longest answer to them
+  verifier: str  # what says whether it is right, whatever the reward was
+  seeds: Sequence[int]
+  ablation_seeds: Sequence[int]
+  tuning_seed: int
+  reference: str  # the arm that the others are compared with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """One training run of a study."""
+
+  path: str  # of its directory, below the study's
+  settings: ml_collections.ConfigDict
+  start: str | None  # path of the job whose export it starts from
+  train: bool = True
+  tested: bool = False  # whether the tests are scored
+
+
+def stages(study: Study, regime: Regime) -> list[Job]:
+  """Returns the jobs that make a regime's policy, in their order."""
+  jobs, start = [], None
+  for name in regime.stages:
+    path = f"policies/{name}"
+    jobs.append(Job(path=path, settings=study.stages[name], start=start))
+    start = path
+  return jobs
+
+
+def tuning(study: Study, name: str) -> dict[str, list[Job]]:
+  """Returns the jobs of each arm's search, for arms with a choice to make."""
+  return {
+    arm: [
+      _job(study, name, f"tuning/{arm}-{n}", (given.changes, point))
+      for n, point in enumerate(given.search)
+    ]
+    for arm, given in study.regimes[name].arms.items()
+    if len(given.search) > 1 and given.changes is not None
+  }
+
+
+def final(
+  study: Study, name: str, chosen: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[int, Job]]:
+  """Returns the jobs that are reported, by arm and seed.
+
+  Args:
+    study: the study.
+    name: of the regime.
+    chosen: for arms with a choice to make, the point of their search.
+  """
+  jobs: dict[str, dict[int, Job]] = {}
+  for arm, given in study.regimes[name].arms.items():
+    point = chosen.get(given.tuned_as or arm, given.search[0])
+    seeds = study.ablation_seeds if given.ablation else study.seeds
+    if given.changes is None:
+      seeds = study.seeds[:1]  # nothing about it is random
+    jobs[arm] = {
+      seed: _job(
+        study,
+        name,
+        f"{arm}/seed-{seed}",
+        ({"seed": seed}, point, given.changes or {}),
+        train=given.changes is not None,
+        tested=True,
+      )
+      for seed in seeds
+    }
+  return jobs
+
+
+def _job(
+  study: Study,
+  regime: str,
+  path: str,
+  changes: Sequence[Mapping[str, Any]],
+  *,
+  train: bool = True,
+  tested: bool = False,
+) -> Job:
+  settings: Any = study.settings.copy_and_resolve_references()
+  settings.seed = study.tuning_seed
+  for change in changes:
+    settings.update_from_flattened_dict(dict(change))
+  start = f"policies/{study.regimes[regime].stages[-1]}"
+  return Job(
+    path=f"{regime}/{path}",
+    settings=settings,
+    start=start,
+    train=train,
+    tested=tested,
+  )

@@ -1,0 +1,268 @@
+"""A study does every run once, goes on where it was, and says what it found."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bilevel_jax import config
+from bilevel_jax.study import document, numbers, plan, work
+from tests import tiny_run
+from tools import study as tool
+
+TESTS = ("same", "harder")
+
+
+def make_study(settings, arms, **changes):
+  return plan.Study(
+    **{
+      "name": "tiny",
+      "about": "A tiny study.",
+      "settings": settings,
+      "stages": {},
+      "regimes": {"B": plan.Regime(about="a start", stages=(), arms=arms)},
+      "tests": dict.fromkeys(TESTS, config.Source()),
+      "test_tokens": 8,
+      "verifier": "exact",
+      "seeds": (1, 2),
+      "ablation_seeds": (1,),
+      "tuning_seed": 0,
+      "reference": "bridge",
+      **changes,
+    }
+  )
+
+
+ARMS = {
+  "base": plan.Arm(changes=None),
+  "bridge": plan.Arm(
+    changes={"method.name": "bridge"},
+    search=(
+      {"optimizer.base.learning_rate": 1e-4},
+      {"optimizer.base.learning_rate": 1e-3},
+    ),
+  ),
+  "grpo": plan.Arm(changes={"method.name": "grpo"}),
+  "rank 2": plan.Arm(
+    changes={"adapter.rank": 2}, tuned_as="bridge", ablation=True
+  ),
+}
+
+
+def staged(study):
+  return plan.Study(
+    **{
+      **{f: getattr(study, f) for f in study.__dataclass_fields__},
+      "stages": {"start": study.settings},
+      "regimes": {
+        "B": plan.Regime(about="a start", stages=("start",), arms=ARMS)
+      },
+    }
+  )
+
+
+def test_an_ablation_takes_over_what_its_method_was_tuned_to(tmp_path):
+  study = staged(make_study(tiny_run.settings(tmp_path), ARMS))
+  assert list(plan.tuning(study, "B")) == ["bridge"]
+  rates = [
+    (job.settings.optimizer.base.learning_rate, job.settings.seed)
+    for job in plan.tuning(study, "B")["bridge"]
+  ]
+  assert rates == [(1e-4, 0), (1e-3, 0)]
+  chosen = {"bridge": {"optimizer.base.learning_rate": 1e-3}}
+  final = plan.final(study, "B", chosen)
+  assert {arm: list(jobs) for arm, jobs in final.items()} == {
+    "base": [1],
+    "bridge": [1, 2],
+    "grpo": [1, 2],
+    "rank 2": [1],
+  }
+  for arm in ("bridge", "rank 2"):
+    job = final[arm][1]
+    assert job.settings.optimizer.base.learning_rate == 1e-3
+    assert (job.settings.seed, job.tested, job.train) == (1, True, True)
+  assert final["rank 2"][1].settings.adapter.rank == 2
+  assert not final["base"][1].train
+  # The settings that all share are as they were.
+  assert study.settings.seed == 0
+
+
+def found(same, harder, **more):
+  tests = {
+    name: {
+      "accuracy": [np.mean([int(c) for c in right]), 0.0, 1.0],
+      "right": right,
+      "tokens": 3.0,
+    }
+    for name, right in zip(TESTS, (same, harder), strict=True)
+  }
+  spent = {"steps": 4.0, "tokens": 100.0, "seconds": 2.0}
+  return {"tests": tests, "spent": spent, "means": {}, **more}
+
+
+def test_the_numbers_are_those_of_the_runs(tmp_path):
+  study = make_study(tiny_run.settings(tmp_path), ARMS)
+  results = {
+    "base": {1: found("0000", "0000")},
+    "bridge": {1: found("1111", "1100"), 2: found("1110", "1000")},
+    "grpo": {1: found("1100", "1100"), 2: None},
+    "rank 2": {1: None},
+  }
+  search = {"bridge": {"chosen": {"optimizer.base.learning_rate": 1e-3}}}
+  arms = numbers.summarise(study, "B", search, results)["arms"]
+  value, low, high = arms["bridge"]["tests"]["same"]
+  half = stats.t.ppf(0.975, 1) * 0.125
+  assert (value, low, high) == pytest.approx(
+    (0.875, 0.875 - half, 0.875 + half)
+  )
+  against = arms["grpo"]["reference_minus_this"]["same"]
+  assert against["difference"][0] == 0.5  # seed 1 alone is in both
+  assert arms["base"]["reference_minus_this"]["same"]["difference"][0] == 0.875
+  assert arms["rank 2"]["tests"] is None
+  assert (arms["grpo"]["seeds"], arms["grpo"]["seeds_wanted"]) == ([1], 2)
+
+
+def test_the_document_has_no_number_of_its_own(tmp_path):
+  study = make_study(tiny_run.settings(tmp_path), ARMS)
+  results = {
+    "base": {1: found("0000", "0000")},
+    "bridge": {1: found("1111", "1100"), 2: found("1110", "1000")},
+  }
+  search = {"bridge": {"chosen": {"optimizer.base.learning_rate": 1e-3}}}
+  whole = {
+    "name": "tiny",
+    "json": "tiny.json",
+    "about": "about",
+    "command": "command",
+    "hardware": "cpu",
+    "runs_done": 3,
+    "runs_wanted": 7,
+    "hours": 0.25,
+    "versions": "x",
+    "sampled_tokens": 100,
+    "steps": 4,
+    "reference": "bridge",
+    "tests": list(TESTS),
+    "regimes": {"B": numbers.summarise(study, "B", search, results)},
+  }
+  text = document.render(json.loads(json.dumps(whole)))
+  assert "3 of 7" in text
+  assert "| bridge | 2 | 0.001 | 87.5% " in text
+  assert "grpo (0 of 2 seeds), rank 2 (0 of 1 seeds)" in text
+  head, *rows = [line for line in text.splitlines() if line.startswith("|")]
+  assert len({len(re.findall(r"\|", row)) for row in (head, rows[0])}) == 1
+
+
+STUDY = """
+from bilevel_jax import config
+from bilevel_jax.study import plan
+from tests import tiny_run
+import pathlib
+
+def get_study(quick):
+  shared = tiny_run.settings(pathlib.Path("{directory}"))
+  shared.reward.verifiers = ("exact",)
+  shared.checkpoints.every = None
+  first = shared.copy_and_resolve_references()
+  first.method.name = "sft"
+  first.steps = 1
+  shared.training.max_sampled_tokens = 100
+  source = config.Source(
+    task="arithmetic", count=5, task_options={{"steps": 1, "max_operand": 9}}
+  )
+  return plan.Study(
+    name="tiny", about="A tiny study.", settings=shared,
+    stages={{"start": first}},
+    regimes={{"B": plan.Regime(about="a start", stages=("start",), arms={{
+      "base": plan.Arm(changes=None),
+      "sft": plan.Arm(changes={{"method.name": "sft", "steps": 2}}),
+      "grpo": plan.Arm(changes={{"method.name": "grpo"}}, search=(
+        {{"optimizer.base.learning_rate": 1e-3}},
+        {{"optimizer.base.learning_rate": 0.0}},
+      )),
+    }})}},
+    tests={{"test": source}}, test_tokens=8, verifier="exact",
+    seeds=(1,), ablation_seeds=(1,), tuning_seed=0, reference="sft",
+  )
+"""
+
+
+def test_a_study_runs_once_and_goes_on_where_it_was(tmp_path, capsys):
+  tiny_run.weights(tmp_path)
+  file = tmp_path / "study.py"
+  file.write_text(STUDY.format(directory=tmp_path))
+  out = tmp_path / "out"
+  command = [str(file), "--out", str(out)]
+  assert tool.main([*command, "--report-only"]) == 0
+  assert "sft (0 of 1 seeds)" in (out / "results.md").read_text()
+  assert tool.main([*command, "--arms", "sft"]) == 0
+  assert {path.parent.name for path in out.rglob("result.json")} == {
+    "start",
+    "seed-1",
+  }
+  # A run that was killed before anything of it was saved is done anew.
+  killed = out / "B" / "grpo" / "seed-1"
+  killed.mkdir(parents=True)
+  (killed / "metrics.jsonl").write_text('{"step": 1}\n')
+  capsys.readouterr()
+  assert tool.main(command) == 0
+  did = re.findall(r"s  (\S+)", capsys.readouterr().out)
+  # The base is scored, not trained.
+  assert sorted(did) == [
+    "B/base/seed-1",
+    "B/grpo/seed-1",
+    "B/tuning/grpo-0",
+    "B/tuning/grpo-1",
+  ]
+  whole = json.loads((out / "results.json").read_text())
+  grpo = whole["regimes"]["B"]["arms"]["grpo"]
+  # 12 rows of 8 tokens at most: the second step reaches the budget.
+  assert grpo["cost"]["steps"] < 4
+  assert grpo["cost"]["tokens"] >= 100
+  right = grpo["runs"]["1"]["tests"]["test"]["right"]
+  assert grpo["tests"]["test"][0] == np.mean([int(c) for c in right])
+  assert (out / "B" / "comparison.html").exists()
+  capsys.readouterr()
+  assert tool.main(command) == 0
+  assert not re.findall(r"s  (\S+)", capsys.readouterr().out)
+
+
+def test_runs_of_an_edited_study_are_not_taken_for_its_own(tmp_path):
+  settings = tiny_run.settings(tmp_path)
+  settings.model.preset, settings.model.weights = "tiny-llama", None
+  settings.tokenizer.path = "somewhere"
+  study = make_study(settings, ARMS)
+  job = plan.Job(path="job", settings=settings, start=None)
+  directory = tmp_path / "out" / "job"
+  directory.mkdir(parents=True)
+  plain = config.to_dict(config.parse(settings))
+  (directory / "config.json").write_text(json.dumps({"config": plain}))
+  (directory / "metrics.jsonl").write_text('{"step": 0}\n')
+  (directory / work.RESULT).write_text('{"seed": 0}')
+  assert work.results(tmp_path / "out", [job]) == [{"seed": 0}]
+  study.settings.adapter.rank = 3
+  with pytest.raises(config.ConfigError, match=r"adapter\.rank 2.* has 3"):
+    work.results(tmp_path / "out", [job])
+
+
+def test_what_is_no_arm_is_refused(tmp_path, capsys):
+  file = tmp_path / "study.py"
+  file.write_text(STUDY.format(directory=tmp_path))
+  assert tool.main([str(file), "--arms", "sft;ppo"]) == 2
+  assert "'ppo'" in capsys.readouterr().err
+  assert tool.main([str(tmp_path / "no.py")]) == 2
+
+
+def test_jobs_run_side_by_side_and_a_failure_ends_them(tmp_path):
+  study = make_study(tiny_run.settings(tmp_path), ARMS)
+  broken = tiny_run.settings(tmp_path)
+  broken.model.weights = str(tmp_path / "nothing")
+  jobs = [
+    plan.Job(path=f"job-{n}", settings=broken, start=None) for n in range(2)
+  ]
+  with pytest.raises(config.ConfigError):
+    work.perform_all(
+      tmp_path / "out", study, jobs, side_by_side=2, report=lambda path: None
+    )
