@@ -156,7 +156,7 @@ class Oracle:
       base = optax.apply_updates(base, step)
     return base
 
-  def product(self, function, base, adapter, vector, size=1e-5):
+  def product(self, function, base, adapter, vector, size=1e-6):
     """Returns the two second derivatives of a loss times a vector."""
     size = size / optax.tree.norm(vector)
     ahead, behind = (
