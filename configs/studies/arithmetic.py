@@ -45,8 +45,8 @@ def get_study(quick: bool = False) -> plan.Study:
       arms=everywhere,
     ),
     "A": plan.Regime(
-      about="exploration finds the skill: the base was taught to answer without "
-      "a step 60% of the time, and writes its steps in the rest",
+      about="exploration finds the skill: the base was taught to answer "
+      "without a step 60% of the time, and writes its steps in the rest",
       stages=("reasoner", "often"),
       arms=arms,
     ),

@@ -96,6 +96,27 @@ def test_without_penalty_the_adapter_follows_the_upper_level_to_the_bit():
   jax.tree.map(np.testing.assert_array_equal, updates.base, alone.base)
 
 
+def test_without_the_gain_the_adapter_follows_the_upper_level_alone():
+  base, adapter, upper, lower = _inputs()
+  other = jax.tree.map(lambda x: 1.1 * x, base)
+  terms = penalty.terms(PROBLEM, base, other, adapter, upper, lower)
+  found = penalty.combine(terms, 0.3, 0.0)
+  plain = penalty.combine(terms, 0.3)
+  for got, term in zip(
+    jax.tree.leaves(found.adapter),
+    jax.tree.leaves(terms.upper.adapter),
+    strict=True,
+  ):
+    np.testing.assert_allclose(got, 0.7 * term, rtol=1e-6)
+  # Nothing else is touched.
+  for got, term in zip(
+    jax.tree.leaves((found.base, found.rl_only_base)),
+    jax.tree.leaves((plain.base, plain.rl_only_base)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(got, term)
+
+
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_term_of_weight_zero_is_absent_even_if_infinite(traced):
   good = Gradient(jnp.ones(2), jnp.ones(2), jnp.ones(()), {})
