@@ -28,8 +28,8 @@ def render(numbers: Mapping[str, Any]) -> str:
     "",
     f"Budget of a run: {numbers['sampled_tokens']:,} sampled tokens, and at "
     f"most {numbers['steps']} steps. An update of `bridge` takes three "
-    "gradients, of `mixed` two, of the others one, so at the same tokens the "
-    "optimiser's work is not the same: the cost tables say what it was. "
+    "gradients, of `mixed` two, of most others one: at the same sampled tokens "
+    "the optimiser's work is not the same, and it is not made so. "
     "Learning rates: each method's own search over the same points, one seed "
     "that is not reported, by accuracy on 200 validation questions. "
     "Accuracies are greedy, mean over seeds, with 95% intervals (Student's t "

@@ -60,7 +60,12 @@ def get_study(quick: bool = False) -> plan.Study:
     "could do better. Rewards (1 for a right answer) are given for 2,000 "
     "questions of three and four operations, worked solutions for 64 of them. "
     "Tests: 500 other questions of that kind, and 500 of five and six "
-    "operations, which nothing was trained on.",
+    "operations, which nothing was trained on. To be read with care: the rate "
+    "of the SFT stage of `sft_then_rl` is not searched and was set after first "
+    "results with another had been seen, and its runs were made again; where a "
+    "learning rate in the tables is the smallest of the search, a smaller one "
+    "might be better; `bridge, no gain` has BRIDGE's learning rates; questions "
+    "of the harder kind are beyond every method, and tell nothing apart.",
     settings=settings,
     stages=_stages(),
     regimes={"B": regimes["B"]} if quick else regimes,
