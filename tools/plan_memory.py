@@ -10,6 +10,7 @@ CPUs compute bfloat16 in float32 copies, which would tell nothing.
 
 import dataclasses
 import math
+import os
 import re
 import sys
 import time
@@ -99,6 +100,8 @@ def _bytes(text: str | None) -> int | None:
 
 
 if __name__ == "__main__":
+  # A config file may import its neighbours, as under `python -m`.
+  sys.path.insert(0, os.getcwd())
   logging.set_verbosity(logging.ERROR)
   try:
     app.run(report, flags_parser=main.parse_flags)
