@@ -43,14 +43,8 @@ def load(
     ConfigError: it cannot be found, read, or put together.
   """
   found = sources.load(source, scratch, revision=revision)
-  tokenizer = tokenizer_lib.load(
-    found.files,
-    chat_template=wording.chat_template,
-    system_prompt=wording.system_prompt,
-    prompt=wording.prompt,
-    use_chat_template=wording.use_chat_template,
-  )
-  tokenizer.check_fits(found.architecture.vocab_size)
+  worded = tokenizer(found.files, wording)
+  worded.check_fits(found.architecture.vocab_size)
   on_cpu = jax.default_backend() == "cpu"
   policy = policy_lib.make(
     found.architecture,
@@ -62,7 +56,28 @@ def load(
     remat="none",
   )
   weights = jax.jit(policy.merge)(found.base, None)
-  return Model(found.architecture, policy, weights, tokenizer)
+  return Model(found.architecture, policy, weights, worded)
+
+
+def tokenizer(
+  files: str | pathlib.Path, wording: config.Tokenizer
+) -> tokenizer_lib.Tokenizer:
+  """Returns the tokenizer of a directory, for prompts put in those words.
+
+  Args:
+    files: directory with a tokenizer.json.
+    wording: how a prompt is put.
+
+  Raises:
+    ConfigError: as `data.tokenizer.load`.
+  """
+  return tokenizer_lib.load(
+    files,
+    chat_template=wording.chat_template,
+    system_prompt=wording.system_prompt,
+    prompt=wording.prompt,
+    use_chat_template=wording.use_chat_template,
+  )
 
 
 def wording(

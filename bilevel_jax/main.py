@@ -1,16 +1,13 @@
 """python -m bilevel_jax.main --config configs/x.py [--config.steps=9 ...]"""
 
-import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bilevel_jax import config, processes, train
+from bilevel_jax import compile_cache, config, processes, train
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "a file of configs/, or your own", lock_config=True
@@ -52,19 +49,6 @@ def _check_names(arguments: Sequence[str]) -> None:
       config.check_name(argument.lstrip("-").split("=")[0].split(".")[1:])
 
 
-def keep_programs() -> None:
-  """Keeps compiled programs in the user's cache directory, 8 GiB at most.
-
-  JAX_COMPILATION_CACHE_DIR names another directory;
-  JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
-  """
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    directory = pathlib.Path(caches) / "bilevel_jax" / "programs"
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_compilation_cache_max_size", 8 * 2**30)
-
-
 def read_settings(arguments: Sequence[str]) -> config.Config:
   """Returns the settings of the config file that the flags name.
 
@@ -90,7 +74,7 @@ def read_settings(arguments: Sequence[str]) -> config.Config:
 def main(arguments: Sequence[str]) -> None:
   """Runs the config file that the flags name."""
   settings = read_settings(arguments)
-  keep_programs()
+  compile_cache.enable()
   processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   train.run(settings)
 

@@ -2,7 +2,12 @@
 
 import importlib.metadata
 import os
+import pathlib
 
+# What runs keep for later ones stays out of the user's own cache directory.
+os.environ["XDG_CACHE_HOME"] = str(
+  pathlib.Path(__file__).parents[1] / ".pytest_cache" / "runs"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Nearly all of the suite's time is compilation: a quarter of it with these.
@@ -14,7 +19,15 @@ os.environ.setdefault(
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file_at_a_time():
+  """Thousands of programs in one process reach its limit of memory maps."""
+  yield
+  jax.clear_caches()

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "bilevel_jax"
 RANKS = {
   "config": 0,
   "types": 0,
+  "compile_cache": 0,
   "processes": 1,
   "models": 1,
   "data": 1,

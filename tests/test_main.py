@@ -1,7 +1,6 @@
 """Bad input: one sentence, exit code 2, before anything is computed."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -204,35 +203,3 @@ def test_the_command_line_answers_with_one_sentence(arguments, sentence):
   assert said.startswith("error: ")
   assert len(said.strip().splitlines()) == 1, said
   assert sentence in said
-
-
-_FIRST = "JAX_COMPILATION_CACHE_DIR"  # wins over the others
-_KEPT = """
-import jax
-from bilevel_jax import main
-main.keep_programs()
-print(jax.config.jax_compilation_cache_dir)
-"""
-
-
-@pytest.mark.parametrize(
-  ("variable", "expected"),
-  [
-    ("XDG_CACHE_HOME", "{}/bilevel_jax/programs"),
-    (_FIRST, "{}"),
-  ],
-)
-def test_programs_are_kept_where_the_environment_says(
-  tmp_path, variable, expected
-):
-  done = subprocess.run(
-    [sys.executable, "-c", _KEPT],
-    cwd=ROOT,
-    env={name: os.environ[name] for name in os.environ if name != _FIRST}
-    | {variable: str(tmp_path)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=True,
-  )
-  assert done.stdout.strip() == expected.format(tmp_path)

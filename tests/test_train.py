@@ -29,7 +29,7 @@ def _settings(directory, run_dir, **changes):
 
 def _last_state(settings):
   """The state in the last checkpoint of a run, and where its streams stood."""
-  model = sources.build_model(settings)
+  model = sources.build_model(settings, sources.find(settings))
   mesh, _ = meshes.make(settings, model.architecture)
   built = learner.build(settings, model.policy, mesh)
   abstract = learner.abstract_state(built.method, model.policy)
@@ -328,7 +328,7 @@ def test_a_merged_run_ends_with_what_it_was_to_add(directory):
     method__merge__sft_weight=0.0,
   )
   train.run(settings)
-  model = sources.build_model(settings)
+  model = sources.build_model(settings, sources.find(settings))
   mesh, _ = meshes.make(settings, model.architecture)
   start = sources.load_base(settings, model, mesh)
   _, state, _ = _last_state(settings)

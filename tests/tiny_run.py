@@ -21,17 +21,17 @@ ARCHITECTURE = presets.Architecture(
 )
 
 
-def make_policy(architecture=ARCHITECTURE, compute_dtype="float32"):
+def make_policy(architecture=ARCHITECTURE, compute_dtype="float32", **changes):
   """Returns the Policy of the tiny model."""
-  return policy.make(
-    architecture,
-    adapter_rank=2,
-    adapter_alpha=2.0,
-    adapter_targets=("q", "v", "down"),
-    compute_dtype=compute_dtype,
-    attention="xla",
-    remat="none",
-  )
+  settings = {
+    "adapter_rank": 2,
+    "adapter_alpha": 2.0,
+    "adapter_targets": ("q", "v", "down"),
+    "compute_dtype": compute_dtype,
+    "attention": "xla",
+    "remat": "none",
+  }
+  return policy.make(architecture, **(settings | changes))
 
 
 def weights(directory: pathlib.Path, seed: int = 0) -> pathlib.Path:

@@ -50,7 +50,7 @@ def report(arguments: Sequence[str]) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
   architecture = presets.of_hub_id(str(settings.model.weights))
   if architecture is None:
-    architecture = sources.read_architecture(settings)
+    architecture = sources.find(settings).architecture
   chosen = meshes.choose(settings, architecture, devices, memory)
   print(f"mesh: {chosen.sizes}, {chosen.reason}")
   print(memory_plan.table(chosen.plan))

@@ -27,9 +27,8 @@ import rich.console
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from bilevel_jax import config, train
+from bilevel_jax import compile_cache, config, train
 from bilevel_jax.comparison import figures, page, runs
-from bilevel_jax.main import keep_programs
 from bilevel_jax.study import document, numbers, plan, work
 
 
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   out = options.out or pathlib.Path("runs") / study.name
-  keep_programs()
+  compile_cache.enable()
   # Programs are kept for all processes of the study, which share them.
   os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir)

@@ -5,7 +5,7 @@ import itertools
 import json
 import pathlib
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ _OF_NO_INTEREST = (
   "checkpoints",
   "logging",
   "evaluation.every",
-  "training.micro_batch_sequences",
+  "training.micro_batch_tokens",
+  "training.row_tokens",
+  "training.packing",
 )
 _SHOWN = 3  # settings in a name, at most
 # What the learning curves are drawn against: heading, unit, logged number.
@@ -121,7 +123,7 @@ def read(path: str | pathlib.Path) -> Run:
   return Run(
     path=files.path,
     # Settings that are younger than the run had their defaults in it.
-    settings=_defaults() | dict(flat(given)),
+    settings=config.defaults() | dict(config.flat(given)),
     steps=dict(sorted(steps.items())),
     answers={a["question_id"]: a for a in answers if a["step"] == last},
     completions=metrics.read(files.completions),
@@ -164,22 +166,6 @@ def group(runs: Sequence[Run]) -> list[Group]:
         )
     groups.append(Group(name=name, runs=found))
   return groups
-
-
-def flat(
-  tree: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-  """Yields (dotted name, value) of nested settings."""
-  for name, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      yield from flat(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value
-
-
-def _defaults() -> dict[str, Any]:
-  plain = json.loads(json.dumps(config.to_dict(config.Config())))
-  return dict(flat(plain))
 
 
 def _telling(run: Run) -> dict[str, Any]:

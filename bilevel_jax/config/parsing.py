@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +68,22 @@ def check_name(path: Sequence[str]) -> None:
 def to_dict(config: schema.Config) -> dict[str, Any]:
   """Returns the settings as nested dicts that JSON can hold."""
   return dataclasses.asdict(config)
+
+
+def flat(
+  tree: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+  """Yields (dotted name, value) of nested settings."""
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      yield from flat(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value
+
+
+def defaults() -> dict[str, Any]:
+  """Returns every default by its dotted name, as it comes back from JSON."""
+  return dict(flat(json.loads(json.dumps(to_dict(schema.Config())))))
 
 
 def _broken_rules(config: schema.Config) -> Iterator[str]:

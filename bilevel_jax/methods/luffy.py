@@ -24,13 +24,9 @@ def build(
   options = settings.luffy
 
   def route(groups: routing.Groups) -> routing.Route:
-    reward = np.full((len(groups.rewards), 1), options.demonstration_reward)
-    advantages, _ = ingredients.advantages(
-      np.concatenate([groups.rewards, reward], axis=1),
-      np.concatenate([groups.scored, groups.demonstrated[:, None]], axis=1),
+    advantages, share = as_members(
+      groups, options.demonstration_reward, ingredients
     )
-    rows = groups.scored.sum(), groups.demonstrated.sum()
-    share = rows[1] / max(sum(rows), 1)
     return routing.Route(
       rollouts=np.ones(groups.rewards.shape, bool),
       advantages=advantages[:, :-1] * np.float32(1 - share),
@@ -45,3 +41,26 @@ def build(
       token_weight=token_weights.shaped(options.gamma)
     ),
   )._replace(route=route)
+
+
+def as_members(
+  groups: routing.Groups, reward: float, ingredients: contract.Ingredients
+) -> tuple[np.ndarray, np.floating]:
+  """Returns advantages of samples and demonstrations, one baseline for both.
+
+  Args:
+    groups: the step's questions with their samples.
+    reward: of a demonstration.
+    ingredients: for the rule.
+
+  Returns:
+    [P, G + 1], the demonstration's last; and the demonstrations' share of the
+    rows that count.
+  """
+  last = np.full((len(groups.rewards), 1), reward)
+  advantages, _ = ingredients.advantages(
+    np.concatenate([groups.rewards, last], axis=1),
+    np.concatenate([groups.scored, groups.demonstrated[:, None]], axis=1),
+  )
+  rows = groups.scored.sum(), groups.demonstrated.sum()
+  return advantages, rows[1] / max(sum(rows), 1)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import config
-from bilevel_jax.methods import contract, updates
+from bilevel_jax.methods import contract, luffy, updates
 from bilevel_jax.objectives import sequences, token_weights
 from bilevel_jax.rollout import routing
 
@@ -29,13 +29,10 @@ def build(
   sign = {"paper": -1.0, "code": 1.0}[options.sft_exponent]
 
   def route(groups: routing.Groups) -> routing.Route:
-    reward = np.full((len(groups.rewards), 1), options.demonstration_reward)
-    advantages, _ = ingredients.advantages(
-      np.concatenate([groups.rewards, reward], axis=1),
-      np.concatenate([groups.scored, groups.demonstrated[:, None]], axis=1),
+    advantages, share = luffy.as_members(
+      groups, options.demonstration_reward, ingredients
     )
-    rows = groups.scored.sum(), groups.demonstrated.sum()
-    share = np.float32(rows[1] / max(sum(rows), 1))
+    share = np.float32(share)
     return routing.Route(
       rollouts=np.ones(groups.rewards.shape, bool),
       advantages=np.where(groups.correct, 1 - share, share - 1),

@@ -167,10 +167,8 @@ def group_advantages(
   count = scored.sum(axis=1, keepdims=True)
   total = rewards.sum(axis=1, keepdims=True)
   centred = np.where(scored, rewards - total / np.maximum(count, 1), 0.0)
-  highest = np.where(scored, rewards, -np.inf).max(axis=1, keepdims=True)
-  lowest = np.where(scored, rewards, np.inf).min(axis=1, keepdims=True)
   # Equal rewards must give 0, not rounding errors divided by almost 0.
-  advantages = np.where(highest > lowest, centred, 0.0)
+  advantages = np.where(tells(rewards, scored)[:, None], centred, 0.0)
   degrees = np.maximum(count - 1, 1)
   if normalise == "group_std":
     variance = (centred**2).sum(axis=1, keepdims=True)
@@ -187,6 +185,18 @@ def group_advantages(
   others = np.where(scored, total - rewards, 0.0)
   baselines = others / degrees
   return advantages.astype(np.float32), baselines.astype(np.float32)
+
+
+def tells(rewards: np.ndarray, scored: np.ndarray) -> np.ndarray:
+  """Returns [P] bool: two scored samples of the group differ in reward.
+
+  Args:
+    rewards: [P, G].
+    scored: [P, G] bool.
+  """
+  highest = np.where(scored, rewards, -np.inf).max(axis=1)
+  lowest = np.where(scored, rewards, np.inf).min(axis=1)
+  return highest > lowest
 
 
 def cooperative_gain(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.rollout import answers, routing
 from bilevel_jax.types import Question, Requests, Rollout, Scores
 
@@ -144,13 +145,9 @@ def tells(answered: answers.Answers) -> np.ndarray:
   """Returns [P] bool: two scored samples of the group differ in reward."""
   scores = answered.scores
   groups = (-1, answered.rollout.requests.samples_per_prompt)
-  rewards, scored = (
-    scores.rewards.reshape(groups),
-    scores.scored.reshape(groups),
+  return policy_gradient.tells(
+    scores.rewards.reshape(groups), scores.scored.reshape(groups)
   )
-  highest = np.where(scored, rewards, -np.inf).max(axis=1)
-  lowest = np.where(scored, rewards, np.inf).min(axis=1)
-  return highest > lowest
 
 
 def _gathered(

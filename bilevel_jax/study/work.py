@@ -123,7 +123,7 @@ def _done(out: pathlib.Path, job: plan.Job) -> bool:
     return False
   if job.train:
     then = runs.read(path).settings
-    now = dict(runs.flat(config.to_dict(config.parse(job.settings))))
+    now = dict(config.flat(config.to_dict(config.parse(job.settings))))
     for name in now:
       value = json.loads(json.dumps(now[name]))
       if not name.startswith(_FREE) and then.get(name) != value:

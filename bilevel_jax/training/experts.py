@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config, processes
+from bilevel_jax import config, loading, processes
 from bilevel_jax.data import batches
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.models import policy as policy_lib
@@ -146,14 +146,7 @@ def _check_vocabulary(
   ours: tokenizer_lib.Tokenizer,
   files: pathlib.Path,
 ) -> None:
-  wording = settings.tokenizer
-  theirs = tokenizer_lib.load(
-    files,
-    chat_template=wording.chat_template,
-    system_prompt=wording.system_prompt,
-    prompt=wording.prompt,
-    use_chat_template=wording.use_chat_template,
-  ).vocabulary()
+  theirs = loading.tokenizer(files, settings.tokenizer).vocabulary()
   for token, number in ours.vocabulary().items():
     if theirs.get(token) != number:
       raise config.ConfigError(

@@ -355,8 +355,7 @@ def _token_batch(
   per_pass, passes = packing.forward_passes(rows, rows, columns, how)
 
   def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
-    axes = (None, ("data", "fsdp")) if len(sizes) == 3 else ()
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    place = sharding.batch_place(len(sizes), mesh)
     return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
 
   where = shape(rows, width)

@@ -268,10 +268,8 @@ def _card(record: Mapping[str, Any]) -> str:
 def _settings(settings: Mapping[str, Any]) -> str:
   if not settings:
     return ""
-  defaults = dict(
-    _flat(json.loads(json.dumps(config.to_dict(config.Config()))))
-  )
-  given = dict(_flat(settings.get("config", {})))
+  defaults = config.defaults()
+  given = dict(config.flat(settings.get("config", {})))
   show = lambda value: json.dumps(value, ensure_ascii=False)
   rows = [(name, show(value)) for name, value in given.items()]
   changed = [row for row in rows if given[row[0]] != defaults.get(row[0])]
@@ -283,11 +281,3 @@ def _settings(settings: Mapping[str, Any]) -> str:
     + page.folded("All settings", page.table(head, rows))
     + page.folded("Versions", page.table(("package", "version"), versions)),
   )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple]:
-  for name, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      yield from _flat(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value

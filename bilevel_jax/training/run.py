@@ -25,21 +25,25 @@ class Run:
   scorer: pool.Scorer
   mesh: jax.sharding.Mesh
   layout: str  # of the devices, and why: for the opening lines
-  rows: jax.sharding.NamedSharding  # of the sampler's arrays
   cache_bytes: int  # that the sampler's KV cache may take on a device
   reference: Tree | None  # base of the KL's reference policy
   expert: experts.Expert | None  # that scores rollouts
   state: TrainState
   host: dict[str, Any]  # JSON: where the streams stand
 
+  @property
+  def rows(self) -> jax.sharding.NamedSharding:
+    """Where the sampler's arrays lie."""
+    return sharding.batch_sharding(self.mesh)
+
 
 def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   """Returns the run before its first step; every check is made here."""
   with processes.together():
-    architecture = sources.read_architecture(settings)
-  mesh, layout = meshes.make(settings, architecture)
+    found = sources.find(settings)
+  mesh, layout = meshes.make(settings, found.architecture)
   with processes.together():
-    model = sources.build_model(settings, sharding.batch_sharding(mesh))
+    model = sources.build_model(settings, found, sharding.batch_sharding(mesh))
     streams = sources.build_streams(settings, model.tokenizer)
     processes.check_mesh(mesh)
     learner = learner_lib.build(settings, model.policy, mesh)
@@ -70,7 +74,6 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     scorer=scorer,
     mesh=mesh,
     layout=layout,
-    rows=sharding.batch_sharding(mesh),
     reference=reference,
     expert=expert,
     cache_bytes=settings.rollout.kv_cache_bytes

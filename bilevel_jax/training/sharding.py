@@ -166,7 +166,16 @@ def place_batch(batch: types.Tree, mesh: jax.sharding.Mesh) -> types.Tree:
     batch: TokenBatches with layouts, on the host, the same in each process.
     mesh: the mesh of the run.
   """
-  rows = jax.sharding.NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
-  whole = jax.sharding.NamedSharding(mesh, PartitionSpec())
-  place = lambda x: rows if x.ndim == 3 else whole
-  return processes.put(batch, jax.tree.map(place, batch))
+  places = jax.tree.map(lambda x: batch_place(x.ndim, mesh), batch)
+  return processes.put(batch, places)
+
+
+def batch_place(dimensions: int, mesh: Mesh) -> jax.sharding.NamedSharding:
+  """Returns where an array of a batch lies: by its layout's three dimensions.
+
+  Args:
+    dimensions: of the array.
+    mesh: the mesh of the run, or one without devices.
+  """
+  spec = (None, ("data", "fsdp")) if dimensions == 3 else ()
+  return jax.sharding.NamedSharding(mesh, PartitionSpec(*spec))

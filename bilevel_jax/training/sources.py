@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config, processes
+from bilevel_jax import config, loading, processes
 from bilevel_jax.data import batches, corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.methods import hypergradients
@@ -22,6 +22,14 @@ from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.rollout import engine
 from bilevel_jax.training import sharding
 from bilevel_jax.types import Policy, TrainState, Tree
+
+
+class Found(NamedTuple):
+  """A model before anything of it is built."""
+
+  architecture: presets.Architecture
+  directory: pathlib.Path | None
+  """Hugging Face directory of the weights, where they have one."""
 
 
 class Model(NamedTuple):
@@ -52,7 +60,7 @@ class Streams(NamedTuple):
     return b"".join(example.tobytes() for example in examples)
 
 
-def read_architecture(settings: config.Config) -> presets.Architecture:
+def find(settings: config.Config) -> Found:
   """Returns the architecture of the settings' model; reads no weights.
 
   Raises:
@@ -60,12 +68,11 @@ def read_architecture(settings: config.Config) -> presets.Architecture:
   """
   source = settings.model
   if source.weights is None:
-    return presets.get(str(source.preset))
+    return Found(presets.get(str(source.preset)), None)
   if source.weights.endswith(".gguf"):
-    return gguf.read_architecture(pathlib.Path(source.weights))
-  return huggingface.read_architecture(
-    huggingface.resolve(source.weights, source.revision)
-  )
+    return Found(gguf.read_architecture(pathlib.Path(source.weights)), None)
+  directory = huggingface.resolve(source.weights, source.revision)
+  return Found(huggingface.read_architecture(directory), directory)
 
 
 def build_policy(
@@ -110,40 +117,31 @@ def build_policy(
 
 
 def build_model(
-  settings: config.Config, rows: jax.sharding.NamedSharding | None = None
+  settings: config.Config,
+  found: Found,
+  rows: jax.sharding.NamedSharding | None = None,
 ) -> Model:
   """Returns the model of the settings; reads no weights yet.
 
   Args:
     settings: of the run.
+    found: their model, from `find`.
     rows: as for `build_policy`.
 
   Raises:
     ConfigError: an unknown architecture, or a tokenizer that does not fit.
   """
-  source = settings.model
-  architecture = read_architecture(settings)
-  directory = tokenizer_source = None
-  if source.weights is not None and source.weights.endswith(".gguf"):
-    file = pathlib.Path(source.weights)
-    if settings.tokenizer.path is None:
-      written = tokenizer_source = pathlib.Path(settings.run_dir) / "tokenizer"
-      processes.on_first(lambda: gguf_tokenizer.write(file, written))
-  elif source.weights is not None:
-    directory = huggingface.resolve(source.weights, source.revision)
-    tokenizer_source = directory
-  tokenizer_source = settings.tokenizer.path or tokenizer_source
+  weights, (architecture, directory) = settings.model.weights, found
+  tokenizer_source = settings.tokenizer.path or directory
+  if tokenizer_source is None and weights is not None:  # a GGUF file's own
+    file = pathlib.Path(weights)
+    written = tokenizer_source = pathlib.Path(settings.run_dir) / "tokenizer"
+    processes.on_first(lambda: gguf_tokenizer.write(file, written))
   if tokenizer_source is None:
     raise config.ConfigError(
       "tokenizer.path must be set when model.weights is not, got None"
     )
-  tokenizer = tokenizer_lib.load(
-    tokenizer_source,
-    chat_template=settings.tokenizer.chat_template,
-    system_prompt=settings.tokenizer.system_prompt,
-    prompt=settings.tokenizer.prompt,
-    use_chat_template=settings.tokenizer.use_chat_template,
-  )
+  tokenizer = loading.tokenizer(tokenizer_source, settings.tokenizer)
   tokenizer.check_fits(architecture.vocab_size)
   check_positions(settings, architecture)
   policy = build_policy(settings, architecture, rows)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import strategies
 
 from bilevel_jax.methods import accumulation, terms
-from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.objectives import weighting
 from bilevel_jax.rollout import assemble, packing
 from tests import tiny_run
@@ -87,12 +86,7 @@ def test_every_weighted_token_is_predicted_from_what_preceded_it(
 def test_the_transformer_gives_the_same_log_probs_and_gradients(kernel):
   rng = np.random.default_rng(1)
   batch = _batch(rng, 9)
-  policy = policy_lib.make(
-    tiny_run.ARCHITECTURE,
-    adapter_rank=2,
-    adapter_alpha=2.0,
-    adapter_targets=("q", "v"),
-    compute_dtype="float32",
+  policy = tiny_run.make_policy(
     attention=kernel,
     remat="everything" if kernel == "chunked" else "none",
   )

@@ -12,7 +12,6 @@ import pytest
 
 from bilevel_jax import types
 from bilevel_jax.methods import accumulation, terms
-from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.objectives import weighting
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import sharding
@@ -51,12 +50,8 @@ def _batch() -> types.RLBatch:
 
 def _gradient(batch, mesh=None, *, remat="none", chunk=64, attention="xla"):
   """The gradient of GSPO's loss: it couples the tokens of a sequence."""
-  policy = policy_lib.make(
+  policy = tiny_run.make_policy(
     ARCHITECTURE,
-    adapter_rank=2,
-    adapter_alpha=2.0,
-    adapter_targets=("q", "v", "down"),
-    compute_dtype="float32",
     attention=attention,
     remat=remat,
     rows=None if mesh is None else sharding.batch_sharding(mesh),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from bilevel_jax import types
-from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.models import presets
 from bilevel_jax.objectives import weighting
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import throughput
+from tests import tiny_run
 
 # One layer: the compiler counts the body of a loop once.
 ARCHITECTURE = presets.Architecture(
@@ -29,15 +29,7 @@ ARCHITECTURE = presets.Architecture(
 
 
 def test_a_forward_pass_costs_what_the_compiler_counts():
-  policy = policy_lib.make(
-    ARCHITECTURE,
-    adapter_rank=1,
-    adapter_alpha=1.0,
-    adapter_targets=("q",),
-    compute_dtype="float32",
-    attention="xla",
-    remat="none",
-  )
+  policy = tiny_run.make_policy(ARCHITECTURE)
   rows, columns = 4, 64
   base = jax.eval_shape(policy.init, jax.random.key(0))
   ids = jax.ShapeDtypeStruct((rows, columns), jnp.int32)

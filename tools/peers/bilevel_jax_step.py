@@ -12,7 +12,7 @@ from bilevel_jax.models import huggingface
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import learner as learner_lib
-from bilevel_jax.training import programs, sharding, throughput
+from bilevel_jax.training import sharding, throughput
 from tools.peers import lines
 
 
@@ -82,6 +82,7 @@ def _run(ready, mesh, compilations, architecture, request):
   seconds = time.perf_counter() - started
   parts = [part for part in (packed.rl, packed.sft) if part is not None]
   taken = learner.method.gradients
+  lower = learner.programs.update.lower  # pyright: ignore[reportFunctionMemberAccess] -- jitted
   flops = 3 * sum(
     times * throughput.batch_flops(architecture, part)
     for part, times in ((packed.sft, taken.sft), (packed.rl, taken.rl))
@@ -92,7 +93,7 @@ def _run(ready, mesh, compilations, architecture, request):
     "flops": flops,
     "padded_share": packing.padding_share(parts),
     "compilations": compilations(),
-    "bytes": _bytes(learner.programs, holder["state"], batch)
+    "bytes": lines.planned_bytes(lower(holder["state"], batch).compile())
     if request["seed"] == 0
     else None,
   }
@@ -130,17 +131,6 @@ def _rows(request, learner) -> types.StepBatch:
     )
   rl = assemble.skip_idle(rl) if learner.skip_idle else rl
   return types.StepBatch(rl=rl, sft=sft)
-
-
-def _bytes(compiled: programs.Programs, state, batch) -> int:
-  """What the update holds at most, by the compiler's analysis."""
-  used = compiled.update.lower(state, batch).compile().memory_analysis()  # pyright: ignore[reportFunctionMemberAccess] -- jitted
-  return (
-    used.argument_size_in_bytes
-    + used.output_size_in_bytes
-    - used.alias_size_in_bytes
-    + used.temp_size_in_bytes
-  )
 
 
 if __name__ == "__main__":

@@ -46,6 +46,17 @@ def serve(set_up: Callable[[dict[str, Any]], tuple[Handler, Any]]) -> None:
       answers.write(json.dumps(answer) + "\n")
 
 
+def planned_bytes(compiled: Any) -> int:
+  """Returns what a program holds at most, by its compiler's analysis."""
+  used = compiled.memory_analysis()
+  return (
+    used.argument_size_in_bytes
+    + used.output_size_in_bytes
+    - used.alias_size_in_bytes
+    + used.temp_size_in_bytes
+  )
+
+
 def count_compilations() -> Callable[[], int]:
   """Returns a function: how many programs XLA compiled since its last call."""
   import jax

@@ -1,8 +1,10 @@
 """google-tunix's model of a config.json, for its peers here."""
 
 import importlib
+import importlib.metadata
 from typing import Any
 
+import jax
 from flax import nnx
 
 # config.json's model_type -> (module of tunix.models, class)
@@ -13,11 +15,14 @@ _MODELS = {
 }
 
 
-def make(fields: dict[str, Any], wrap=lambda model_class: model_class) -> Any:
+def make(
+  fields: dict[str, Any], dtype: str, wrap=lambda model_class: model_class
+) -> Any:
   """Returns a model with random weights.
 
   Args:
     fields: of a Hugging Face config.json.
+    dtype: of the weights.
     wrap: class -> class to make it of.
   """
   module, name = _MODELS[fields["model_type"]]
@@ -35,4 +40,18 @@ def make(fields: dict[str, Any], wrap=lambda model_class: model_class) -> Any:
     norm_eps=fields["rms_norm_eps"],
     **{tied: fields["tie_word_embeddings"]},
   )
-  return wrap(getattr(models, name))(config, rngs=nnx.Rngs(0))
+  model = wrap(getattr(models, name))(config, rngs=nnx.Rngs(0))
+  weights = nnx.state(model, nnx.Param)
+  nnx.update(model, jax.tree.map(lambda x: x.astype(dtype), weights))
+  return model
+
+
+def about(model: Any) -> dict[str, Any]:
+  """Returns what a contestant says of itself."""
+  versions = [importlib.metadata.version(n) for n in ("google-tunix", "jax")]
+  weights = jax.tree.leaves(nnx.state(model, nnx.Param))
+  return {
+    "name": "google-tunix {} (jax {})".format(*versions),
+    "device": jax.devices()[0].device_kind,
+    "parameters": sum(x.size for x in weights),
+  }

@@ -5,7 +5,6 @@ else of this project.
 """
 
 import functools
-import importlib.metadata
 import json
 import pathlib
 import time
@@ -25,17 +24,9 @@ def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
   if not request["random"]:
     raise SystemExit("tunix is compared on random weights only")
   fields = json.loads(pathlib.Path(request["model"], "config.json").read_text())
-  model = tunix_models.make(fields, _forced)
-  state = nnx.state(model, nnx.Param)
-  dtype = jnp.dtype(request["dtype"])
-  nnx.update(model, jax.tree.map(lambda x: x.astype(dtype), state))
+  model = tunix_models.make(fields, request["dtype"], _forced)
   run = functools.partial(_run, model, fields, lines.count_compilations())
-  versions = [importlib.metadata.version(n) for n in ("google-tunix", "jax")]
-  return run, {
-    "name": "google-tunix {} (jax {})".format(*versions),
-    "device": jax.devices()[0].device_kind,
-    "parameters": sum(x.size for x in jax.tree.leaves(state)),
-  }
+  return run, tunix_models.about(model)
 
 
 def _forced(model_class):

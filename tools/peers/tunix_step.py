@@ -6,14 +6,12 @@ batch that is on the device already.
 """
 
 import functools
-import importlib.metadata
 import json
 import pathlib
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -30,20 +28,10 @@ _PAD = 0
 def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
   """Returns what runs an update, and who we are."""
   fields = json.loads(pathlib.Path(request["model"], "config.json").read_text())
-  model = tunix_models.make(fields)
-  state = nnx.state(model, nnx.Param)
-  nnx.update(
-    model,
-    jax.tree.map(lambda x: x.astype(jnp.dtype(request["dtype"])), state),
-  )
+  model = tunix_models.make(fields, request["dtype"])
   trainers: dict[str, Any] = {}
   run = functools.partial(_run, model, trainers, lines.count_compilations())
-  versions = [importlib.metadata.version(n) for n in ("google-tunix", "jax")]
-  return run, {
-    "name": "google-tunix {} (jax {})".format(*versions),
-    "device": jax.devices()[0].device_kind,
-    "parameters": sum(x.size for x in jax.tree.leaves(state)),
-  }
+  return run, tunix_models.about(model)
 
 
 def _step(model, method):
@@ -91,7 +79,11 @@ def _run(model, trainers, compilations, request):
     "flops": None,
     "padded_share": 1 - held / (rows * _columns(request, longest)),
     "compilations": compilations(),
-    "bytes": _bytes(step, batch) if request["seed"] == 0 else None,
+    "bytes": lines.planned_bytes(
+      step.func.lower(*step.args, batch).compile().compiled
+    )
+    if request["seed"] == 0
+    else None,
   }
 
 
@@ -143,18 +135,6 @@ def _grpo(request):
     advantages=np.array(request["advantages"], np.float32),
     ref_per_token_logps=None,
     old_per_token_logps=None,
-  )
-
-
-def _bytes(step, batch):
-  """What the step holds at most, by the compiler's analysis."""
-  lowered = step.func.lower(*step.args, batch)
-  used = lowered.compile().compiled.memory_analysis()
-  return (
-    used.argument_size_in_bytes
-    + used.output_size_in_bytes
-    - used.alias_size_in_bytes
-    + used.temp_size_in_bytes
   )
 
 

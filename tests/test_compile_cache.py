@@ -1,0 +1,66 @@
+"""Compiled programs: kept where the user says, whatever was killed before."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+_FIRST = "JAX_COMPILATION_CACHE_DIR"  # wins over the others
+_WHERE = """
+import jax
+from bilevel_jax import compile_cache
+compile_cache.enable()
+print(jax.config.jax_compilation_cache_dir)
+"""
+_COMPILE = """
+import jax
+from bilevel_jax import compile_cache
+compile_cache.enable()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x + 1)(1.0)
+"""
+
+
+def _output(program: str, **variables: str) -> str:
+  return subprocess.run(
+    [sys.executable, "-W", "error", "-c", program],
+    cwd=ROOT,
+    env={name: os.environ[name] for name in os.environ if name != _FIRST}
+    | variables,
+    stdout=subprocess.PIPE,
+    text=True,
+    timeout=300,
+    check=True,
+  ).stdout.strip()
+
+
+@pytest.mark.parametrize(
+  ("variable", "expected"),
+  [
+    ("XDG_CACHE_HOME", "{}/bilevel_jax/programs"),
+    (_FIRST, "{}"),
+  ],
+)
+def test_programs_are_kept_where_the_environment_says(
+  tmp_path, variable, expected
+):
+  where = _output(_WHERE, **{variable: str(tmp_path)})
+  assert where == expected.format(tmp_path)
+
+
+def test_an_entry_that_a_killed_run_left_unfinished_stops_no_later_one(
+  tmp_path,
+):
+  programs = tmp_path / "bilevel_jax" / "programs"
+  programs.mkdir(parents=True)
+  (programs / "finished-cache").write_bytes(b"whole")
+  (programs / "finished-atime").write_bytes(bytes(8))
+  (programs / "killed-cache").write_bytes(b"cut sh")
+  _output(_COMPILE, XDG_CACHE_HOME=str(tmp_path))
+  left = {path.name for path in programs.glob("*-cache")}
+  assert "finished-cache" in left
+  assert "killed-cache" not in left
+  assert len(left) > 1, "nothing was kept"
