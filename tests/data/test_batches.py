@@ -190,3 +190,45 @@ def test_an_empty_share_gives_no_demonstrations():
     QUESTIONS, Characters(), max_tokens=99, share=0.0
   )
   assert pairs.take(5, 3) == []
+
+
+def _scored(*lengths):
+  """Demonstrations with a log-prob for each token: -n for the n-th question."""
+  return [
+    _question("q", "s" * n)._replace(
+      id=str(n), meta={"logprobs": [-float(n)] * m}
+    )
+    for n, m in enumerate(lengths, 1)
+  ]
+
+
+def test_log_probs_that_came_with_the_data_stay_with_their_demonstrations():
+  scored = _scored(2, 3, 4)  # the end counts
+  given = batches.Demonstrations(
+    scored, Characters(), max_tokens=4, overlong="truncate", share=1.0, seed=3
+  )
+  pairs = given.take(1, 5)
+  logprobs = given.take_logprobs(1, 5)
+  assert logprobs is not None
+  for (_, solution), values in zip(pairs, logprobs, strict=True):
+    letters = int((solution > 0).sum())
+    assert len(values) == len(solution)
+    assert set(values) == {-letters}
+
+
+def test_log_probs_that_are_too_few_are_refused():
+  with pytest.raises(config.ConfigError, match=r"logprobs .* 2 .* 3 tokens"):
+    batches.Demonstrations(
+      _scored(2, 2), Characters(), max_tokens=9, share=1.0, seed=0
+    )
+
+
+def test_one_demonstration_without_log_probs_leaves_all_without():
+  given = batches.Demonstrations(
+    [*_scored(2), _question("q", "s")],
+    Characters(),
+    max_tokens=9,
+    share=1.0,
+    seed=0,
+  )
+  assert given.logprobs is None
