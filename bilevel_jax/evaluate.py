@@ -8,7 +8,7 @@ a .gguf file. Benchmarks come from the hub, or with --data from JSONL files.
 
 --out gets scores.json (scores, and the prompt and limits that they depend on)
 and records/BENCHMARK.jsonl (a line a question). The same command again goes on
-where it stopped.
+where it stopped; with --against, it says how much better it is than another.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-import rich.box
 import rich.console
 import rich.progress
-import rich.table
 
-from bilevel_jax import config, loading, types
+from bilevel_jax import compile_cache, config, loading, types
 from bilevel_jax.data import corpora
 from bilevel_jax.evaluation import (
+  against,
   benchmark_table,
   contamination,
   result_files,
   summary,
+  tables,
 )
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers, cache, sampling
@@ -100,6 +100,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     "JSONL of training data: which questions does it hold?",
     metavar="FILE",
   )
+  add(
+    "--against",
+    "results of other weights, to be compared question by question; repeatable",
+    pathlib.Path,
+    action="append",
+    metavar="DIR",
+  )
   return parser.parse_args(arguments)
 
 
@@ -145,6 +152,7 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
     template=options.template,
   )
   settings = _settings(options, wording, asked)
+  earlier = {out: against.read(out, settings) for out in options.against or ()}
   with console.status(f"reading {options.weights}"):
     model = loading.load(
       options.weights,
@@ -160,6 +168,7 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
   for name, tokens in prompts.items():
     _check_length(options, model, name, max(map(len, tokens)))
   results: dict[str, Any] = {}
+  answered: dict[str, list[dict[str, Any]]] = {}
   with (
     pool.Scorer({options.verifier: 1.0}, deadline_s=10.0) as scorer,
     rich.progress.Progress(
@@ -198,9 +207,14 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
             console.print(f"{name}: {len(records)} of {len(questions)}")
       first = model.tokenizer.decode(prompts[name][0])
       results[name] = summary.summarise(records) | {"first_prompt": first}
+      answered[name] = records
   mean = summary.mean_of(benchmark_table.FIVE, results)
-  result_files.write(options.out, settings, results, mean, overlap)
-  _show(results, mean)
+  compared = {
+    str(out): against.compare(before, answered)
+    for out, before in earlier.items()
+  }
+  result_files.write(options.out, settings, results, mean, overlap, compared)
+  tables.show(results, mean, compared)
 
 
 def _settings(
@@ -318,31 +332,6 @@ def _overlap(
   }
 
 
-def _show(results: dict[str, Any], mean: float | None) -> None:
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-  metrics = list(next(iter(results.values()))["scores"])
-  table.add_column("")
-  for heading in ("questions", *metrics, "tokens", "truncated", "unscorable"):
-    table.add_column(heading, justify="right", no_wrap=True)
-  for name, result in results.items():
-    table.add_row(
-      name,
-      str(result["questions"]),
-      *(
-        f"{value:.1%} ({low:.1%} to {high:.1%})"
-        for value, low, high in result["scores"].values()
-      ),
-      f"{result['tokens'][0]:,.0f}",
-      f"{result['truncated_share']:.1%}",
-      f"{result['unscorable_share']:.1%}",
-    )
-  screen = rich.console.Console(highlight=False)
-  if not screen.is_terminal:  # a log has lines as long as need be
-    screen = rich.console.Console(highlight=False, width=240)
-  screen.print(table)
-  if mean is not None:
-    screen.print(f"mean of the five: {mean:.1%}")
-
-
 if __name__ == "__main__":
+  compile_cache.enable()
   sys.exit(main())

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import rich.console
 
-from bilevel_jax import config, loading, types
+from bilevel_jax import compile_cache, config, loading, types
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.rollout import engine, sampling
 
@@ -299,4 +299,5 @@ def _closing(rollout: types.Rollout) -> str:
 
 
 if __name__ == "__main__":
+  compile_cache.enable()
   sys.exit(main())

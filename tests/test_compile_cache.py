@@ -64,3 +64,13 @@ def test_an_entry_that_a_killed_run_left_unfinished_stops_no_later_one(
   assert "finished-cache" in left
   assert "killed-cache" not in left
   assert len(left) > 1, "nothing was kept"
+
+
+@pytest.mark.parametrize("module", ["evaluate", "generate"])
+def test_what_reads_weights_keeps_its_programs_too(tmp_path, module):
+  as_command = "import runpy; runpy.run_module('{}', run_name='__main__')"
+  with pytest.raises(subprocess.CalledProcessError):  # no weights: it ends
+    _output(
+      as_command.format(f"bilevel_jax.{module}"), XDG_CACHE_HOME=str(tmp_path)
+    )
+  assert (tmp_path / "bilevel_jax" / "programs").is_dir()

@@ -1,6 +1,7 @@
 """Scores of weights on benchmarks: the engine's answers, graded and counted."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from bilevel_jax import evaluate, types
 from bilevel_jax.data import tokenizer
-from bilevel_jax.evaluation import summary
+from bilevel_jax.evaluation import benchmark_table, paired, summary
 from bilevel_jax.models import huggingface
 from bilevel_jax.rewards import verifiers
 from bilevel_jax.rollout import engine
@@ -139,6 +140,69 @@ def test_questions_in_training_data_are_named(run, tmp_path):
   }
 
 
+def _grade(out, name, right):
+  """Changes what a benchmark's records say is right."""
+  path = out / "records" / f"{name}.jsonl"
+  lines = [
+    json.dumps(line | {"correct": [bool(correct)]}) + "\n"
+    for line, correct in zip(_lines(path), right, strict=True)
+  ]
+  path.write_text("".join(lines))
+
+
+def test_weights_are_compared_question_by_question(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(benchmark_table, "FIVE", ("math500", "gsm8k"))
+  run()
+  earlier = shutil.copytree(run.out, tmp_path / "earlier")
+  before, now = {}, {}
+  before["gsm8k"], now["gsm8k"] = [1, 0, 0, 0, 1], [1, 1, 1, 0, 0]
+  before["math500"], now["math500"] = [0, 0, 1], [1, 1, 1]
+  for name in before:
+    _grade(earlier, name, before[name])
+    _grade(run.out, name, now[name])
+  code, out, _ = run("--against", str(earlier), "--seed", "0")
+  assert code == 0
+  scores = json.loads((run.out / "scores.json").read_text())
+  found = scores["against"][str(earlier)]
+  for name in before:
+    pair = np.array(before[name]), np.array(now[name])
+    value, low, high, p = paired.by_question(*pair)
+    assert found["benchmarks"][name] == {
+      "before": np.mean(before[name]),
+      "now": np.mean(now[name]),
+      "difference": [value, low, high],
+      "p": p,
+    }
+  five = found["mean_of_five"]
+  assert five["difference"][0] == pytest.approx((1 / 5 + 2 / 3) / 2)
+  assert five["now"] - five["before"] == pytest.approx(five["difference"][0])
+  assert f"against {earlier}" in out
+  assert "+66.7%" in out
+
+
+def test_only_the_weights_of_what_is_compared_may_differ(run, tmp_path):
+  run()
+  refused = lambda *arguments: run(
+    *("--out", str(tmp_path / "new"), "--against", str(run.out), *arguments)
+  )
+  for arguments, sentence in (
+    (["--max-new-tokens", "4"], "has max_new_tokens 8, not 4: only the weig"),
+    (["--template", "{question}?"], "has prompt '{question}=', not '{quest"),
+    (["--limit", "2"], "asked other questions of gsm8k: 5 from"),
+    (["--against", "nowhere"], "--against takes the --out of an earlier"),
+  ):
+    code, out, err = refused(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert sentence in err
+  (run.out / "records" / "gsm8k.jsonl").write_text('{"correct": [true]}\n{"c')
+  assert "answers to 1 of 5 questions of gsm8k" in refused()[2]
+  settings = json.loads((run.out / "settings.json").read_text())
+  del settings["benchmarks"]["gsm8k"]
+  (run.out / "settings.json").write_text(json.dumps(settings))
+  assert "has no answers to gsm8k, only to math500" in refused()[2]
+  assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
   ("arguments", "sentence"),
   [
@@ -201,5 +265,7 @@ def test_the_mean_of_five_needs_all_five():
     name: {"scores": {"pass@1": [value, 0, 1]}}
     for name, value in zip("abcde", (0.5, 0.1, 0.2, 0, 0), strict=True)
   }
-  assert summary.mean_of("abcde", results) == pytest.approx(0.16)
+  value, low, high = summary.mean_of("abcde", results)
+  assert value == pytest.approx(0.16)
+  assert low < value < high
   assert summary.mean_of("abcdef", results) is None

@@ -21,7 +21,7 @@ def _hub(
   *,
   name: str | None = None,
   split: str = "test",
-  revision: str | None = None,
+  revision: str,
   fields: Mapping[str, str],
 ) -> config.Source:
   return config.Source(
@@ -29,8 +29,8 @@ def _hub(
   )
 
 
-# Where no commit is known to us, the newest is read; scores.json says which
-# questions were asked (their number and a hash of their texts).
+# Each at one commit, so that a score names its questions; a local copy has the
+# hash of its texts for that.
 BENCHMARKS: dict[str, Benchmark] = {
   "math500": Benchmark(
     _hub(
@@ -41,13 +41,19 @@ BENCHMARKS: dict[str, Benchmark] = {
     "math500",
   ),
   "minerva_math": Benchmark(
-    _hub("math-ai/minervamath", fields={}), "minerva_math"
+    _hub(
+      "math-ai/minervamath",
+      revision="ee46ddc498933b1977577953250ca5c66be64f96",
+      fields={},
+    ),
+    "minerva_math",
   ),
   "olympiadbench": Benchmark(
     _hub(
       "Hothan/OlympiadBench",
       name="OE_TO_maths_en_COMP",
       split="train",
+      revision="91184b52131e7fc9455fef848035173aea8cc01a",
       fields={"answer": "final_answer"},
     ),
     "olympiadbench_math_en",
@@ -69,9 +75,21 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "aime25",
   ),
-  "amc23": Benchmark(_hub("math-ai/amc23", fields={}), "amc23_40"),
+  "amc23": Benchmark(
+    _hub(
+      "math-ai/amc23",
+      revision="80815d37005feb82cd7f8fbc6901d5d3eff43057",
+      fields={},
+    ),
+    "amc23_40",
+  ),
   "gsm8k": Benchmark(
-    _hub("openai/gsm8k", name="main", fields={"solution": "answer"}),
+    _hub(
+      "openai/gsm8k",
+      name="main",
+      revision="740312add88f781978c0658806c59bc2815b9866",
+      fields={"solution": "answer"},
+    ),
     "gsm8k_test",
   ),
 }

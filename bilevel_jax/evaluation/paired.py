@@ -1,6 +1,7 @@
 """Whether two models differ, judged on the same questions."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,65 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
   if wins + losses == 0:
     return 1.0
   return float(stats.binomtest(wins, wins + losses).pvalue)
+
+
+def by_question(
+  a: np.ndarray, b: np.ndarray, confidence: float = 0.95
+) -> Difference:
+  """Returns the difference of two models over the questions both answered.
+
+  Where every accuracy is 0 or 1, the interval is Agresti and Min's (2005):
+  Wald's, after adding half a pair to each of the four outcomes of a pair, so
+  that it has a width even when the two agree on every question; and the
+  p-value is McNemar's.
+
+      d~ = sum(d) / (n + 2)
+      v~ = (sum(d^2) + 1) / (n + 2) - d~^2
+      d~ +- z sqrt(v~ / (n + 2))
+
+  Where accuracies are means of several answers, both are the paired t's.
+
+  Args:
+    a: [questions] accuracies of one model, each in [0, 1].
+    b: [questions] those of the other, of the same questions in the same order.
+    confidence: share of intervals that hold the truth.
+
+  Raises:
+    ValueError: not as many of a as of b, or none.
+  """
+  part = _part(a, b)
+  found = _difference(*part, confidence)
+  return found._replace(p=mcnemar(a, b)) if _is_binary(a, b) else found
+
+
+def mean_of(
+  pairs: Sequence[tuple[np.ndarray, np.ndarray]], confidence: float = 0.95
+) -> Difference:
+  """Returns the difference of the plain means of several benchmarks.
+
+  Benchmarks are not drawn, their questions are: with D_i and v_i the
+  difference on benchmark i of B and the variance of it, as in `by_question`,
+
+      mean of D_i +- t sqrt(sum(v_i)) / B
+
+  The degrees of freedom are Satterthwaite's.
+
+  Args:
+    pairs: (a, b) of each benchmark, as for `by_question`.
+    confidence: share of intervals that hold the truth.
+
+  Raises:
+    ValueError: as `by_question`.
+  """
+  parts = [_part(a, b) for a, b in pairs]
+  values, middles, variances, freedoms = np.array(parts).T
+  return _difference(
+    float(values.mean()),
+    float(middles.mean()),
+    float(variances.sum()) / len(parts) ** 2,
+    _freedom(variances, freedoms),
+    confidence,
+  )
 
 
 def crossed(
@@ -92,19 +152,8 @@ def crossed(
     variance = max(variance - both / d.size, *(part for part, _ in parts))
   if not parts:
     return Difference(float(mean), math.nan, math.nan, math.nan)
-  if variance == 0:
-    return Difference(float(mean), float(mean), float(mean), float(mean == 0))
-  freedom = sum(part for part, _ in parts) ** 2 / sum(
-    part**2 / free for part, free in parts
-  )
-  error = math.sqrt(variance)
-  half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
-  return Difference(
-    float(mean),
-    float(max(-1.0, mean - half)),
-    float(min(1.0, mean + half)),
-    float(2 * stats.t.sf(abs(mean) / error, freedom)),
-  )
+  freedom = _freedom(*np.array(parts).T)
+  return _difference(float(mean), float(mean), variance, freedom, confidence)
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -120,3 +169,54 @@ def holm(p_values: list[float]) -> list[float]:
     largest = max(largest, min(1.0, (len(known) - rank) * p))
     adjusted[n] = largest
   return adjusted
+
+
+def _is_binary(a: np.ndarray, b: np.ndarray) -> bool:
+  return bool(np.isin([a, b], (0.0, 1.0)).all())
+
+
+def _part(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float, float]:
+  """The mean of b - a, the interval's middle, its variance, its freedom."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.shape != b.shape or a.ndim != 1 or not a.size:
+    raise ValueError(
+      f"a and b must be as long, and not empty: {a.shape}, {b.shape}"
+    )
+  d = b - a
+  value = float(d.mean())
+  if _is_binary(a, b):
+    n = len(d) + 2
+    middle = float(d.sum()) / n
+    variance = ((float(np.square(d).sum()) + 1) / n - middle**2) / n
+    return value, middle, variance, math.inf
+  if len(d) == 1:
+    return value, value, math.nan, math.nan
+  return value, value, float(d.var(ddof=1)) / len(d), len(d) - 1
+
+
+def _freedom(variances: np.ndarray, freedoms: np.ndarray) -> float:
+  """Satterthwaite's degrees of freedom of a sum of variances."""
+  rest = float(np.sum(variances**2 / freedoms))
+  return float(variances.sum() ** 2) / rest if rest else math.inf
+
+
+def _difference(
+  value: float,
+  middle: float,
+  variance: float,
+  freedom: float,
+  confidence: float,
+) -> Difference:
+  """Student's t interval around the middle, or the normal's."""
+  if math.isnan(variance):
+    return Difference(value, math.nan, math.nan, math.nan)
+  if variance == 0:
+    return Difference(value, value, value, float(value == 0))
+  error = math.sqrt(variance)
+  half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+  return Difference(
+    value,
+    max(-1.0, middle - half),
+    min(1.0, middle + half),
+    float(2 * stats.t.sf(abs(middle) / error, freedom)),
+  )

@@ -79,8 +79,9 @@ def write(
   out: pathlib.Path,
   settings: Mapping[str, Any],
   results: Mapping[str, Any],
-  mean_of_five: float | None,
+  mean_of_five: Sequence[float] | None,
   overlap: Mapping[str, Any] | None,
+  compared: Mapping[str, Any],
 ) -> None:
   """Writes scores.json.
 
@@ -88,14 +89,17 @@ def write(
     out: the directory.
     settings: what the scores depend on.
     results: a summary for each benchmark.
-    mean_of_five: of the paper's five, where all are there.
+    mean_of_five: of the paper's five, where all are there, with its interval.
     overlap: what training data hold of each benchmark, where it was asked.
+    compared: differences from each earlier evaluation, where it was asked.
   """
   scores: dict[str, Any] = {"settings": settings, "benchmarks": results}
   if mean_of_five is not None:
     scores["mean_of_five"] = mean_of_five
   if overlap is not None:
     scores["overlap"] = overlap
+  if compared:
+    scores["against"] = compared
   (out / "scores.json").write_text(
     json.dumps(scores, indent=2) + "\n", encoding="utf-8"
   )

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,45 +71,6 @@ def accuracy(
   return bootstrap(scores, confidence=confidence, seed=seed)
 
 
-def paired_difference(
-  a: np.ndarray, b: np.ndarray, confidence: float = 0.95
-) -> Estimate:
-  """Returns the mean of b - a over questions answered by both, with interval.
-
-  The interval is Agresti and Min's (2005): Wald's, after adding half a pair
-  to each of the four outcomes of a pair of right-or-wrong answers. So it has
-  a width even when the two agree on every question. Accuracies between 0 and
-  1 (the mean of several answers) are counted in the same way.
-
-      d~ = sum(d) / (n + 2)
-      v~ = (sum(d^2) + 1) / (n + 2) - d~^2
-      d~ +- z sqrt(v~ / (n + 2))
-
-  Args:
-    a: [questions] accuracies before, each in [0, 1].
-    b: [questions] accuracies after, of the same questions in the same order.
-    confidence: share of intervals that hold the truth.
-
-  Raises:
-    ValueError: not as many of a as of b, or none.
-  """
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  if a.shape != b.shape or a.ndim != 1 or not len(a):
-    raise ValueError(
-      f"a and b must be as long, and not empty: {a.shape}, {b.shape}"
-    )
-  difference = b - a
-  n = len(difference) + 2
-  middle = difference.sum() / n
-  variance = (np.square(difference).sum() + 1) / n - middle**2
-  half = _normal_quantile(confidence) * math.sqrt(variance / n)
-  return Estimate(
-    float(difference.mean()),
-    float(max(-1.0, middle - half)),
-    float(min(1.0, middle + half)),
-  )
-
-
 def bootstrap(
   values: np.ndarray,
   *,
@@ -139,6 +101,25 @@ def bootstrap(
     rng=np.random.default_rng(seed),
   ).confidence_interval
   return Estimate(mean, float(found.low), float(found.high))
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+  """Returns the plain mean of independent estimates, with its interval.
+
+      mean(v) - sqrt(sum((v_i - l_i)^2)) / n  to
+      mean(v) + sqrt(sum((h_i - v_i)^2)) / n
+
+  (Zou and Donner 2008, equation 4: variances recovered from the intervals
+  l_i to h_i, which need not be symmetric.)
+
+  Args:
+    estimates: n of them, at one confidence.
+  """
+  values, lows, highs = np.array(estimates).T
+  middle = float(values.mean())
+  below = float(np.linalg.norm(values - lows)) / len(values)
+  above = float(np.linalg.norm(highs - values)) / len(values)
+  return Estimate(middle, middle - below, middle + above)
 
 
 def pass_at_k(n: int, correct: np.ndarray | int, k: int) -> np.ndarray:

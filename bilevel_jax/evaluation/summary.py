@@ -81,8 +81,10 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 
 def mean_of(
   names: Sequence[str], results: Mapping[str, Mapping[str, Any]]
-) -> float | None:
+) -> list[float] | None:
   """Returns the plain mean of the first score of benchmarks; None: one lacks.
+
+  It is [value, low, high], as the scores are.
 
   Args:
     names: of the benchmarks.
@@ -90,8 +92,14 @@ def mean_of(
   """
   if not all(name in results for name in names):
     return None
-  firsts = [next(iter(results[name]["scores"].values())) for name in names]
-  return float(np.mean([value for value, _, _ in firsts]))
+  return list(
+    scoring.mean(
+      [
+        scoring.Estimate(*next(iter(results[name]["scores"].values())))
+        for name in names
+      ]
+    )
+  )
 
 
 def _majority(record: Record) -> float:

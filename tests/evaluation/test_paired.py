@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bilevel_jax.evaluation import paired
+from bilevel_jax.evaluation import paired, scoring
 
 
 def test_mcnemar_is_the_share_of_coin_throws_as_far_out():
@@ -25,18 +25,91 @@ def test_mcnemar_takes_answers_that_are_right_or_wrong():
     paired.mcnemar(np.array([0.5]), np.array([1.0]))
 
 
+def test_difference_by_question_by_hand():
+  """Pairs (b, c) = (12, 5) of 50: d~ = 7/52, v~ = 18/52 - d~^2."""
+  a = np.array([1] * 5 + [0] * 12 + [1] * 20 + [0] * 13)
+  b = np.array([0] * 5 + [1] * 12 + [1] * 20 + [0] * 13)
+  got = paired.by_question(a, b)
+  middle = 7 / 52
+  half = 1.959963984540054 * math.sqrt((18 / 52 - middle**2) / 52)
+  np.testing.assert_allclose(got[:3], (7 / 50, middle - half, middle + half))
+  assert got.p == paired.mcnemar(a, b)
+
+
+def test_difference_by_question_has_a_width_when_nothing_differs():
+  same = np.ones(30)
+  value, low, high, p = paired.by_question(same, same)
+  assert (value, p) == (0, 1)
+  assert low < 0 < high
+
+
+@pytest.mark.parametrize(("gain", "loss"), [(0.2, 0.1), (0.06, 0.03)])
+def test_difference_by_question_holds_the_truth_as_often_as_it_says(gain, loss):
+  random, held, trials = np.random.default_rng(1), 0, 2000
+  for _ in range(trials):
+    kind = random.random(150)
+    b = (kind < gain) | (kind > 0.6)
+    a = ((kind >= gain) & (kind < gain + loss)) | (kind > 0.6)
+    _, low, high, _ = paired.by_question(a, b)
+    held += low <= gain - loss <= high
+  assert 0.93 < held / trials < 0.975
+
+
+def test_pairing_is_narrower_than_two_separate_intervals():
+  random = np.random.default_rng(2)
+  a = random.random(500) < 0.5
+  b = a ^ (random.random(500) < 0.05)
+  _, low, high, _ = paired.by_question(a, b)
+  separate = scoring.accuracy(b)
+  assert high - low < separate.high - separate.low
+
+
+def test_difference_by_question_needs_pairs():
+  with pytest.raises(ValueError, match=r"\(3,\), \(2,\)"):
+    paired.by_question(np.zeros(3), np.zeros(2))
+
+
+def test_mean_of_one_benchmark_is_its_difference():
+  a, b = np.random.default_rng(3).random((2, 30))
+  np.testing.assert_allclose(paired.mean_of([(a, b)]), paired.by_question(a, b))
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+def test_mean_of_differences_holds_the_truth_as_often_as_it_says(samples):
+  """The paper's five, two models that agree on most questions."""
+  random, held, trials = np.random.default_rng(4), 0, 1000
+  benchmarks = {500: 0.5, 272: 0.15, 675: 0.2, 30: 0.05, 40: 0.25}
+  for _ in range(trials):
+    pairs = []
+    for n, chance in benchmarks.items():
+      strength = random.beta(chance, 1 - chance, size=(n, 1))
+      gain = 0.1 * (1 - strength)  # mean 0.1 (1 - chance)
+      answers = random.random((2, n, samples)) < [strength, strength + gain]
+      pairs.append(tuple(answers.mean(axis=2)))
+    _, low, high, _ = paired.mean_of(pairs)
+    held += low <= 0.1 * (1 - 0.23) <= high
+  assert 0.93 < held / trials < 0.97
+
+
+def test_one_question_of_several_answers_tells_nothing():
+  got = paired.by_question(np.array([0.25]), np.array([0.5]))
+  assert got.value == 0.25
+  assert math.isnan(got.low)
+  assert math.isnan(got.p)
+
+
 @pytest.mark.parametrize("shape", [(1, 40), (6, 1)])
 def test_one_seed_or_one_question_is_scipys_paired_t(shape):
   random = np.random.default_rng(0)
   a, b = random.random((2, *shape))
   expected = stats.ttest_rel(b.ravel(), a.ravel())
-  got = paired.crossed(a, b)
   bounds = expected.confidence_interval()
-  np.testing.assert_allclose(
-    got,
-    (np.mean(b - a), bounds.low, bounds.high, expected.pvalue),
-    rtol=1e-12,
-  )
+  for got in (paired.crossed(a, b), paired.by_question(a.ravel(), b.ravel())):
+    np.testing.assert_allclose(
+      got,
+      (np.mean(b - a), bounds.low, bounds.high, expected.pvalue),
+      rtol=1e-12,
+    )
 
 
 @pytest.mark.parametrize(

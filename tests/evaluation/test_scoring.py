@@ -62,47 +62,27 @@ def test_mean_of_several_answers_holds_the_truth_as_often_as_it_says():
   assert 0.92 < held / 300 < 0.98
 
 
-def test_paired_difference_by_hand():
-  """Pairs (b, c) = (12, 5) of 50: d~ = 7/52, v~ = 18/52 - d~^2."""
-  a = np.array([1] * 5 + [0] * 12 + [1] * 20 + [0] * 13)
-  b = np.array([0] * 5 + [1] * 12 + [1] * 20 + [0] * 13)
-  got = scoring.paired_difference(a, b)
-  middle = 7 / 52
-  half = 1.959963984540054 * math.sqrt((18 / 52 - middle**2) / 52)
-  np.testing.assert_allclose(got, (7 / 50, middle - half, middle + half))
+def test_mean_of_benchmarks_by_hand():
+  """Distances 3 and 4 to one side make 5, over two benchmarks."""
+  got = scoring.mean(
+    [scoring.Estimate(0.5, 0.2, 0.6), scoring.Estimate(0.7, 0.3, 0.7)]
+  )
+  np.testing.assert_allclose(got, (0.6, 0.6 - 0.25, 0.6 + 0.05))
 
 
-def test_paired_difference_has_a_width_when_nothing_differs():
-  same = np.ones(30)
-  value, low, high = scoring.paired_difference(same, same)
-  assert value == 0
-  assert low < 0 < high
-
-
-@pytest.mark.parametrize(("gain", "loss"), [(0.2, 0.1), (0.06, 0.03)])
-def test_paired_difference_holds_the_truth_as_often_as_it_says(gain, loss):
-  random, held, trials = np.random.default_rng(1), 0, 2000
+def test_mean_of_benchmarks_holds_the_truth_as_often_as_it_says():
+  """The paper's five, of a weak model: 30 and 40 questions weigh as 675."""
+  random, held, trials = np.random.default_rng(0), 0, 2000
+  benchmarks = {500: 0.5, 272: 0.15, 675: 0.2, 30: 0.05, 40: 0.25}
   for _ in range(trials):
-    kind = random.random(150)
-    b = (kind < gain) | (kind > 0.6)
-    a = ((kind >= gain) & (kind < gain + loss)) | (kind > 0.6)
-    _, low, high = scoring.paired_difference(a, b)
-    held += low <= gain - loss <= high
-  assert 0.93 < held / trials < 0.975
-
-
-def test_pairing_is_narrower_than_two_separate_intervals():
-  random = np.random.default_rng(2)
-  a = random.random(500) < 0.5
-  b = a ^ (random.random(500) < 0.05)
-  _, low, high = scoring.paired_difference(a, b)
-  separate = scoring.accuracy(b)
-  assert high - low < separate.high - separate.low
-
-
-def test_paired_difference_needs_pairs():
-  with pytest.raises(ValueError, match=r"\(3,\), \(2,\)"):
-    scoring.paired_difference(np.zeros(3), np.zeros(2))
+    _, low, high = scoring.mean(
+      [
+        scoring.accuracy(random.random(n) < chance)
+        for n, chance in benchmarks.items()
+      ]
+    )
+    held += low <= 0.23 <= high
+  assert 0.93 < held / trials < 0.97
 
 
 def test_bootstrap_agrees_with_the_normal_interval_on_many_values():

@@ -1,0 +1,136 @@
+"""An evaluation beside an earlier one, question by question."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bilevel_jax import config
+from bilevel_jax.evaluation import benchmark_table, paired, summary
+
+# What two evaluations that are compared may differ in: who answered, and how
+# the numbers were computed and drawn. The questions are compared on their own.
+_FREE = {"weights", "revision", "seed", "dtype", "versions", "benchmarks"}
+
+
+class Earlier(NamedTuple):
+  """An evaluation that was finished before."""
+
+  weights: str
+  records: Mapping[str, Sequence[summary.Record]]  # of each benchmark
+
+
+def read(out: pathlib.Path, settings: Mapping[str, Any]) -> Earlier:
+  """Returns the records of an earlier evaluation of the same benchmarks.
+
+  Args:
+    out: its directory.
+    settings: what the scores of the evaluation beside it depend on.
+
+  Raises:
+    ConfigError: it is not there or not finished, or what was asked, or how,
+      was something else: then the weights alone would not explain a
+      difference.
+  """
+  theirs = _settings(out)
+  ours = json.loads(json.dumps(settings))
+  for name, value in ours.items():
+    if name not in _FREE and theirs.get(name) != value:
+      raise config.ConfigError(
+        f"--against {out} has {name} {theirs.get(name)!r}, not {value!r}: only "
+        "the weights may differ"
+      )
+  records = {}
+  for name, asked in ours["benchmarks"].items():
+    there = theirs["benchmarks"].get(name)
+    if there is None:
+      raise config.ConfigError(
+        f"--against {out} has no answers to {name}, only to "
+        f"{', '.join(theirs['benchmarks'])}"
+      )
+    if there["sha256"] != asked["sha256"]:
+      raise config.ConfigError(
+        f"--against {out} asked other questions of {name}: "
+        f"{there['questions']} from {there['from']}, not {asked['questions']} "
+        f"from {asked['from']}"
+      )
+    records[name] = _records(out, name, asked["questions"])
+  return Earlier(theirs["weights"], records)
+
+
+def compare(
+  earlier: Earlier, records: Mapping[str, Sequence[summary.Record]]
+) -> dict[str, Any]:
+  """Returns how much better the records are: JSON.
+
+  For each benchmark, and for the mean of the paper's five where all are there:
+  the accuracies before and now, their difference as [value, low, high] with a
+  95% interval over questions, and a two-sided p-value.
+
+  Args:
+    earlier: what `read` returned.
+    records: of the same benchmarks.
+  """
+  pairs = {
+    name: (_accuracies(earlier.records[name]), _accuracies(ours))
+    for name, ours in records.items()
+  }
+  result: dict[str, Any] = {
+    "weights": earlier.weights,
+    "benchmarks": {
+      name: _json(*pair, paired.by_question(*pair))
+      for name, pair in pairs.items()
+    },
+  }
+  if pairs.keys() >= set(benchmark_table.FIVE):
+    five = [pairs[name] for name in benchmark_table.FIVE]
+    theirs = np.array([before.mean() for before, _ in five])
+    ours = np.array([now.mean() for _, now in five])
+    result["mean_of_five"] = _json(theirs, ours, paired.mean_of(five))
+  return result
+
+
+def _json(
+  theirs: np.ndarray, ours: np.ndarray, difference: paired.Difference
+) -> dict[str, Any]:
+  return {
+    "before": float(theirs.mean()),
+    "now": float(ours.mean()),
+    "difference": list(difference[:3]),
+    "p": difference.p,
+  }
+
+
+def _accuracies(records: Sequence[summary.Record]) -> np.ndarray:
+  return np.array([np.mean(record["correct"]) for record in records])
+
+
+def _settings(out: pathlib.Path) -> dict[str, Any]:
+  path = out / "settings.json"
+  if not path.is_file():
+    raise config.ConfigError(
+      f"--against takes the --out of an earlier evaluation, got {out}"
+    )
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise config.ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _records(out: pathlib.Path, name: str, wanted: int) -> list[summary.Record]:
+  path = out / "records" / f"{name}.jsonl"
+  lines = path.read_bytes().splitlines() if path.is_file() else []
+  records = []
+  for line in lines:
+    try:
+      records.append(json.loads(line))
+    except ValueError:  # the last one, cut where the evaluation stopped
+      break
+  if len(records) < wanted:
+    raise config.ConfigError(
+      f"--against {out} has answers to {len(records)} of {wanted} questions of "
+      f"{name}: its own command goes on from there"
+    )
+  return records[:wanted]

@@ -1,0 +1,79 @@
+"""What an evaluation prints."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+
+
+def show(
+  results: Mapping[str, Any],
+  mean: Sequence[float] | None,
+  compared: Mapping[str, Any],
+) -> None:
+  """Prints the scores, and how they differ from earlier ones.
+
+  Args:
+    results: a summary for each benchmark.
+    mean: of the paper's five, where all are there, with its interval.
+    compared: what `against.compare` returned, for each earlier directory.
+  """
+  screen = rich.console.Console(highlight=False)
+  if not screen.is_terminal:  # a log has lines as long as need be
+    screen = rich.console.Console(highlight=False, width=240)
+  screen.print(_scores(results))
+  if mean is not None:
+    screen.print(f"mean of the five: {_interval(mean)}")
+  for directory, found in compared.items():
+    screen.print(f"\nagainst {directory} ({found['weights']})", soft_wrap=True)
+    screen.print(_differences(found))
+
+
+def _scores(results: Mapping[str, Any]) -> rich.table.Table:
+  table = _table(
+    "questions",
+    *next(iter(results.values()))["scores"],
+    *("tokens", "truncated", "unscorable"),
+  )
+  for name, result in results.items():
+    table.add_row(
+      name,
+      str(result["questions"]),
+      *map(_interval, result["scores"].values()),
+      f"{result['tokens'][0]:,.0f}",
+      f"{result['truncated_share']:.1%}",
+      f"{result['unscorable_share']:.1%}",
+    )
+  return table
+
+
+def _differences(found: Mapping[str, Any]) -> rich.table.Table:
+  table = _table("before", "now", "difference", "p")
+  rows = dict(found["benchmarks"])
+  if "mean_of_five" in found:
+    rows["mean of the five"] = found["mean_of_five"]
+  for name, row in rows.items():
+    value, low, high = row["difference"]
+    table.add_row(
+      name,
+      f"{row['before']:.1%}",
+      f"{row['now']:.1%}",
+      f"{value:+.1%} ({low:+.1%} to {high:+.1%})",
+      "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+    )
+  return table
+
+
+def _table(*headings: str) -> rich.table.Table:
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+  table.add_column("")
+  for heading in headings:
+    table.add_column(heading, justify="right", no_wrap=True)
+  return table
+
+
+def _interval(estimate: Sequence[float]) -> str:
+  value, low, high = estimate
+  return f"{value:.1%} ({low:.1%} to {high:.1%})"
