@@ -169,11 +169,11 @@ def _resume(story: run_lib.Run, checkpoints: checkpoint.Checkpoints) -> int:
       f"{story.settings.steps}"
     )
   story.state, story.host = state, host
-  if run_lib.spent(story):
+  if budget := run_lib.spent(story):
     raise TrainingStopped(
-      f"nothing to train: the run has sampled {host['tokens']} tokens, and "
-      "training.max_sampled_tokens is "
-      f"{story.settings.training.max_sampled_tokens}"
+      f"nothing to train: the run has sampled {host['tokens']} tokens, its "
+      f"updates took {host['update_flops']:g} operations, and its budget is "
+      f"{budget}"
     )
   return done
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import chex
 import jax
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 
 from bilevel_jax import config, train
-from bilevel_jax.training import checkpoint, learner, meshes, sources
+from bilevel_jax.data import tasks
+from bilevel_jax.training import (
+  checkpoint,
+  learner,
+  meshes,
+  sources,
+  throughput,
+)
 from tests import tiny_run
 
 
@@ -106,6 +114,17 @@ def test_a_run_leaves_its_files_and_learns(directory):
   assert logged[1]["rl/kl_to_reference"] == 0.0
   assert logged[1]["bilevel/cooperative_gain"] == 0.0
   assert logged[-1]["bilevel/kl_to_rl_only"] > 0.0
+  # The adapter's gradient is the sum of its two parts: law of cosines.
+  direct, gain = (
+    logged[-1][f"bilevel/{p}_norm"] for p in ("direct", "implicit")
+  )
+  np.testing.assert_allclose(
+    logged[-1]["optimizer/adapter_gradient_norm"] ** 2,
+    direct**2
+    + gain**2
+    + 2 * direct * gain * logged[-1]["bilevel/parts_cosine"],
+    rtol=1e-4,
+  )
   losses = [line["sft/loss"] for line in logged[1:]]
   assert losses[-1] < losses[0]
   before, after = (logged[i]["rl/reward"] for i in (1, -1))
@@ -178,6 +197,48 @@ def test_resuming_a_finished_run_says_so_and_fails(directory):
   train.run(settings)
   with pytest.raises(train.TrainingStopped, match="has done 1 steps"):
     train.run(_settings(directory, "finished", steps=1, resume=True))
+
+
+def test_a_run_ends_with_its_operations_and_tells_what_it_spent(directory):
+  """Tokens are characters: each step's gradient is of all ten solutions."""
+  questions = tasks.generate(
+    "arithmetic", count=10, options={"steps": 1, "max_operand": 9}
+  )
+  # A token for each character, one for the line's end after a question, and one
+  # for the answer's, which is not read.
+  prompts = np.array([len(q.question) + 1 for q in questions])
+  answers = np.array([len(q.solution or "") + 1 for q in questions])
+  read = prompts + answers - 1
+  forward = throughput.forward_flops(
+    tiny_run.ARCHITECTURE,
+    tokens=read.sum(),
+    context=(read * (read + 1) // 2).sum(),
+    logits=answers.sum(),
+  )
+  changes: dict[str, Any] = {
+    "method__name": "sft",
+    "data__demonstrations_per_step": 10,
+    "data__demonstration_share": 1.0,
+    "training__packing": "off",
+    "training__max_update_flops": float(4.5 * forward),
+  }
+  train.run(_settings(directory, "operations", **changes))
+  logged = _logged(_settings(directory, "operations"))
+  spent = [line.get("training/update_flops_so_far") for line in logged]
+  assert spent == [None, 3 * forward, 6 * forward]
+  with pytest.raises(train.TrainingStopped, match="max_update_flops"):
+    train.run(_settings(directory, "operations", resume=True, **changes))
+
+
+def test_operations_that_are_not_counted_are_no_budget(directory):
+  settings = _settings(
+    directory,
+    "uncounted",
+    method__hypergradient="unrolled",
+    training__max_update_flops=1.0,
+  )
+  with pytest.raises(config.ConfigError, match="hypergradient=unrolled"):
+    train.run(settings)
 
 
 def test_resuming_with_other_weights_is_refused(directory, tmp_path):

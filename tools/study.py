@@ -131,8 +131,17 @@ def _regime(
   for job in plan.stages(study, regime):
     perform([job])
   needed = {regime.arms[a].tuned_as or a for a in arms if a in regime.arms}
-  searches = plan.tuning(study, name)
-  perform([job for arm in searches if arm in needed for job in searches[arm]])
+  needed |= {
+    source for arm in needed for source, _ in regime.arms[arm].takes.values()
+  }
+  while left := [
+    job
+    for arm, jobs in plan.tuning(study, name, _points(out, study, name)).items()
+    if arm in needed
+    for job in jobs
+    if not work.done(out, job)
+  ]:
+    perform(left)
   jobs = plan.final(study, name, _points(out, study, name))
   # All methods of a seed before the next seed: what is there can be compared.
   wanted = [
@@ -156,10 +165,19 @@ def _points(
 def _searches(
   out: pathlib.Path, study: plan.Study, name: str
 ) -> dict[str, dict[str, Any]]:
-  searches = {}
-  for arm, jobs in plan.tuning(study, name).items():
-    found = work.results(out, jobs)
-    if all(result is not None for result in found):
+  """Returns what each finished search found, by arm."""
+  searches: dict[str, dict[str, Any]] = {}
+  while True:
+    chosen = {arm: search["chosen"] for arm, search in searches.items()}
+    found = {
+      arm: work.results(out, jobs)
+      for arm, jobs in plan.tuning(study, name, chosen).items()
+      if arm not in searches
+    }
+    ended = {arm: r for arm, r in found.items() if None not in r}
+    if not ended:
+      return searches
+    for arm, found in ended.items():
       points = study.regimes[name].arms[arm].search
       searches[arm] = {
         "chosen": dict(points[numbers.best_point(found)]),
@@ -168,7 +186,6 @@ def _searches(
           for point, result in zip(points, found, strict=True)
         ],
       }
-  return searches
 
 
 def _write(
@@ -178,7 +195,8 @@ def _write(
   regimes, done, wanted, seconds = {}, 0, 0, 0.0
   for name, regime in study.regimes.items():
     searches = _searches(out, study, name)
-    jobs = plan.final(study, name, _points(out, study, name))
+    chosen = _points(out, study, name)
+    jobs = plan.final(study, name, chosen)
     found = {
       arm: dict(
         zip(seeds, work.results(out, list(seeds.values())), strict=True)
@@ -189,7 +207,7 @@ def _write(
     regimes[name] = numbers.summarise(study, name, searches, found)
     every = [
       *plan.stages(study, regime),
-      *(job for jobs in plan.tuning(study, name).values() for job in jobs),
+      *(j for jobs in plan.tuning(study, name, chosen).values() for j in jobs),
       *(job for seeds in jobs.values() for job in seeds.values()),
     ]
     results = [r for r in work.results(out, every) if r is not None]
@@ -212,7 +230,9 @@ def _write(
     "runs_wanted": wanted,
     "sampled_tokens": study.settings.training.max_sampled_tokens,
     "steps": study.settings.steps,
-    "seeds": list(study.seeds),
+    "validation_questions": study.settings.data.evaluation.count,
+    "tables": {name: table.about for name, table in study.tables.items()},
+    "findings": study.findings,
     "tests": list(study.tests),
     "reference": study.reference,
     "regimes": regimes,
@@ -228,8 +248,12 @@ def _write(
 
 def _decided(regime: plan.Regime, arm: str, searches: dict[str, Any]) -> bool:
   """Returns whether it is known with what settings the arm is to run."""
-  searched = regime.arms[arm].tuned_as or arm
-  return searched in searches or len(regime.arms[searched].search) == 1
+  given = regime.arms[arm]
+  searched = given.tuned_as or arm
+  needed = {source for source, _ in given.takes.values()}
+  if len(regime.arms[searched].search) > 1:
+    needed.add(searched)
+  return needed <= set(searches)
 
 
 def _page(out: pathlib.Path, study: plan.Study, name: str, jobs: Any) -> None:
@@ -237,7 +261,7 @@ def _page(out: pathlib.Path, study: plan.Study, name: str, jobs: Any) -> None:
   groups = [
     runs.Group(name=arm, runs=[runs.read(out / j.path) for j in finished])
     for arm, seeds in jobs.items()
-    if not arms[arm].ablation
+    if arms[arm].table == plan.MAIN
     and arms[arm].changes is not None
     and (
       finished := [

@@ -138,7 +138,14 @@ def _targets(summary: Mapping[str, Any]) -> str:
         *(_number(medians.get(against)) for against in runs_lib.AGAINST),
       ]
     )
-  head = ("", "seeds that reach it", "steps", "sampled tokens", "seconds")
+  head = (
+    "",
+    "seeds that reach it",
+    "steps",
+    "sampled tokens",
+    "update FLOPs",
+    "seconds",
+  )
   return (
     f"<p>Medians, at the first evaluation at or above "
     f"{summary['target']:.1%}.</p>{page.table(head, rows, 'figures')}"
@@ -153,12 +160,13 @@ def _costs(summary: Mapping[str, Any]) -> str:
       name,
       _number(row["cost"]["steps"]),
       _number(row["cost"]["tokens"]),
+      _number(row["cost"]["flops"]),
       f"{row['cost']['step_s']:.3f}",
       *(f"{row['cost']['seconds'][phase]:.1f}" for phase in phases),
     ]
     for name, row in groups.items()
   ]
-  head = ("", "steps", "sampled tokens", "median step, s")
+  head = ("", "steps", "sampled tokens", "update FLOPs", "median step, s")
   return page.table(
     (*head, *(f"{phase}, s" for phase in phases)), rows, "figures"
   )
@@ -245,4 +253,6 @@ def _p(value: float) -> str:
 
 
 def _number(value: float | None) -> str:
-  return "" if value is None else f"{value:,.0f}"
+  if value is None or math.isnan(value):
+    return ""
+  return f"{value:,.0f}" if value < 1e9 else f"{value:.2e}"

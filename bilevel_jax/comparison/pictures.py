@@ -125,7 +125,8 @@ def _curves(
         )
         drawn += 1
       axes.set_xlabel(f"{heading} ({unit})" if unit == "s" else heading)
-      axes.xaxis.set_major_formatter("{x:,.0f}")
+      if unit != "FLOPs":  # its numbers have an exponent
+        axes.xaxis.set_major_formatter("{x:,.0f}")
       axes.xaxis.get_major_locator().set_params(nbins=5)
       axes.yaxis.set_major_formatter("{x:.2f}")
   return picture if drawn else None

@@ -31,6 +31,7 @@ _SHOWN = 3  # settings in a name, at most
 AGAINST = {
   "steps": ("Steps", "steps", None),
   "tokens": ("Sampled tokens", "tokens", "rollout/tokens"),
+  "flops": ("Updates' operations", "FLOPs", "training/update_flops"),
   "seconds": ("Training time", "s", "time/step_s"),
 }
 
@@ -57,13 +58,19 @@ class Run:
 
   @property
   def cost(self) -> Mapping[str, np.ndarray]:
-    """By the names of AGAINST, what the run had spent after each step."""
+    """By the names of AGAINST, what the run had spent after each step.
+
+    Steps that logged nothing of it spent nothing, but for operations: NaN where
+    no step did, since their number is not known.
+    """
     steps = np.array(list(self.steps))
     spent = {"steps": steps.astype(np.float64)}
     for name, (_, _, logged) in AGAINST.items():
       if logged is not None:
         each = [values.get(logged, 0.0) for values in self.steps.values()]
         spent[name] = np.cumsum(each)
+    if not any("training/update_flops" in v for v in self.steps.values()):
+      spent["flops"] = np.full(len(steps), np.nan)
     return spent
 
   def curve(self, metric: str, against: str) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +83,7 @@ class Run:
     found = np.array(
       [values.get(metric, np.nan) for values in self.steps.values()]
     )
-    there = np.isfinite(found)
+    there = np.isfinite(found) & np.isfinite(self.cost[against])
     return self.cost[against][there], found[there]
 
   def last(self, metric: str) -> float:

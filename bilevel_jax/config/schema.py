@@ -299,6 +299,12 @@ class Training:
     "`steps`",
     at_least=1,
   )
+  max_update_flops: float | None = setting(
+    None,
+    "budget: the same of the updates' floating-point operations, as counted in "
+    "training/update_flops",
+    above=0,
+  )
   max_skipped_in_a_row: int = setting(
     5, "non-finite updates in a row that end the run", at_least=1
   )

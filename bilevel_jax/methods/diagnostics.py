@@ -2,9 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from bilevel_jax.bilevel.problem import Agreement
+from bilevel_jax.bilevel import problem
 from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.types import RLBatch, Tree
 
@@ -69,7 +68,7 @@ def rl_only_metrics(
 
 
 def gradient_metrics(
-  agreement: Agreement,
+  agreement: problem.Agreement,
   *,
   sft_weight: jax.typing.ArrayLike,
   rl_weight: jax.typing.ArrayLike,
@@ -107,13 +106,15 @@ def sft_share(sft: jax.typing.ArrayLike, rl: jax.typing.ArrayLike) -> jax.Array:
 
 
 def parts_metrics(direct: Tree, implicit: Tree) -> dict:
-  """Returns the norms of the two parts of the adapter's gradient.
+  """Returns the norms and the cosine of the adapter's gradient's two parts.
 
   In the penalty form the gain's gradient stands for the implicit part.
   """
+  found = problem.agreement(direct, implicit)
   return {
-    "bilevel/direct_norm": optax.tree.norm(direct),
-    "bilevel/implicit_norm": optax.tree.norm(implicit),
+    "bilevel/direct_norm": found.upper_norm,
+    "bilevel/implicit_norm": found.lower_norm,
+    "bilevel/parts_cosine": found.cosine,
   }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bilevel_jax.comparison import page
+from bilevel_jax.study import findings
 
 
 def render(numbers: Mapping[str, Any]) -> str:
@@ -17,7 +18,7 @@ def render(numbers: Mapping[str, Any]) -> str:
     f"# Results: {numbers['name']}",
     "",
     "This page is written by `tools/study.py` from "
-    f"`{numbers['json']}`; no number in it was typed.",
+    f"`{numbers['json']}`; no number of a result in it was typed.",
     "",
     numbers["about"],
     "",
@@ -27,25 +28,29 @@ def render(numbers: Mapping[str, Any]) -> str:
     f"Versions: {numbers['versions']}.",
     "",
     f"Budget of a run: {numbers['sampled_tokens']:,} sampled tokens, and at "
-    f"most {numbers['steps']} steps. An update of `bridge` takes three "
-    "gradients, of `mixed` two, of most others one: at the same sampled tokens "
-    "the optimiser's work is not the same, and it is not made so. "
-    "Learning rates: each method's own search over the same points, one seed "
-    "that is not reported, by accuracy on 200 validation questions. "
+    f"most {numbers['steps']} steps. Update FLOPs are the model's "
+    "floating-point operations in gradients and log-probs "
+    "(`training/update_flops`); they are not known of hypergradients of second "
+    "order. Learning rates: each method's own search over the same points, one "
+    "seed that is not reported, by accuracy on "
+    f"{numbers['validation_questions']} validation questions. "
     "Accuracies are greedy, mean over seeds, with 95% intervals (Student's t "
     "over seeds; the base: Wilson's over questions). Differences: "
     f"`{numbers['reference']}` less the row, paired by seed and question, both "
-    "as random effects; p by Holm's method within a column.",
+    "as random effects; p by Holm's method within a table's column.",
   ]
+  if numbers["findings"]:
+    lines += ["", "## What was found", ""]
+    lines.append(findings.fill(numbers["findings"], numbers))
   for name, regime in numbers["regimes"].items():
-    lines += ["", *_regime(name, regime, numbers["tests"])]
+    lines += ["", *_regime(name, regime, numbers)]
   return "\n".join(lines) + "\n"
 
 
 def _regime(
-  name: str, regime: Mapping[str, Any], tests: Sequence[str]
+  name: str, regime: Mapping[str, Any], numbers: Mapping[str, Any]
 ) -> Iterator[str]:
-  arms = regime["arms"]
+  arms, tests = regime["arms"], numbers["tests"]
   yield f"## Regime {name}"
   yield ""
   yield f"{regime['about'][0].upper()}{regime['about'][1:]}."
@@ -60,36 +65,58 @@ def _regime(
     if missing
     else "All of its runs are done."
   )
-  main = {arm: a for arm, a in arms.items() if a["seeds"] and not a["ablation"]}
-  if not main:
-    return
-  head = ["method", "seeds", "learning rate"]
+  head = ["", "seeds", "learning rate"]
   for test in tests:
-    head += [test, f"reference less this, {test}", "p"]
-  yield ""
-  yield from _table(head, [_quality(*row, arms, tests) for row in main.items()])
-  yield ""
-  yield from _table(
-    [
-      "method",
-      "steps",
-      "sampled tokens",
-      "seconds of training",
-      "mean gain",
-      "RL-only branch clipped",
-    ],
-    [_cost(arm, given["cost"]) for arm, given in main.items() if given["cost"]],
-  )
-  ablations = {
-    arm: a for arm, a in arms.items() if a["seeds"] and a["ablation"]
-  }
-  if ablations:
-    yield ""
-    yield "Ablations, each a change of the method it is named by:"
+    head += [test, f"{numbers['reference']} less this, {test}", "p"]
+  for table, about in numbers["tables"].items():
+    rows = {a: r for a, r in arms.items() if r["seeds"] and r["table"] == table}
+    if not rows:
+      continue
+    yield from ("", f"### {name}: {table}", "", about, "")
+    yield from _table(
+      head, [_quality(*row, arms, tests) for row in rows.items()]
+    )
+    costs = {arm: row["cost"] for arm, row in rows.items() if row["cost"]}
     yield ""
     yield from _table(
-      head, [_quality(*row, arms, tests) for row in ablations.items()]
+      ["", *_COSTS], [_cells(*row, _COSTS) for row in costs.items()]
     )
+  inside = {
+    arm: row["cost"]
+    for arm, row in arms.items()
+    if row["cost"] and _IN_ALL in row["cost"]
+  }
+  if inside:
+    yield from ("", f"### {name}: inside BRIDGE", "", _ABOUT_INSIDE, "")
+    yield from _table(
+      ["", *_INSIDE], [_cells(*row, _INSIDE) for row in inside.items()]
+    )
+
+
+# Heading: name of the number, its format.
+_COSTS = {
+  "steps": ("steps", ",.0f"),
+  "sampled tokens": ("tokens", ",.0f"),
+  "update FLOPs": ("flops", ".3g"),
+  "seconds of training": ("seconds", ".1f"),
+}
+_IN_ALL = "bilevel/direct_norm"  # of BRIDGE's arms
+_INSIDE = {
+  "gain": ("bilevel/cooperative_gain", "+.4f"),
+  "its standard error": ("bilevel/cooperative_gain_se", ".4f"),
+  "RL-only branch clipped": ("bilevel/rl_only_clip_fraction", ".1%"),
+  "KL to the RL-only base, end": ("bilevel/kl_to_rl_only", ".3f"),
+  "SFT's part": ("bilevel/direct_norm", ".4f"),
+  "the gain's part": ("bilevel/implicit_norm", ".4f"),
+  "cosine of the two": ("bilevel/parts_cosine", "+.3f"),
+  "adapter, end": ("bilevel/adapter_delta_norm", ".4f"),
+}
+_ABOUT_INSIDE = (
+  "Means over steps and seeds. The gain and its standard error are of one "
+  "step, in reward. The two parts are norms in the adapter's gradient, as "
+  "weighted by lambda, before `method.gain_weight`. The adapter: "
+  "norm of its change of the weights over norm of the weights."
+)
 
 
 def _quality(
@@ -106,22 +133,18 @@ def _quality(
     if against is None:
       cells += ["", ""]
       continue
-    p = against["p"] if given["ablation"] else against["p_holm"]
-    cells += [page.estimate(against["difference"], sign="+"), _p(p)]
+    cells.append(page.estimate(against["difference"], sign="+"))
+    cells.append(_p(against["p_holm"]))
   return cells
 
 
-def _cost(arm: str, cost: Mapping[str, float]) -> list[str]:
-  gain = cost.get("bilevel/cooperative_gain")
-  clipped = cost.get("bilevel/rl_only_clip_fraction")
-  return [
-    arm,
-    f"{cost['steps']:.0f}",
-    f"{cost['tokens']:,.0f}",
-    f"{cost['seconds']:.1f}",
-    "" if gain is None else f"{gain:+.4f}",
-    "" if clipped is None else f"{clipped:.1%}",
-  ]
+def _cells(
+  arm: str,
+  found: Mapping[str, float | None],
+  columns: Mapping[str, tuple[str, str]],
+) -> list[str]:
+  values = [(found.get(name), form) for name, form in columns.values()]
+  return [arm, *("" if v is None else f"{v:{form}}" for v, form in values)]
 
 
 def _p(value: float | None) -> str:

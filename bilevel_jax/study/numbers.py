@@ -37,14 +37,13 @@ def summarise(
   arms: dict[str, Any] = {}
   for arm, given in regime.arms.items():
     done = {s: r for s, r in results.get(arm, {}).items() if r is not None}
-    wanted = len(study.ablation_seeds if given.ablation else study.seeds)
     arms[arm] = {
       "changes": dict(given.changes) if given.changes is not None else None,
-      "ablation": given.ablation,
+      "table": given.table,
       "search": searches.get(arm),
       "tuned_as": given.tuned_as,
       "seeds": sorted(done),
-      "seeds_wanted": wanted if given.changes is not None else 1,
+      "seeds_wanted": len(study.seeds(given)),
       "runs": {str(seed): found for seed, found in done.items()},
       "tests": {test: _accuracy(done, test) for test in study.tests}
       if done
@@ -58,14 +57,16 @@ def summarise(
       for arm in arms
       if arm != study.reference and arms[arm]["runs"]
     }
-    main = [arm for arm in compared if not arms[arm]["ablation"]]
-    adjusted = paired.holm([compared[arm].p for arm in main])
-    holm = dict(zip(main, adjusted, strict=True))
+    holm: dict[str, float] = {}
+    for table in study.tables:
+      rows = [arm for arm in compared if arms[arm]["table"] == table]
+      adjusted = paired.holm([compared[arm].p for arm in rows])
+      holm |= dict(zip(rows, adjusted, strict=True))
     for arm, found in compared.items():
       arms[arm].setdefault("reference_minus_this", {})[test] = {
         "difference": [found.value, found.low, found.high],
         "p": found.p,
-        "p_holm": holm.get(arm, math.nan),
+        "p_holm": holm[arm],
       }
   return {"about": regime.about, "stages": list(regime.stages), "arms": arms}
 
@@ -104,13 +105,11 @@ def _cost(done: Mapping[int, Any]) -> dict[str, float] | None:
   if not trained:
     return None
   mean = lambda name: float(np.mean([r["spent"][name] for r in trained]))
-  watched = list(trained[0]["means"])
   return {
-    "steps": mean("steps"),
-    "tokens": mean("tokens"),
-    "seconds": mean("seconds"),
+    **{name: mean(name) for name in trained[0]["spent"]},
     **{
-      name: float(np.mean([r["means"].get(name, np.nan) for r in trained]))
-      for name in watched
+      name: float(np.mean([r[kind][name] for r in trained]))
+      for kind in ("means", "last")
+      for name in trained[0][kind]
     },
   }

@@ -8,6 +8,16 @@ import ml_collections
 
 from bilevel_jax import config
 
+MAIN = "methods"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+  """A table of the results: what its arms have in common."""
+
+  about: str  # a sentence or more
+  seeds: Sequence[int]  # of each arm
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -17,8 +27,12 @@ class Arm:
   search: Sequence[Mapping[str, Any]] = ({},)
   """Tried with the tuning seed; what is best on the validation questions is
   kept for all other seeds."""
+  takes: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+  """Settings that are another arm's choice: by dotted name, that arm and the
+  name of the setting in its search."""
   tuned_as: str | None = None  # the arm whose choice is taken, with no search
-  ablation: bool = False  # shown apart, with `Study.ablation_seeds`
+  table: str = MAIN  # of Study.tables
+  start: str | None = None  # the stage it starts from; None: the regime's last
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +57,17 @@ class Study:
   tests: Mapping[str, config.Source]  # questions that are scored at the end
   test_tokens: int  # longest answer to them
   verifier: str  # what says whether it is right, whatever the reward was
-  seeds: Sequence[int]
-  ablation_seeds: Sequence[int]
+  tables: Mapping[str, Table]
   tuning_seed: int
   reference: str  # the arm that the others are compared with
+  findings: str = ""
+  """What was found, in Markdown; its numbers are places in the results, which
+  `findings.fill` fills."""
+
+  def seeds(self, arm: Arm) -> Sequence[int]:
+    """Returns the seeds that an arm is reported with."""
+    seeds = self.tables[arm.table].seeds
+    return seeds if arm.changes is not None else seeds[:1]  # nothing is random
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,15 +91,41 @@ def stages(study: Study, regime: Regime) -> list[Job]:
   return jobs
 
 
-def tuning(study: Study, name: str) -> dict[str, list[Job]]:
-  """Returns the jobs of each arm's search, for arms with a choice to make."""
+def tuning(
+  study: Study, name: str, chosen: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[Job]]:
+  """Returns the jobs of each search, for arms with a choice to make.
+
+  An arm that takes what another's search chooses waits for it.
+
+  Args:
+    study: the study.
+    name: of the regime.
+    chosen: by arm, the point that each finished search chose.
+  """
   return {
     arm: [
-      _job(study, name, f"tuning/{arm}-{n}", (given.changes, point))
+      _job(
+        study,
+        name,
+        f"tuning/{arm}-{n}",
+        (given.changes, _taken(given, chosen), point),
+        start=given.start,
+      )
       for n, point in enumerate(given.search)
     ]
     for arm, given in study.regimes[name].arms.items()
-    if len(given.search) > 1 and given.changes is not None
+    if len(given.search) > 1
+    and given.changes is not None
+    and all(source in chosen for source, _ in given.takes.values())
+  }
+
+
+def _taken(arm: Arm, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  return {
+    name: chosen[source][setting]
+    for name, (source, setting) in arm.takes.items()
+    if source in chosen
   }
 
 
@@ -90,24 +137,22 @@ def final(
   Args:
     study: the study.
     name: of the regime.
-    chosen: for arms with a choice to make, the point of their search.
+    chosen: by arm, the point that each finished search chose.
   """
   jobs: dict[str, dict[int, Job]] = {}
   for arm, given in study.regimes[name].arms.items():
     point = chosen.get(given.tuned_as or arm, given.search[0])
-    seeds = study.ablation_seeds if given.ablation else study.seeds
-    if given.changes is None:
-      seeds = study.seeds[:1]  # nothing about it is random
     jobs[arm] = {
       seed: _job(
         study,
         name,
         f"{arm}/seed-{seed}",
-        ({"seed": seed}, point, given.changes or {}),
+        ({"seed": seed}, point, _taken(given, chosen), given.changes or {}),
+        start=given.start,
         train=given.changes is not None,
         tested=True,
       )
-      for seed in seeds
+      for seed in study.seeds(given)
     }
   return jobs
 
@@ -118,6 +163,7 @@ def _job(
   path: str,
   changes: Sequence[Mapping[str, Any]],
   *,
+  start: str | None,
   train: bool = True,
   tested: bool = False,
 ) -> Job:
@@ -125,11 +171,11 @@ def _job(
   settings.seed = study.tuning_seed
   for change in changes:
     settings.update_from_flattened_dict(dict(change))
-  start = f"policies/{study.regimes[regime].stages[-1]}"
+  stage = start or study.regimes[regime].stages[-1]
   return Job(
     path=f"{regime}/{path}",
     settings=settings,
-    start=start,
+    start=f"policies/{stage}",
     train=train,
     tested=tested,
   )

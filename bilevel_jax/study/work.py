@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -24,6 +25,15 @@ from bilevel_jax.rollout import answers
 from bilevel_jax.study import plan
 from bilevel_jax.training import metrics, run_directory
 
+WATCHED = (
+  "bilevel/cooperative_gain",
+  "bilevel/cooperative_gain_se",
+  "bilevel/rl_only_clip_fraction",
+  "bilevel/direct_norm",
+  "bilevel/implicit_norm",
+  "bilevel/parts_cosine",
+)
+LAST = ("bilevel/adapter_delta_norm", "bilevel/kl_to_rl_only")
 RESULT = "result.json"  # written last: the job is done
 # Settings that a job may find changed: set here, or how devices are laid out.
 _FREE = ("run_dir", "resume", "model.", "tokenizer.path", "mesh.")
@@ -37,7 +47,7 @@ def results(out: pathlib.Path, jobs: Sequence[plan.Job]) -> list[Any]:
   """
   return [
     json.loads((out / job.path / RESULT).read_text())
-    if _done(out, job)
+    if done(out, job)
     else None
     for job in jobs
   ]
@@ -60,7 +70,7 @@ def perform_all(
     side_by_side: processes, each with its share of the CPUs; with 1, this one.
     report: is told of each job that is done.
   """
-  left = [job for job in jobs if not _done(out, job)]
+  left = [job for job in jobs if not done(out, job)]
   if side_by_side == 1:
     for job in left:
       perform(out, study, job)
@@ -117,7 +127,7 @@ def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
   run_directory.write_atomically(directory / RESULT, json.dumps(found))
 
 
-def _done(out: pathlib.Path, job: plan.Job) -> bool:
+def done(out: pathlib.Path, job: plan.Job) -> bool:
   path = out / job.path
   if not (path / RESULT).exists():
     return False
@@ -177,10 +187,7 @@ def _spent(run: runs.Run) -> dict[str, Any]:
   costs = {name: run.curve("evaluation/accuracy", name)[0] for name in run.cost}
   del costs["steps"]
   last = list(run.steps.values())[-1]
-  watched = {
-    name: run.curve(name, "steps")[1]
-    for name in ("bilevel/rl_only_clip_fraction", "bilevel/cooperative_gain")
-  }
+  watched = {name: run.curve(name, "steps")[1] for name in WATCHED}
   return {
     "steps": int(last["step"]),
     "spent": {name: float(spent[-1]) for name, spent in run.cost.items()},
@@ -191,6 +198,7 @@ def _spent(run: runs.Run) -> dict[str, Any]:
       **{name: spent.tolist() for name, spent in costs.items()},
     },
     "means": {n: float(y.mean()) for n, y in watched.items() if len(y)},
+    "last": {n: run.last(n) for n in LAST if not math.isnan(run.last(n))},
   }
 
 

@@ -57,6 +57,12 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
         f"method {settings.method.name} needs demonstrations: "
         "data.demonstrations_per_step must be at least 1, got 0"
       )
+    if method.gradients is None and settings.training.max_update_flops:
+      raise config.ConfigError(
+        "training.max_update_flops needs a method whose operations are "
+        f"counted, got {settings.method.name} with "
+        f"method.hypergradient={settings.method.hypergradient}"
+      )
     base = sources.load_base(settings, model, mesh)
   processes.check_same("the examples", streams.content())
   reference = None
@@ -83,6 +89,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "questions": 0,
       "demonstrations": 0,
       "tokens": 0,
+      "update_flops": 0.0,
       "held_back": [],  # ids of questions whose demonstrations wait
       "model": sources.fingerprint(base),
     },
@@ -105,10 +112,14 @@ def key(settings: config.Config, stream: str, step: int) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(root, number), step)
 
 
-def spent(story: Run) -> bool:
-  """Returns whether the run has sampled all tokens that it may."""
-  most = story.settings.training.max_sampled_tokens
-  return most is not None and story.host["tokens"] >= most
+def spent(story: Run) -> str | None:
+  """Returns the setting whose budget the run has used up, with its value."""
+  budgets = {"max_sampled_tokens": "tokens", "max_update_flops": "update_flops"}
+  for setting, counted in budgets.items():
+    most = getattr(story.settings.training, setting)
+    if most is not None and story.host[counted] >= most:
+      return f"training.{setting} {most:g}"
+  return None
 
 
 def due(every: int | None, done: int, steps: int) -> bool:

@@ -105,12 +105,17 @@ def take(
     story.state = learner.programs.finish(story.state)
   updates = jax.device_get(updates)
   logged["time/update_s"] = time.perf_counter() - update_started
+  flops = work.flops(story.model.architecture, learner.method.gradients)
+  if flops is not None:
+    story.host["update_flops"] += flops
+    logged["training/update_flops"] = flops
+    logged["training/update_flops_so_far"] = story.host["update_flops"]
   logged["time/padding_share"] = packing.padding_share([*work.rl, *work.sft])
   logged |= throughput.phase(
     "update",
     logged["time/update_s"],
     tokens=packing.held([*work.rl, *work.sft]),
-    flops=work.flops(story.model.architecture, learner.method.gradients),
+    flops=flops,
     devices=story.mesh.devices.flat,
   )
   for name in {name: None for measured in updates for name in measured}:

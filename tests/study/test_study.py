@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,10 @@ def make_study(settings, arms, **changes):
       "tests": dict.fromkeys(TESTS, config.Source()),
       "test_tokens": 8,
       "verifier": "exact",
-      "seeds": (1, 2),
-      "ablation_seeds": (1,),
+      "tables": {
+        plan.MAIN: plan.Table(about="All of them.", seeds=(1, 2)),
+        "ablations": plan.Table(about="One change each.", seeds=(1,)),
+      },
       "tuning_seed": 0,
       "reference": "bridge",
       **changes,
@@ -46,7 +49,7 @@ ARMS = {
   ),
   "grpo": plan.Arm(changes={"method.name": "grpo"}),
   "rank 2": plan.Arm(
-    changes={"adapter.rank": 2}, tuned_as="bridge", ablation=True
+    changes={"adapter.rank": 2}, tuned_as="bridge", table="ablations"
   ),
 }
 
@@ -65,10 +68,10 @@ def staged(study):
 
 def test_an_ablation_takes_over_what_its_method_was_tuned_to(tmp_path):
   study = staged(make_study(tiny_run.settings(tmp_path), ARMS))
-  assert list(plan.tuning(study, "B")) == ["bridge"]
+  assert list(plan.tuning(study, "B", {})) == ["bridge"]
   rates = [
     (job.settings.optimizer.base.learning_rate, job.settings.seed)
-    for job in plan.tuning(study, "B")["bridge"]
+    for job in plan.tuning(study, "B", {})["bridge"]
   ]
   assert rates == [(1e-4, 0), (1e-3, 0)]
   chosen = {"bridge": {"optimizer.base.learning_rate": 1e-3}}
@@ -89,6 +92,45 @@ def test_an_ablation_takes_over_what_its_method_was_tuned_to(tmp_path):
   assert study.settings.seed == 0
 
 
+def test_an_arm_waits_for_the_search_that_it_takes_a_setting_from(tmp_path):
+  searched = tuple({"optimizer.base.learning_rate": r} for r in (1e-4, 1e-3))
+  taken = "method.sft_then_rl.sft_learning_rate"
+  arms = {
+    "sft": plan.Arm(changes={"method.name": "sft"}, search=searched),
+    "both": plan.Arm(
+      changes={"method.name": "sft_then_rl"},
+      search=searched,
+      takes={taken: ("sft", "optimizer.base.learning_rate")},
+    ),
+    "better": plan.Arm(changes=None, start="first"),
+  }
+  start = plan.Regime(about="a start", stages=("first", "start"), arms=arms)
+  study = make_study(
+    tiny_run.settings(tmp_path), arms, regimes={"B": start}, reference="both"
+  )
+  assert list(plan.tuning(study, "B", {})) == ["sft"]
+  chosen: dict[str, Any] = {"sft": {"optimizer.base.learning_rate": 1e-3}}
+  rates = [
+    (job.settings.optimizer.base.learning_rate, job.settings.method.sft_then_rl)
+    for job in plan.tuning(study, "B", chosen)["both"]
+  ]
+  assert [(r, both.sft_learning_rate) for r, both in rates] == [
+    (1e-4, 1e-3),
+    (1e-3, 1e-3),
+  ]
+  chosen["both"] = {"optimizer.base.learning_rate": 1e-4}
+  final = plan.final(study, "B", chosen)
+  options = final["both"][2].settings
+  assert options.method.sft_then_rl.sft_learning_rate == 1e-3
+  assert options.optimizer.base.learning_rate == 1e-4
+  starts = {arm: jobs[1].start for arm, jobs in final.items()}
+  assert starts == {
+    "sft": "policies/start",
+    "both": "policies/start",
+    "better": "policies/first",
+  }
+
+
 def found(same, harder, **more):
   tests = {
     name: {
@@ -99,7 +141,7 @@ def found(same, harder, **more):
     for name, right in zip(TESTS, (same, harder), strict=True)
   }
   spent = {"steps": 4.0, "tokens": 100.0, "seconds": 2.0}
-  return {"tests": tests, "spent": spent, "means": {}, **more}
+  return {"tests": tests, "spent": spent, "means": {}, "last": {}, **more}
 
 
 def test_the_numbers_are_those_of_the_runs(tmp_path):
@@ -133,7 +175,7 @@ def test_the_document_has_no_number_of_its_own(tmp_path):
   search = {"bridge": {"chosen": {"optimizer.base.learning_rate": 1e-3}}}
   whole = {
     "name": "tiny",
-    "json": "tiny.json",
+    "json": str(tmp_path / "tiny.json"),
     "about": "about",
     "command": "command",
     "hardware": "cpu",
@@ -143,11 +185,29 @@ def test_the_document_has_no_number_of_its_own(tmp_path):
     "versions": "x",
     "sampled_tokens": 100,
     "steps": 4,
+    "validation_questions": 5,
+    "tables": {plan.MAIN: "All of them.", "ablations": "One change each."},
+    "findings": "BRIDGE is at [[B / bridge / same]], the base "
+    "[[B / base / same / difference]] below at rate "
+    "[[B / bridge / search / optimizer.base.learning_rate]], for "
+    "[[B / bridge / cost / tokens]] tokens; [[B / grpo / same]]; once "
+    "[[old.json: B / bridge / same / value]].",
     "reference": "bridge",
     "tests": list(TESTS),
     "regimes": {"B": numbers.summarise(study, "B", search, results)},
   }
-  text = document.render(json.loads(json.dumps(whole)))
+  whole = json.loads(json.dumps(whole))
+  (tmp_path / "old.json").write_text(json.dumps(whole))
+  text = document.render(whole)
+  against = whole["regimes"]["B"]["arms"]["base"]["reference_minus_this"]
+  _, low, high = against["same"]["difference"]
+  assert (
+    "BRIDGE is at 87.5% (-71.3% to 246.3%), the base "
+    f"+87.5% ({low:+.1%} to {high:+.1%}) below at rate 0.001, for 100 tokens; "
+    "(not run); once 87.5%."
+  ) in text
+  with pytest.raises(config.ConfigError, match=r"no 'ppo' .*B / ppo / same"):
+    document.render(whole | {"findings": "[[B / ppo / same]]"})
   assert "3 of 7" in text
   assert "| bridge | 2 | 0.001 | 87.5% " in text
   assert "grpo (0 of 2 seeds), rank 2 (0 of 1 seeds)" in text
@@ -184,7 +244,8 @@ def get_study(quick):
       )),
     }})}},
     tests={{"test": source}}, test_tokens=8, verifier="exact",
-    seeds=(1,), ablation_seeds=(1,), tuning_seed=0, reference="sft",
+    tables={{plan.MAIN: plan.Table(about="All of them.", seeds=(1,))}},
+    tuning_seed=0, reference="sft",
   )
 """
 

@@ -1,6 +1,7 @@
 """A comparison holds what its runs left, no more and no less."""
 
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -34,6 +35,7 @@ def write(directory, method, seed, accuracies, *, answers=None, **settings):
       line |= {
         "rl/reward": 0.1 * step,
         "rollout/tokens": 100.0 * seed,
+        "training/update_flops": 1e9 * seed,
         "time/step_s": 1.5,
         "time/rollout_s": 0.5,
         "time/reward_s": 0.25,
@@ -116,7 +118,7 @@ def test_figures_are_those_of_the_files(four):
   assert bridge["to_target"] == {
     "reached": 2,
     "of": 2,
-    "median": {"steps": 4.5, "tokens": 600, "seconds": 6.75},
+    "median": {"steps": 4.5, "tokens": 600, "flops": 6e9, "seconds": 6.75},
   }
   assert grpo["to_target"]["reached"] == 1
   cost = bridge["cost"]
@@ -152,6 +154,22 @@ def test_curves_of_seeds_meet_on_one_axis(four):
   # Seed 1 samples 100 tokens a step and ends at 600; seed 2 is then half way.
   np.testing.assert_allclose(x, [0, 300, 600])
   np.testing.assert_allclose(mean, [0.1, (0.4 + 0.3) / 2, (0.7 + 0.5) / 2])
+
+
+def test_operations_that_no_step_counted_are_not_known(four, tmp_path):
+  uncounted = pathlib.Path(four[0]) / "metrics.jsonl"
+  lines = [json.loads(line) for line in uncounted.read_text().splitlines()]
+  for line in lines:
+    line.pop("training/update_flops", None)
+  uncounted.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  run = runs.read(four[0])
+  assert not len(run.curve("evaluation/accuracy", "flops")[0])
+  assert len(run.curve("evaluation/accuracy", "steps")[0]) == 3
+  out = tmp_path / "out"
+  assert compare_runs.main([*four, "--out", str(out)]) == 0
+  costs = json.loads((out / "comparison.json").read_text())["groups"]
+  assert costs["bridge"]["cost"]["flops"] is None
+  assert costs["grpo"]["cost"]["flops"] == 9e9  # seeds 1 and 2, six steps
 
 
 def test_the_page_needs_nothing_else(four, tmp_path, capsys):

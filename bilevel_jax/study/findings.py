@@ -1,0 +1,67 @@
+"""Prose about a study's results, whose numbers are places in its JSON.
+
+`[[B / bridge / same kind]]` is the accuracy of an arm of a regime in a test
+with its interval, `[[B / bridge / same kind / value]]` the accuracy alone,
+`[[B / sft / same kind / difference]]` the reference less the arm,
+`[[B / bridge / cost / seconds]]` a mean of the cost, and
+`[[B / bridge / search / optimizer.base.learning_rate]]` what a search chose.
+`[[file.json: B / bridge / same kind]]` is in another study's results, a file
+beside these. A number that is not there yet is written as "(not run)".
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bilevel_jax import config
+from bilevel_jax.comparison import page
+
+_PLACE = re.compile(r"\[\[(?:([^\]:]+):)?([^\]]+)\]\]")
+_MISSING = "(not run)"
+
+
+def fill(text: str, numbers: Mapping[str, Any]) -> str:
+  """Returns the text with its numbers.
+
+  Args:
+    text: Markdown, see the head of this file.
+    numbers: what tools/study.py writes as JSON.
+
+  Raises:
+    ConfigError: a place names no regime, arm or test of the study.
+  """
+
+  def number(found: re.Match[str]) -> str:
+    file, place = found.groups()
+    whole = numbers
+    if file is not None:
+      beside = pathlib.Path(numbers["json"]).parent / file.strip()
+      whole = json.loads(beside.read_text(encoding="utf-8"))
+    try:
+      return _written(whole, [part.strip() for part in place.split("/")])
+    except KeyError as error:
+      raise config.ConfigError(
+        f"findings: no {error} in the results, for [[{place}]]"
+      ) from None
+
+  return _PLACE.sub(number, text)
+
+
+def _written(whole: Mapping[str, Any], place: list[str]) -> str:
+  regime, name, kind, *what = place
+  arm = whole["regimes"][regime]["arms"][name]
+  if not arm["seeds"]:
+    return _MISSING
+  if kind == "cost":
+    value = arm["cost"].get(what[0])
+    return _MISSING if value is None else f"{value:.3g}"
+  if kind == "search":
+    searched = whole["regimes"][regime]["arms"][arm["tuned_as"] or name]
+    return f"{searched['search']['chosen'][what[0]]:g}"
+  if what == ["difference"]:
+    against = arm["reference_minus_this"][kind]["difference"]
+    return page.estimate(against, sign="+") or _MISSING
+  value = page.estimate(arm["tests"][kind])
+  return value.partition(" ")[0] if what == ["value"] else value
