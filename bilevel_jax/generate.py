@@ -1,11 +1,14 @@
-"""Prints completions of prompts, as they are sampled.
+"""Completions of prompts, from Python and from the command line.
+
+From Python, `load` reads a model and `complete` asks it. The command line
+prints what comes as it is sampled:
+
+  python -m bilevel_jax.generate --weights runs/mine --prompt "What is 17 + 25?"
 
 WEIGHTS is a run directory or its export, a Hugging Face directory, a hub id or
 a .gguf file. A prompt is put as the run put its questions; without a run, it
 is the user's turn of the chat template, or a line of its own where there is
 none. With --raw it is continued as it stands.
-
-  python -m bilevel_jax.generate --weights runs/mine --prompt "What is 17 + 25?"
 
 Completions go to stdout in order, the first unfinished one as it grows; how
 they ended goes to stderr.
@@ -15,8 +18,8 @@ import argparse
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn, TextIO
 
 import jax
 import numpy as np
@@ -29,6 +32,109 @@ from bilevel_jax.rollout import engine, sampling
 _SEGMENT = 8  # tokens between two looks at what came
 
 
+class Completions(NamedTuple):
+  """What a model made of P prompts, G times each."""
+
+  texts: list[list[str]]
+  """[P][G], without the tokens that end a text."""
+  rollout: types.Rollout
+  """Their tokens, log-probs and why each ended."""
+
+
+def load(
+  source: str,
+  *,
+  revision: str | None = None,
+  system: str | None = None,
+  template: str | None = None,
+  dtype: str | None = None,
+) -> loading.Model:
+  """Returns a model on one device, ready for `complete`.
+
+  Args:
+    source: a run directory or its export, a Hugging Face directory, a hub id
+      or a .gguf file.
+    revision: branch, tag or commit of a hub id.
+    system: system message; default: the run's, none without a run.
+    template: the user's turn, with {question} where a prompt goes; default:
+      the run's, the prompt itself without a run.
+    dtype: float32 or bfloat16, of weights and cache; default: float32 on a
+      CPU, else bfloat16.
+
+  Raises:
+    ConfigError: it cannot be found, read, or put together.
+  """
+  wording = loading.wording(
+    source,
+    config.Tokenizer(prompt="{question}"),
+    system=system,
+    template=template,
+  )
+  with tempfile.TemporaryDirectory() as scratch:
+    return loading.load(
+      source, pathlib.Path(scratch), wording, revision=revision, dtype=dtype
+    )
+
+
+def complete(
+  model: loading.Model,
+  prompts: Sequence[str],
+  *,
+  samples: int = 1,
+  max_new_tokens: int = 256,
+  sampling: types.Sampling = types.Sampling(),
+  stop: Sequence[str] = (),
+  seed: int = 0,
+  raw: bool = False,
+  segment: int = 32,
+  watch: Callable[[types.Rollout], object] | None = None,
+) -> Completions:
+  """Returns completions of prompts; the same for the same seed.
+
+  Args:
+    model: from `load`, or `train.Step.model`.
+    prompts: P texts, put into the model's template.
+    samples: G of each prompt.
+    max_new_tokens: longest completion, EOS included.
+    sampling: how tokens are drawn.
+    stop: texts that end a completion, and are kept.
+    seed: of the draws.
+    raw: whether to continue the prompts as they stand, without a template.
+    segment: tokens between two calls of `watch`.
+    watch: called with what there is so far.
+
+  Raises:
+    ConfigError: a prompt that cannot be encoded, or a request that the model
+      cannot meet.
+  """
+  tokenizer = model.tokenizer
+  rollout = engine.generate(
+    model.policy,
+    model.weights,
+    types.Requests(
+      prompts=[_tokens(tokenizer, text, raw) for text in prompts],
+      prompt_ids=np.arange(len(prompts), dtype=np.uint32),
+      samples_per_prompt=samples,
+      max_new_tokens=max_new_tokens,
+      eos_ids=tokenizer.eos_ids,
+      sampling=sampling,
+      key=jax.random.key(seed),
+      stop=tuple(stop),
+    ),
+    decode=tokenizer.decode,
+    segment=segment,
+    watch=watch and (lambda segment: watch(segment.so_far)),
+    sharding=model.policy.rows,
+  )
+  texts = [
+    tokenizer.decode(row[:length])
+    for row, length in zip(rollout.tokens, rollout.lengths, strict=True)
+  ]
+  return Completions(
+    [texts[n : n + samples] for n in range(0, len(texts), samples)], rollout
+  )
+
+
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
     self.exit(2, f"error: {message}\n")
@@ -38,8 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
   options = _parse(arguments)
   try:
-    with tempfile.TemporaryDirectory() as scratch:
-      rollout = _generate(options, pathlib.Path(scratch), sys.stdout)
+    rollout = _generate(options, sys.stdout)
   except (config.ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
@@ -134,9 +239,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   return parser.parse_args(arguments)
 
 
-def _generate(
-  options: argparse.Namespace, scratch: pathlib.Path, out: TextIO
-) -> types.Rollout:
+def _generate(options: argparse.Namespace, out: TextIO) -> types.Rollout:
   texts = _prompts(options)
   drawing = types.Sampling(
     temperature=options.temperature,
@@ -145,46 +248,26 @@ def _generate(
     min_p=options.min_p,
   )
   _check(options, drawing)
-  screen = rich.console.Console(stderr=True)
-  with screen.status(f"reading {options.weights}"):
-    model = loading.load(
+  with rich.console.Console(stderr=True).status(f"reading {options.weights}"):
+    model = load(
       options.weights,
-      scratch,
-      loading.wording(
-        options.weights,
-        config.Tokenizer(prompt="{question}"),
-        system=options.system,
-        template=options.template,
-      ),
       revision=options.revision,
+      system=options.system,
+      template=options.template,
       dtype=options.dtype,
     )
-  prompts = [_tokens(options, model.tokenizer, text) for text in texts]
-  longest = max(map(len, prompts)) + options.max_new_tokens
-  if longest > model.architecture.max_positions:
-    raise config.ConfigError(
-      f"the longest prompt and --max-new-tokens {options.max_new_tokens} come "
-      f"to {longest} tokens, but the model has "
-      f"{model.architecture.max_positions} positions"
-    )
-  printer = _Printer(model.tokenizer, texts, options.samples, out)
-  return engine.generate(
-    model.policy,
-    model.weights,
-    types.Requests(
-      prompts=prompts,
-      prompt_ids=np.arange(len(prompts), dtype=np.uint32),
-      samples_per_prompt=options.samples,
-      max_new_tokens=options.max_new_tokens,
-      eos_ids=model.tokenizer.eos_ids,
-      sampling=drawing,
-      key=jax.random.key(options.seed),
-      stop=tuple(options.stop),
-    ),
-    decode=model.tokenizer.decode,
+  return complete(
+    model,
+    texts,
+    samples=options.samples,
+    max_new_tokens=options.max_new_tokens,
+    sampling=drawing,
+    stop=options.stop,
+    seed=options.seed,
+    raw=options.raw,
     segment=_SEGMENT,
-    watch=lambda segment: printer.show(segment.so_far),
-  )
+    watch=_Printer(model.tokenizer, texts, options.samples, out).show,
+  ).rollout
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
@@ -226,15 +309,15 @@ def _check(options: argparse.Namespace, drawing: types.Sampling) -> None:
 
 
 def _tokens(
-  options: argparse.Namespace, tokenizer: tokenizer_lib.Tokenizer, text: str
+  tokenizer: tokenizer_lib.Tokenizer, text: str, raw: bool
 ) -> np.ndarray:
-  if not options.raw:
+  if not raw:
     return tokenizer.prompt_tokens(
       types.Question(id="", question=text, answer="", solution=None, meta={})
     )
   tokens = tokenizer.text_tokens(text)
   if not len(tokens):
-    raise config.ConfigError(f"--prompt must have a token, got {text!r}")
+    raise config.ConfigError(f"a prompt must have a token, got {text!r}")
   return tokens
 
 

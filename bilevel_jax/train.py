@@ -1,11 +1,16 @@
 """One training run: step, log, save, evaluate, until the last step."""
 
+import collections
 import dataclasses
+import functools
 import json
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
-from bilevel_jax import config, processes
+from bilevel_jax import config, loading, processes
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.rewards import pool
+from bilevel_jax.rollout import answers
 from bilevel_jax.training import (
   checkpoint,
   display,
@@ -25,21 +30,61 @@ class TrainingStopped(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Summary:
-  """How a run ended."""
+class Step:
+  """What a step of a run did."""
 
-  steps: int
+  number: int
+  """Steps done, this one included."""
+  metrics: Mapping[str, float]
+  """The step's line of metrics.jsonl, by names such as rl/reward."""
+  completions: Sequence[Mapping[str, Any]]
+  """All that was sampled, each with the fields of completions.jsonl."""
   before: benchmarks.Result | None
+  """Accuracy on the held-out questions before the first step."""
   after: benchmarks.Result | None
+  """Accuracy on them after this step, where it was measured."""
+  files: run_directory.RunDirectory
+  """Where the run leaves its files."""
+  run: run_lib.Run
+  """What the run is made of. It moves on: its state is that of now, whose
+  arrays the next step gives up."""
+
+  def model(self) -> loading.Model:
+    """Returns the policy as it is now, ready for `generate.complete`."""
+    found = self.run.model
+    return loading.Model(
+      found.architecture, found.policy, self.run.weights(), found.tokenizer
+    )
 
 
-def run(settings: config.Config) -> Summary:
-  """Trains as the settings say and returns the accuracies before and after.
+def run(settings: config.Config) -> Step:
+  """Trains as the settings say, shows it, and returns the last step.
 
   Raises:
     ConfigError: something in the settings cannot be used; nothing was done.
     TrainingStopped: terminated, no step left to do, or updates that stay
       non-finite.
+  """
+  # What goes on after the last step is already done when it is handed out.
+  return collections.deque(steps(settings, shown=True), maxlen=1).pop()
+
+
+def steps(
+  settings: config.Config, *, shown: bool = False
+) -> Generator[Step, None, None]:
+  """Yields each step of a run once it is done and logged.
+
+  Before the last step is handed out, the weights are exported and the report
+  is written. A loop that is broken off, or `close`, saves the last step: the
+  run can be resumed. Several processes must all break off at one step.
+
+  Args:
+    settings: of the run.
+    shown: whether the run is shown on the screen, as `run` shows it.
+
+  Raises:
+    ConfigError: as `run`, when the first step is asked for.
+    TrainingStopped: as `run`.
   """
   processes.check_same(
     "the settings", json.dumps(config.to_dict(settings)).encode()
@@ -62,7 +107,7 @@ def run(settings: config.Config) -> Summary:
       checkpoints,
       metrics.Writers(directory, settings, silent=silent) as writers,
       display.Display(
-        settings.steps, first, settings.logging, silent=silent
+        settings.steps, first, settings.logging, silent=silent or not shown
       ) as screen,
       termination.Requested() as asked_to_end,
       profiler.Profiler(
@@ -71,43 +116,59 @@ def run(settings: config.Config) -> Summary:
       ) as profile,
     ):
       screen.note(_opening(story))
-      before = after = None
-      done = first
+      before = None
       if first == 0:
         before = _evaluate(story, 0, writers, screen)
         writers.step(0, before.metrics() if before else {})
       elif story.streams.held_out is not None:
         before = benchmarks.Result.from_metrics(directory.logged_at(0))
-      for step in range(first, settings.steps):
-        done = step + 1
+      for done in range(first + 1, settings.steps + 1):
         profile.before(done)
-        logged = step_lib.take(story, step, writers, screen)
+        taken = step_lib.take(story, done - 1)
         profile.after(done)
-        screen.step(done, logged)
+        _log_completions(story, done, taken, writers, screen)
+        screen.step(done, taken.metrics)
         end = done if run_lib.spent(story) else settings.steps
         after = None
         if run_lib.due(settings.evaluation.every, done, end):
           after = _evaluate(story, done, writers, screen)
-        writers.step(done, logged | (after.metrics() if after else {}))
+        logged = taken.metrics | (after.metrics() if after else {})
+        writers.step(done, logged)
         _stop_if_non_finite(story, done)
+        save = functools.partial(
+          checkpoints.save,
+          done,
+          story.state,
+          story.host,
+          accuracy=None if after is None else after.accuracy,
+        )
         terminated = processes.any_of(bool(asked_to_end))
         if terminated or run_lib.due(settings.checkpoints.every, done, end):
-          accuracy = None if after is None else after.accuracy
-          checkpoints.save(done, story.state, story.host, accuracy=accuracy)
-        if terminated and done < end:
+          save()
+        if done == end:
+          checkpoints.wait()
+          _finish(story, directory, screen)
+          screen.closing(before, after, directory.path)
+        try:
+          yield Step(
+            number=done,
+            metrics=logged,
+            completions=answers.records(taken.answers) if taken.answers else [],
+            before=before,
+            after=after,
+            files=directory,
+            run=story,
+          )
+        except GeneratorExit:
+          save()  # nothing happens where this step is saved already
+          raise
+        if done == end:
+          return
+        if terminated:
           raise TrainingStopped(
             f"terminated after step {done} of {settings.steps}, which is "
             "saved: continue with --config.resume=True"
           )
-        if done == end:
-          break
-      checkpoints.wait()
-      if settings.checkpoints.export:
-        screen.note(f"exporting weights to {directory.export}")
-        sources.export(directory.export, settings, story.model, story.state)
-      processes.on_first(lambda: report.write(directory.path))
-      screen.closing(before, after, directory.path)
-  return Summary(steps=done - first, before=before, after=after)
 
 
 def _scorer(reward: config.Reward) -> pool.Scorer:
@@ -118,6 +179,35 @@ def _scorer(reward: config.Reward) -> pool.Scorer:
     deadline_s=reward.deadline_s,
     workers=reward.workers,
   )
+
+
+def _log_completions(
+  story: run_lib.Run,
+  done: int,
+  taken: step_lib.Taken,
+  writers: metrics.Writers,
+  screen: display.Display,
+) -> None:
+  """Writes some of the step's completions, and now and then shows them."""
+  if taken.answers is None:
+    return
+  logging = story.settings.logging
+  rows = answers.records(taken.answers, logging.completions_per_step)
+  writers.completions(done, rows)
+  if run_lib.due(logging.show_every, done, story.settings.steps):
+    screen.completions(done, rows)
+
+
+def _finish(
+  story: run_lib.Run,
+  directory: run_directory.RunDirectory,
+  screen: display.Display,
+) -> None:
+  """Exports the weights and writes the report."""
+  if story.settings.checkpoints.export:
+    screen.note(f"exporting weights to {directory.export}")
+    sources.export(directory.export, story.settings, story.model, story.state)
+  processes.on_first(lambda: report.write(directory.path))
 
 
 def _evaluate(
@@ -133,7 +223,7 @@ def _evaluate(
   screen.note(f"evaluating on {len(story.streams.held_out)} questions")
   result, records = benchmarks.evaluate(
     story.model.policy,
-    story.learner.programs.merge(story.state.base, story.state.adapter),
+    story.weights(),
     story.streams.held_out,
     story.model.tokenizer,
     story.scorer,

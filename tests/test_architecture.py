@@ -27,6 +27,7 @@ RANKS = {
   "train": 5,
   "comparison": 5,
   "study": 6,
+  "notebook": 6,
   "main": 7,
   "generate": 7,
   "evaluate": 7,

@@ -119,4 +119,4 @@ def evaluate(
     truncated_share=rollout.share_ended_by("length"),
     unscorable=int((~scores.scored).sum()),
   )
-  return result, answers.records(answered, len(questions))
+  return result, answers.records(answered)

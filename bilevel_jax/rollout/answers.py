@@ -171,32 +171,34 @@ def drawn_tokens(answers: Answers) -> int:
   return int((answers.rollout.lengths - answers.rollout.given).sum())
 
 
-def records(answers: Answers, count: int) -> list[dict[str, Any]]:
-  """Returns the first samples of `count` questions spread over the step.
+def records(answers: Answers, count: int | None = None) -> list[dict[str, Any]]:
+  """Returns completions with their questions and rewards, as JSON.
 
   Args:
     answers: a step's answers.
-    count: records wanted at most.
+    count: the first samples of so many questions at most, spread over the
+      step; None: every completion.
   """
-  rollout, given = answers.rollout, answers.rollout.given
-  per_prompt = rollout.requests.samples_per_prompt
-  prompts = len(rollout.requests.prompts)
-  chosen = np.unique(
-    np.linspace(0, prompts - 1, min(count, prompts)).astype(int)
-  )
-  return [
-    {
-      "question_id": answers.questions[n].id,
-      "prompt": answers.questions[n].question,
-      "completion": answers.completions[n],
-      "answer": answers.questions[n].answer,
-      "reward": float(answers.scores.rewards[n])
-      if answers.scores.scored[n]
-      else None,
-      "correct": bool(answers.scores.correct[n] and answers.scores.scored[n]),
-      "finish_reason": FINISH_REASONS[rollout.finish_reasons[n]],
-      "tokens": int(rollout.lengths[n]),
-      "given_tokens": int(given[n]),
-    }
-    for n in chosen * per_prompt
-  ]
+  per_prompt = answers.rollout.requests.samples_per_prompt
+  prompts = len(answers.rollout.requests.prompts)
+  chosen = np.arange(prompts * per_prompt)
+  if count is not None:
+    spread = np.linspace(0, prompts - 1, min(count, prompts)).astype(int)
+    chosen = np.unique(spread) * per_prompt
+  given = answers.rollout.given
+  return [_record(answers, n, int(given[n])) for n in chosen.tolist()]
+
+
+def _record(answers: Answers, n: int, given: int) -> dict[str, Any]:
+  question, scores = answers.questions[n], answers.scores
+  return {
+    "question_id": question.id,
+    "prompt": question.question,
+    "completion": answers.completions[n],
+    "answer": question.answer,
+    "reward": float(scores.rewards[n]) if scores.scored[n] else None,
+    "correct": bool(scores.correct[n] and scores.scored[n]),
+    "finish_reason": FINISH_REASONS[answers.rollout.finish_reasons[n]],
+    "tokens": int(answers.rollout.lengths[n]),
+    "given_tokens": given,
+  }

@@ -1,6 +1,7 @@
 """What a person sees of a run: a live line, samples, and a closing table."""
 
 import collections
+import importlib
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,7 @@ class Result(Protocol):
 
 
 class Display:
-  """Shows a run on a terminal, or as plain lines elsewhere; a context."""
+  """Shows a run on a terminal, in a notebook, or as plain lines; a context."""
 
   def __init__(
     self,
@@ -66,7 +67,11 @@ class Display:
     self._console = console or rich.console.Console(
       highlight=False, quiet=silent
     )
-    self._live = settings.progress and self._console.is_terminal and not silent
+    shown = settings.progress and not silent
+    self._live = shown and self._console.is_terminal
+    self._line = None
+    if shown and self._console.is_jupyter:
+      self._line = NotebookOutput()
     self._times: collections.deque[tuple[int, float]] = collections.deque(
       maxlen=_RECENT + 1
     )
@@ -122,9 +127,13 @@ class Display:
     line = "  ".join(parts)
     if self._live:
       self._progress.update(self._task, completed=step, description=line)
+      return
+    width = len(str(self._steps))
+    line = f"step {step:>{width}}/{self._steps}  {line}"
+    if self._line is not None:
+      self._line.write({"text/plain": line})
     else:
-      width = len(str(self._steps))
-      self._print(plain(f"step {step:>{width}}/{self._steps}  {line}"))
+      self._print(plain(line))
 
   def evaluation(self, step: int, result: Result) -> None:
     """Shows an accuracy.
@@ -206,6 +215,25 @@ class Display:
     words = isinstance(shown, rich.text.Text)
     whole = words and not self._console.is_terminal
     self._console.print(shown, soft_wrap=whole)
+
+
+class NotebookOutput:
+  """Something below a notebook's cell, written over in place."""
+
+  def __init__(self) -> None:
+    self._shown: Any = None
+
+  def write(self, content: Mapping[str, str]) -> None:
+    """Shows it for the first time, or in the place of what was there.
+
+    Args:
+      content: by MIME type; images in base64.
+    """
+    if self._shown is None:
+      display = importlib.import_module("IPython.display").display
+      self._shown = display(dict(content), raw=True, display_id=True)
+    else:
+      self._shown.update(dict(content), raw=True)
 
 
 def escaped(text: str) -> str:

@@ -145,15 +145,59 @@ def _charts(steps: Mapping[int, Mapping[str, float]]) -> str:
 
 
 def _chart(chart: Chart, steps: Mapping[int, Mapping[str, float]]) -> str:
-  seen = dict.fromkeys(name for values in steps.values() for name in values)
-  names = [name for name in seen if re.fullmatch(chart.pattern, name)]
-  if not names:
-    return ""
-  picture = _draw(chart, {name: _series(name, steps) for name in names}, steps)
+  # Drawn here only: a run does not wait for matplotlib before it starts.
+  import matplotlib
+  from matplotlib import figure
+
+  with matplotlib.rc_context(drawing_style(_INK)):
+    picture = figure.Figure(figsize=(4, 2.5), layout="constrained")
+    lines = plot(picture.add_subplot(), chart, steps)
+    if not lines:
+      return ""
+    if lines > 1:
+      picture.legend(
+        loc="outside lower center", ncols=2, frameon=False, fontsize=7
+      )
+    out = io.StringIO()
+    picture.savefig(
+      out, format="svg", transparent=True, metadata={"Date": None}
+    )
+  drawing = out.getvalue()
+  drawing = drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
   return (
     f"<figure><figcaption>{html.escape(chart.title)} "
-    f"<span>{html.escape(chart.unit)}</span></figcaption>{picture}</figure>"
+    f"<span>{html.escape(chart.unit)}</span></figcaption>{drawing}</figure>"
   )
+
+
+def plot(
+  axes: Any, chart: Chart, steps: Mapping[int, Mapping[str, float]]
+) -> int:
+  """Returns how many curves it draws: one for each metric of the chart.
+
+  Args:
+    axes: of matplotlib; gets curves with labels, their bounds, and scales.
+    chart: which metrics, and how.
+    steps: what was logged, by steps done.
+  """
+  from matplotlib import ticker
+
+  seen = dict.fromkeys(name for values in steps.values() for name in values)
+  names = [name for name in seen if re.fullmatch(chart.pattern, name)]
+  positive = False
+  for colour, name in zip(_COLOURS * len(names), names, strict=False):
+    x, y = _series(name, steps)
+    marker = "o" if len(x) < 40 else None
+    axes.plot(x, y, color=colour, marker=marker, markersize=3, label=name)
+    bounds = _bounds(chart, y, steps)
+    if bounds is not None:
+      axes.fill_between(x, *bounds, color=colour, alpha=0.2, linewidth=0)
+    positive |= bool((y > 0).any())
+  if chart.logarithmic and positive:
+    axes.set_yscale("log")
+  axes.set_xlabel("step")
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+  return len(names)
 
 
 def _series(
@@ -163,43 +207,6 @@ def _series(
   points = [(s, values[name]) for s, values in steps.items() if name in values]
   x, y = np.array(points, np.float64).reshape(-1, 2).T
   return x, np.where(np.isfinite(y), y, np.nan)
-
-
-def _draw(
-  chart: Chart,
-  series: Mapping[str, tuple[np.ndarray, np.ndarray]],
-  steps: Mapping[int, Mapping[str, float]],
-) -> str:
-  # Drawn here only: a run does not wait for matplotlib before it starts.
-  import matplotlib
-  from matplotlib import figure, ticker
-
-  with matplotlib.rc_context(_drawing_style()):
-    picture = figure.Figure(figsize=(4, 2.5), layout="constrained")
-    axes = picture.add_subplot()
-    for colour, (name, (x, y)) in zip(
-      _COLOURS * len(series), series.items(), strict=False
-    ):
-      marker = "o" if len(x) < 40 else None
-      axes.plot(x, y, color=colour, marker=marker, markersize=3, label=name)
-      bounds = _bounds(chart, y, steps)
-      if bounds is not None:
-        axes.fill_between(x, *bounds, color=colour, alpha=0.2, linewidth=0)
-    positive = [y[y > 0].size for _, y in series.values()]
-    if chart.logarithmic and any(positive):
-      axes.set_yscale("log")
-    if len(series) > 1:
-      picture.legend(
-        loc="outside lower center", ncols=2, frameon=False, fontsize=7
-      )
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    out = io.StringIO()
-    picture.savefig(
-      out, format="svg", transparent=True, metadata={"Date": None}
-    )
-  drawing = out.getvalue()
-  return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
 
 
 def _bounds(
@@ -217,7 +224,12 @@ def _bounds(
   return (low, high) if low.shape == high.shape == y.shape else None
 
 
-def _drawing_style() -> Any:
+def drawing_style(ink: str) -> Any:
+  """Returns matplotlib's settings for a chart.
+
+  Args:
+    ink: colour of text and axes.
+  """
   inked = (
     "text.color",
     "axes.labelcolor",
@@ -226,7 +238,7 @@ def _drawing_style() -> Any:
     "ytick.color",
     "grid.color",
   )
-  return dict.fromkeys(inked, _INK) | {
+  return dict.fromkeys(inked, ink) | {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.family": "sans-serif",

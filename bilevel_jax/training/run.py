@@ -36,6 +36,10 @@ class Run:
     """Where the sampler's arrays lie."""
     return sharding.batch_sharding(self.mesh)
 
+  def weights(self) -> Tree:
+    """Returns what the sampler reads: the policy as it is now, merged."""
+    return self.learner.programs.merge(self.state.base, self.state.adapter)
+
 
 def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   """Returns the run before its first step; every check is made here."""

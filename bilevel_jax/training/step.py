@@ -19,9 +19,9 @@ from bilevel_jax.rollout import (
   rounds,
   routing,
 )
-from bilevel_jax.training import display, metrics, sharding, throughput
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import run as run_lib
+from bilevel_jax.training import sharding, throughput
 from bilevel_jax.types import (
   Requests,
   RLBatch,
@@ -62,13 +62,20 @@ class _Sampled(NamedTuple):
   routed: routing.Routed | None
 
 
-def take(
-  story: run_lib.Run,
-  step: int,
-  writers: metrics.Writers,
-  screen: display.Display,
-) -> dict[str, float]:
-  """Samples, scores, assembles and updates; returns what to log."""
+class Taken(NamedTuple):
+  """What a step did."""
+
+  metrics: dict[str, float]
+  answers: answers.Answers | None  # None: nothing was sampled
+
+
+def take(story: run_lib.Run, step: int) -> Taken:
+  """Samples, scores, assembles and updates; returns what came of it.
+
+  Args:
+    story: the run; its state and its streams move on.
+    step: steps done before.
+  """
   started = time.perf_counter()
   settings, learner = story.settings, story.learner
   logged: dict[str, float] = {}
@@ -87,12 +94,6 @@ def take(
       flops=throughput.rollout_flops(story.model.architecture, rollout),
       devices=story.mesh.devices.flat,
     )
-    rows = answers.records(
-      sampled.answers, settings.logging.completions_per_step
-    )
-    writers.completions(step + 1, rows)
-    if run_lib.due(settings.logging.show_every, step + 1, settings.steps):
-      screen.completions(step + 1, rows)
   update_started = time.perf_counter()
   updates = []
   work = _work(story, step, plan, sampled)
@@ -128,7 +129,7 @@ def take(
     )
   logged["rollout/tokens_so_far"] = story.host["tokens"]
   logged["time/step_s"] = time.perf_counter() - started
-  return logged
+  return Taken(logged, sampled.answers if sampled else None)
 
 
 def _sample(
@@ -219,7 +220,7 @@ def _answers(
   ask = functools.partial(
     answers.answer,
     story.model.policy,
-    story.learner.programs.merge(story.state.base, story.state.adapter),
+    story.weights(),
     decoder=story.model.tokenizer,
     scorer=story.scorer,
     max_rows=rollout.max_rows,
