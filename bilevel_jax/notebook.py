@@ -36,20 +36,19 @@ class Live:
     """
     self._charts = [chart for chart in report.CHARTS if chart.title in charts]
     self._every, self._completions = every, completions
-    self._steps: dict[int, Mapping[str, float]] = {}
+    self._begun = False
     self._curves = display.NotebookOutput()
     self._texts = display.NotebookOutput()
 
   def show(self, step: train.Step) -> None:
-    """Adds a step to the curves, and draws where that is due."""
-    if step.before is not None:
-      self._steps.setdefault(0, step.before.metrics())
-    self._steps[step.number] = step.metrics
-    ends = step.number in (1, step.run.settings.steps)
-    if ends or step.number % self._every == 0:
-      drawn = base64.b64encode(picture(self._charts, self._steps))
-      self._curves.write({"image/png": drawn.decode()})
-      self._texts.write({"text/html": table(step, self._completions)})
+    """Draws what the run has logged so far, where that is due."""
+    last = step.number == step.run.settings.steps
+    if self._begun and not last and step.number % self._every:
+      return
+    self._begun = True
+    drawn = picture(self._charts, report.logged(step.files.metrics))
+    self._curves.write({"image/png": base64.b64encode(drawn).decode()})
+    self._texts.write({"text/html": table(step, self._completions)})
 
 
 def picture(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import sys
 import types
 
@@ -43,27 +44,31 @@ def cell(monkeypatch):
   return cell
 
 
-def _step(number, reward=0.5, completion="4"):
+def _step(directory, number, reward=0.5, completion="4"):
   record = {
     "prompt": "2+2",
     "completion": completion,
     "answer": "4",
     "reward": reward,
   }
+  path = directory / "metrics.jsonl"
+  with path.open("a") as file:
+    file.write(json.dumps({"step": number, "rl/reward": 0.5}) + "\n")
   return types.SimpleNamespace(
     number=number,
-    metrics={"rl/reward": float(number)},
+    files=types.SimpleNamespace(metrics=path),
     completions=[record] * 8,
-    before=None,
     run=types.SimpleNamespace(settings=types.SimpleNamespace(steps=5)),
   )
 
 
-def test_steps_are_drawn_over_the_first_one_when_due_and_at_the_end(cell):
+def test_steps_are_drawn_over_the_first_one_when_due_and_at_the_end(
+  cell, tmp_path
+):
   live = notebook.Live(every=2, completions=3)
   seen = []
   for number in range(1, 6):
-    live.show(_step(number))
+    live.show(_step(tmp_path, number))
     curves, texts = cell.shown
     assert base64.b64decode(curves["image/png"]).startswith(b"\x89PNG")
     seen.append(texts["text/html"].split("</p>")[0])
@@ -83,9 +88,9 @@ def test_a_picture_has_ink_where_there_is_something_to_show():
   assert np.isfinite(drawn).all()
 
 
-def test_nothing_in_a_completion_is_obeyed(cell):
+def test_nothing_in_a_completion_is_obeyed(cell, tmp_path):
   live = notebook.Live()
-  live.show(_step(1, reward=None, completion="<b>\x1b[31m4"))
+  live.show(_step(tmp_path, 1, reward=None, completion="<b>\x1b[31m4"))
   assert "&lt;b&gt;\\x1b[31m4" in cell.shown[1]["text/html"]
   assert "not scored" in cell.shown[1]["text/html"]
 

@@ -6,7 +6,7 @@ import io
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def write(run_dir: str | pathlib.Path) -> pathlib.Path:
     run_dir: a run directory; files and metrics that it lacks are left out.
   """
   files = run_directory.RunDirectory(pathlib.Path(run_dir).absolute())
-  steps = _by_step(metrics.read(files.metrics))
+  steps = logged(files.metrics)
   settings = {}
   if files.settings.exists():
     settings = json.loads(files.settings.read_text(encoding="utf-8"))
@@ -86,11 +86,14 @@ def write(run_dir: str | pathlib.Path) -> pathlib.Path:
   return files.report
 
 
-def _by_step(
-  records: Iterable[Mapping[str, Any]],
-) -> dict[int, dict[str, float]]:
+def logged(path: pathlib.Path) -> dict[int, dict[str, float]]:
+  """Returns everything that was logged, by steps done.
+
+  Args:
+    path: a run's metrics.jsonl.
+  """
   steps: dict[int, dict[str, float]] = {}
-  for record in records:
+  for record in metrics.read(path):
     steps.setdefault(record["step"], {}).update(record)
   return dict(sorted(steps.items()))
 

@@ -181,7 +181,7 @@ def test_settings_are_shown_those_that_differ_first(page):
 
 
 def test_a_resumed_run_shows_each_step_once(files):
-  before = report._by_step(metrics.read(files.metrics))
+  before = report.logged(files.metrics)
   assert list(before) == list(range(6))
   assert before[5]["rl/reward"] == 0.5
   assert before[5]["evaluation/accuracy"] == 0.8
