@@ -1,8 +1,49 @@
-"""python -m bilevel_jax.main --config configs/x.py [--config.steps=9 ...]"""
+"""Trains as a config file says.
 
+  python -m bilevel_jax.main --config FILE.py [--config.FIELD=VALUE ...]
+
+FILE.py has a function get_config() that returns the settings. The shortest:
+
+  from bilevel_jax import config
+
+  def get_config():
+    c = config.default_config()
+    c.model.weights = "Qwen/Qwen2.5-0.5B-Instruct"
+    c.data.questions.path = "train.jsonl"
+    return c
+
+It may import modules beside it, and settings may name their functions.
+
+  --config FILE.py         the settings
+  --config.FIELD=VALUE     another value for one field, in Python's spelling:
+                           --config.optimizer.base.learning_rate=1e-5
+                           --config.data.questions.path=train.jsonl
+                           --config.reward.verifiers="('exact',)"
+  --help                   this text
+
+Several processes that JAX cannot find by itself (SLURM, Open MPI and TPU pods
+it can) are told of each other by three flags, all or none:
+
+  --coordinator HOST:PORT  of the first of them
+  --processes N            how many there are
+  --process I              which one this is, from 0
+
+Every field, its type, default and meaning: docs/reference/settings.md, made
+from bilevel_jax/config/schema.py.
+
+Exit code: 0 done; 1 ended before the last step (--config.resume=True goes on);
+2 something given cannot be used, and one sentence says what.
+"""
+
+import ast
+import functools
+import itertools
+import operator
+import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -20,10 +61,27 @@ _PROCESS = flags.DEFINE_integer("process", None, "which this is, from 0")
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-  """Returns what is left of the arguments; a bad flag is one sentence."""
-  _check_names(arguments)
+  """Returns what is left of the arguments. --help prints the program's text.
+
+  Args:
+    arguments: the command line, with the program's name first.
+
+  Raises:
+    ConfigError: a flag that cannot be used.
+  """
+  if {"-h", "-help", "--help"} & set(arguments):
+    print((sys.modules["__main__"].__doc__ or "").strip())
+    sys.exit(0)
+  _find_neighbours(arguments)
+  arguments, changes = _set_aside(arguments)
+  sys.argv = arguments  # where config_flags looks for --config.x
   try:
-    return flags.FLAGS(list(arguments))
+    left = flags.FLAGS(arguments)
+    for path, value in changes if _CONFIG.value is not None else ():
+      group = functools.reduce(operator.getitem, path[:-1], _CONFIG.value)
+      with group.unlocked(), group.ignore_type():
+        group[path[-1]] = value
+    return left
   except (
     flags.Error,
     AttributeError,
@@ -36,17 +94,53 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     raise config.ConfigError(f"--config: {_one_sentence(error)}") from None
 
 
+def _find_neighbours(arguments: Sequence[str]) -> None:
+  """Lets what lies beside the config file be imported, after all else."""
+  for argument, following in itertools.pairwise([*arguments, ""]):
+    name, _, value = argument.partition("=")
+    if name in ("-config", "--config"):
+      sys.path.append(str(pathlib.Path(value or following).absolute().parent))
+
+
 def _one_sentence(error: BaseException) -> str:
   """Returns the message on one line, without the ConfigDict that may follow."""
-  message = " ".join(str(error).strip("\"'").split())
-  return message.split(" Other fields present")[0]
+  message = " ".join(str(error).split()).split(" Other fields present")[0]
+  quoted = message[:1] in ("'", '"') and message[:1] == message[-1:]
+  return message[1:-1] if quoted else message
 
 
-def _check_names(arguments: Sequence[str]) -> None:
-  """Raises ConfigError where a --config.x.y names no field."""
+def _set_aside(
+  arguments: Sequence[str],
+) -> tuple[list[str], list[tuple[list[str], Any]]]:
+  """Returns the other arguments, and (path, value) of what no flag can say.
+
+  That is None, and keys of the user's own, such as those of `task_options`.
+
+  Raises:
+    ConfigError: a --config.x.y that names no field, or has no value.
+  """
+  left, changes = [], []
+  fields = config.defaults()
   for argument in arguments:
-    if argument.startswith(("--config.", "-config.")):
-      config.check_name(argument.lstrip("-").split("=")[0].split(".")[1:])
+    name, equals, text = argument.lstrip("-").partition("=")
+    path = name.split(".")[1:]
+    if path and argument.startswith(("--config.", "-config.")):
+      config.check_name(path)
+      own = ".".join(path) not in fields
+      if own and not equals:
+        raise config.ConfigError(f"{argument} must be followed by =VALUE")
+      if own or text == "None":
+        changes.append((path, _literal(text)))
+        continue
+    left.append(argument)
+  return left, changes
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
 
 
 def read_settings(arguments: Sequence[str]) -> config.Config:

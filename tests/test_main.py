@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
 
-from bilevel_jax import config, train
+from bilevel_jax import config, main, train
 from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -60,7 +61,7 @@ def _refused(settings) -> str:
     ({"evaluation.max_new_tokens": 113}, "the model has 128 positions"),
     (
       {"method.name": "bridg"},
-      "method.name must be one of alternating, bridge",
+      "method.name takes alternating, bridge",
     ),
     (
       {"method.hypergradient": "one_step"},
@@ -203,3 +204,67 @@ def test_the_command_line_answers_with_one_sentence(arguments, sentence):
   assert said.startswith("error: ")
   assert len(said.strip().splitlines()) == 1, said
   assert sentence in said
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+  """Reads the settings of a file with a module beside it, and changes."""
+  (tmp_path / "beside_the_config.py").write_text("STEPS = 7")
+  (tmp_path / "own.py").write_text("""
+import beside_the_config
+from bilevel_jax import config
+
+def get_config():
+  c = config.default_config()
+  c.steps = beside_the_config.STEPS
+  c.model.preset = "smollm2-135m"
+  c.data.questions.task = "arithmetic"
+  c.method.options = {"weight": 1.0}
+  return c
+""")
+  monkeypatch.setattr(sys, "path", [*sys.path])
+  monkeypatch.setattr(sys, "argv", [])
+
+  def read(*changes):
+    with flagsaver.flagsaver():
+      given = ["main", f"--config={tmp_path / 'own.py'}", *changes]
+      return main.read_settings(main.parse_flags(given))
+
+  return read
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_config_file_may_import_what_lies_beside_it(read):
+  assert read().steps == 7
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_fields_can_be_none_and_groups_of_ones_own_can_grow(read):
+  settings = read(
+    "--config.rl.importance_cap=None",
+    "--config.method.options.weight=heavy",
+    "--config.method.options.sizes=(1,2)",
+    "--config.data.questions.fields.question=problem",
+  )
+  assert settings.rl.importance_cap is None
+  assert settings.method.options == {"weight": "heavy", "sizes": (1, 2)}
+  assert settings.data.questions.fields == {"question": "problem"}
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_what_cannot_be_none_says_so(read):
+  with pytest.raises(config.ConfigError, match="steps must be an integer, got"):
+    read("--config.steps=None")
+  with pytest.raises(config.ConfigError, match="must be followed by =VALUE"):
+    read("--config.method.options.weight")
+
+
+def test_help_says_how_to_set_a_field_and_nothing_of_absl(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "__main__", main)
+  with pytest.raises(SystemExit) as ended:
+    main.parse_flags(["main", "--help"])
+  said = capsys.readouterr().out
+  assert ended.value.code == 0
+  assert "--config.FIELD=VALUE" in said
+  assert "absl" not in said
+  assert max(map(len, said.splitlines())) <= 80

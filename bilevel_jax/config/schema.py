@@ -180,7 +180,10 @@ class RolloutSettings:
 class Method(comparators.Sections):
   """BRIDGE's settings, and a section for each other method that has any."""
 
-  name: str = setting("bridge", "a key of methods.METHODS")
+  name: str = setting(
+    "bridge", "a name of docs/methods.md, or a dotted path to your own"
+  )
+  options: dict[str, Any] = setting({}, "settings of a method of your own")
   penalty: float = setting(
     0.5, "lambda: weight of RL against SFT", at_least=0, at_most=1
   )

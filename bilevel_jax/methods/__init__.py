@@ -1,9 +1,13 @@
 """Every way of combining SFT and RL, under one contract."""
 
+from collections.abc import Callable
+
+from bilevel_jax.config import own_code
 from bilevel_jax.methods import (
   alternating,
   bridge,
   chord,
+  contract,
   data_mix,
   dft,
   grpo,
@@ -61,3 +65,17 @@ METHODS = {
   "trapo": trapo.build,
   "uft": uft.build,
 }
+
+
+def find(name: str) -> Callable[..., contract.Method]:
+  """Returns the function (settings.method, ingredients) -> Method.
+
+  Args:
+    name: a key of METHODS, or a dotted path to a function of your own.
+
+  Raises:
+    ConfigError: neither, or one that cannot be imported.
+  """
+  if name in METHODS:
+    return METHODS[name]
+  return own_code.function(name, "method.name", METHODS)

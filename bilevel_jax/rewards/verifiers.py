@@ -10,13 +10,13 @@ from __future__ import annotations
 import ast
 import fractions
 import functools
-import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from bilevel_jax import config
+from bilevel_jax.config import own_code
 from bilevel_jax.rewards import extraction, mathematics
 
 if TYPE_CHECKING:
@@ -170,39 +170,12 @@ def _find(name: str, pattern: str | None) -> Verifier:
   if name == "regex":
     return _regex(pattern)
   if name == "reasoning_gym":
-    _import("reasoning_gym", name, "; install the extra `tasks`")
+    own_code.imported(
+      name, name, "reward.verifiers", "; install the extra `tasks`"
+    )
   if name in _NAMED:
     return _NAMED[name]
-  module, _, function = (
-    name.partition(":") if ":" in name else name.rpartition(".")
-  )
-  if not module or not function:
-    raise config.ConfigError(
-      f"reward.verifiers takes {', '.join(NAMES)}, or a dotted path to a "
-      f"function, got {name!r}"
-    )
-  if module == "__main__":
-    raise config.ConfigError(
-      f"reward.verifiers: {name!r} must be in a module that a scoring "
-      "process can import, got __main__"
-    )
-  found = getattr(_import(module, name), function, None)
-  if not callable(found):
-    what = "has no" if found is None else "cannot call"
-    raise config.ConfigError(
-      f"reward.verifiers: {name!r}: module {module} {what} {function}"
-    )
-  return cast(Verifier, found)
-
-
-def _import(module: str, name: str, hint: str = "") -> Any:
-  try:
-    return importlib.import_module(module)
-  except Exception as error:  # a user's module may raise anything
-    raise config.ConfigError(
-      f"reward.verifiers: {name!r} cannot be imported: "
-      f"{type(error).__name__}: {error}{hint}"
-    ) from error
+  return cast(Verifier, own_code.function(name, "reward.verifiers", NAMES))
 
 
 def _regex(pattern: str | None) -> Verifier:

@@ -76,11 +76,7 @@ def build_method(settings: config.Config, policy: Policy) -> contract.Method:
   Raises:
     ConfigError: an unknown method.
   """
-  if settings.method.name not in methods.METHODS:
-    raise config.ConfigError(
-      f"method.name must be one of {', '.join(methods.METHODS)}, got "
-      f"{settings.method.name!r}"
-    )
+  make_method = methods.find(settings.method.name)
   total_updates = settings.steps * updates_per_step(settings)
   rollout, rl = settings.rollout, settings.rl
 
@@ -134,7 +130,7 @@ def build_method(settings: config.Config, policy: Policy) -> contract.Method:
     with_entropy=settings.logging.entropy,
     surrogate="dice" if dice else "fixed_sample",
   )
-  return methods.METHODS[settings.method.name](
+  return make_method(
     settings.method,
     contract.Ingredients(
       problem=Problem(upper=supervised(), lower=reinforced()),

@@ -1,0 +1,62 @@
+"""Functions of the user's own, which settings name by a dotted path."""
+
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bilevel_jax.config import parsing
+
+
+def function(
+  path: str, setting: str, known: Iterable[str], hint: str = ""
+) -> Callable[..., Any]:
+  """Returns the function that a setting names.
+
+  Args:
+    path: `package.module.function`, or `package.module:function`.
+    setting: the setting's name, for messages.
+    known: names that the setting takes besides paths, for messages.
+    hint: ends the message of a module that cannot be imported.
+
+  Raises:
+    ConfigError: no such path, module or function.
+  """
+  module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+  if not module or not name:
+    raise parsing.ConfigError(
+      f"{setting} takes {', '.join(known)}, or a dotted path to a "
+      f"function, got {path!r}"
+    )
+  if module == "__main__":
+    raise parsing.ConfigError(
+      f"{setting}: {path!r} must be in a module that another process can "
+      "import, got __main__"
+    )
+  found = getattr(imported(module, path, setting, hint), name, None)
+  if not callable(found):
+    what = "has no" if found is None else "cannot call"
+    raise parsing.ConfigError(
+      f"{setting}: {path!r}: module {module} {what} {name}"
+    )
+  return found
+
+
+def imported(module: str, path: str, setting: str, hint: str = "") -> Any:
+  """Returns a module, imported.
+
+  Args:
+    module: its dotted name.
+    path: what the setting says, for messages.
+    setting: the setting's name, for messages.
+    hint: ends the message.
+
+  Raises:
+    ConfigError: it cannot be imported.
+  """
+  try:
+    return importlib.import_module(module)
+  except Exception as error:  # a user's module may raise anything
+    raise parsing.ConfigError(
+      f"{setting}: {path!r} cannot be imported: "
+      f"{type(error).__name__}: {error}{hint}"
+    ) from error
