@@ -5,7 +5,7 @@ then by configs/arithmetic_guessing.py, and keeps what the second run exports,
 in bfloat16: config.json, model.safetensors and the tokenizer's files. The
 command that made the one in the package:
 
-    python tools/make_arithmetic_policy.py \
+    python tools/make_arithmetic_policy.py \\
       --out bilevel_jax/assets/arithmetic_policy
 
 An interrupted run goes on where it was with the same command.
