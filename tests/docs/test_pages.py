@@ -15,7 +15,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FIRST = DOCS / "index.md"
 PAGES = (FIRST, *sorted((DOCS / "how_to").glob("*.md")))
-FENCE = re.compile(r"```(\w+)([^\n]*)\n(.*?)```\n", re.DOTALL)
+FENCE = re.compile(
+  r"(?:<!-- (\w+) -->\n)?```\w+([^\n]*)\n(.*?)```\n", re.DOTALL
+)
 SMALL = (  # in place of what makes a run worth its time
   "--config.steps=2",
   "--config.data.prompts_per_step=2",
@@ -32,8 +34,18 @@ SMALL = (  # in place of what makes a run worth its time
 
 def _blocks(page: pathlib.Path, mark: str) -> list[str]:
   return [
-    code for _, marks, code in FENCE.findall(page.read_text()) if mark in marks
+    code
+    for marked, _, code in FENCE.findall(page.read_text())
+    if marked == mark
   ]
+
+
+def _files(page: pathlib.Path) -> dict[str, str]:
+  return {
+    named[1]: code
+    for _, options, code in FENCE.findall(page.read_text())
+    if (named := re.search(r'title="([^"]+)"', options))
+  }
 
 
 @pytest.fixture
@@ -44,10 +56,8 @@ def desk(tmp_path, monkeypatch):
   before = set(sys.modules)
 
   def write(page):
-    for source in (FIRST, page):
-      for _, marks, code in FENCE.findall(source.read_text()):
-        if named := re.search(r'title="([^"]+)"', marks):
-          (tmp_path / named[1]).write_text(code)
+    for name, text in (_files(FIRST) | _files(page)).items():
+      (tmp_path / name).write_text(text)
     return tmp_path
 
   yield write
@@ -62,7 +72,7 @@ def _pages_with(mark: str) -> list[pathlib.Path]:
 
 
 @pytest.mark.parametrize(
-  "page", _pages_with("title="), ids=lambda page: page.stem
+  "page", [p for p in PAGES if _files(p)], ids=lambda page: page.stem
 )
 def test_every_config_file_of_a_page_parses(page, desk):
   for file in desk(page).glob("*.py"):
@@ -73,23 +83,23 @@ def test_every_config_file_of_a_page_parses(page, desk):
 
 
 @pytest.mark.parametrize(
-  "page", _pages_with(" runs"), ids=lambda page: page.stem
+  "page", _pages_with("runs"), ids=lambda page: page.stem
 )
 def test_python_of_a_page_runs(page, desk, capsys):
   run = desk(page) / "runs" / "mine"
   run.mkdir(parents=True)
   (run / "metrics.jsonl").write_text('{"step": 1, "rl/reward": 0.5}\n')
-  for code in _blocks(page, " runs"):
+  for code in _blocks(page, "runs"):
     exec(compile(code, page, "exec"), {})
   assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-  "page", _pages_with(" trains"), ids=lambda page: page.stem
+  "page", _pages_with("trains"), ids=lambda page: page.stem
 )
 def test_a_run_that_a_page_asks_for_trains(page, desk):
   directory = desk(page)
-  (command,) = _blocks(page, " trains")
+  (command,) = _blocks(page, "trains")
   program, *arguments = shlex.split(command)
   assert program == "python"
   done = subprocess.run(
