@@ -246,7 +246,7 @@ def test_a_verifier_that_fails_makes_the_completion_unscorable(name):
     (
       {"__main__.f": 1.0},
       None,
-      "reward.verifiers: '__main__.f' must be in a module that a scoring "
+      "reward.verifiers: '__main__.f' must be in a module that another "
       "process can import, got __main__",
     ),
     (
