@@ -36,9 +36,7 @@ Exit code: 0 done; 1 ended before the last step (--config.resume=True goes on);
 """
 
 import ast
-import functools
 import itertools
-import operator
 import pathlib
 import sys
 import traceback
@@ -78,7 +76,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
   try:
     left = flags.FLAGS(arguments)
     for path, value in changes if _CONFIG.value is not None else ():
-      group = functools.reduce(operator.getitem, path[:-1], _CONFIG.value)
+      group: Any = _CONFIG.value
+      for name in path[:-1]:
+        group = group[name]
       with group.unlocked(), group.ignore_type():
         group[path[-1]] = value
     return left
