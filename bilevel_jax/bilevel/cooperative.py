@@ -6,7 +6,8 @@
 U is `base` moved by J, V is `rl_only_base` moved by lower alone. The penalty
 form holds both where they are; here their dependence on the adapter counts.
 Each branch is an ordinary bilevel problem whose two levels are one objective,
-so any estimator gives it.
+so any estimator gives it. Source: Algorithm 2 of BRIDGE, arXiv 2509.06948; its
+moves are held constant there.
 """
 
 from collections.abc import Callable

@@ -139,7 +139,13 @@ def _explicit(
 
 
 def add_scaled(x: Tree, scale: jax.typing.ArrayLike, y: Tree) -> Tree:
-  """Returns x + scale * y, in x's dtypes."""
+  """Returns x + scale * y, in x's dtypes.
+
+  Args:
+    x: tree.
+    scale: scalar.
+    y: tree like x.
+  """
   return jax.tree.map(lambda a, b: (a + scale * b).astype(a.dtype), x, y)
 
 

@@ -121,14 +121,26 @@ def combine(
 
 
 def mix(penalty: jax.typing.ArrayLike, upper: Tree, lower: Tree) -> Tree:
-  """Returns (1 - penalty) upper + penalty lower, without terms of weight 0."""
+  """Returns (1 - penalty) upper + penalty lower, without terms of weight 0.
+
+  Args:
+    penalty: scalar lambda in [0, 1].
+    upper: tree.
+    lower: tree like it.
+  """
   return jax.tree.map(
     lambda u, v: weigh(1 - penalty, u) + weigh(penalty, v), upper, lower
   )
 
 
 def excess(x: Tree, weight: jax.typing.ArrayLike, y: Tree) -> Tree:
-  """Returns x - weight y: exactly 0 where equal, just x where weight is 0."""
+  """Returns x - weight y: exactly 0 where equal, just x where weight is 0.
+
+  Args:
+    x: tree.
+    weight: scalar.
+    y: tree like x.
+  """
 
   # A compiler may fuse the product behind x into a multiply-add with -y, which
   # skips x's rounding: equal terms would then differ by a rounding error.
@@ -140,7 +152,12 @@ def excess(x: Tree, weight: jax.typing.ArrayLike, y: Tree) -> Tree:
 
 
 def weigh(weight: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
-  """Returns weight * x; exactly 0 where weight is, whatever x is."""
+  """Returns weight * x; exactly 0 where weight is, whatever x is.
+
+  Args:
+    weight: scalar.
+    x: [...], any shape.
+  """
   return jnp.where(weight == 0, 0, weight * x).astype(x.dtype)
 
 

@@ -5,7 +5,8 @@
 
 `base` are the lower level's variables and `adapter` the upper level's; both
 are any pytrees, and a batch is whatever the two objectives understand. For
-BRIDGE, upper is the SFT loss (-J_SFT) and lower the RL loss (-J_RL).
+BRIDGE (arXiv 2509.06948), upper is the SFT loss (-J_SFT) and lower the RL loss
+(-J_RL).
 """
 
 from collections.abc import Callable
@@ -154,7 +155,18 @@ def hypergradient(
   lower_aux: Tree,
   **diagnostics: jax.Array,
 ) -> Hypergradient:
-  """Returns the Hypergradient of two parts, with their norms."""
+  """Returns the Hypergradient of two parts, with their norms.
+
+  Args:
+    direct: tree like the adapter.
+    implicit: tree like the adapter.
+    base: where the lower level's variables ended.
+    optimizer_state: of the lower level there.
+    upper: the upper objective's gradient.
+    lower_loss: scalar.
+    lower_aux: what the lower objective returned beside its loss.
+    **diagnostics: [], scalars to log beside the parts' norms.
+  """
   return Hypergradient(
     gradient=optax.tree.add(direct, implicit),
     direct=direct,

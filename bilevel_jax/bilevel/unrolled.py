@@ -5,7 +5,9 @@
 
 Exact for what it says: the derivative of K steps from a constant start, with
 clipping, moments and schedules of the optimiser included. It is not the
-derivative of the lower level's optimum, to which it tends as K grows.
+derivative of the lower level's optimum, to which it tends as K grows. Source:
+Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter
+Optimization, arXiv 1703.01785; with the products of MixFlow-MG, 2505.00793.
 """
 
 from typing import Any

@@ -19,8 +19,13 @@ Overlong = Literal["drop", "truncate"]
 class Encoder(Protocol):
   """What a stream needs of a tokenizer."""
 
-  def prompt_tokens(self, question: types.Question) -> np.ndarray: ...
-  def solution_tokens(self, question: types.Question) -> np.ndarray: ...
+  def prompt_tokens(self, question: types.Question) -> np.ndarray:
+    """Returns the int32 token ids of a question's prompt."""
+    ...
+
+  def solution_tokens(self, question: types.Question) -> np.ndarray:
+    """Returns the int32 token ids of its solution, with the EOS."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

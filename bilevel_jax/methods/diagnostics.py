@@ -14,6 +14,10 @@ def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
   And how far the sampler's log-probs are from the learner's, where the batch
   has them: the two run in different programs, in bfloat16 with different
   rounding.
+
+  Args:
+    batch: rollouts.
+    aux: what the RL objective returned of it, each [B, T].
   """
   mean = _token_mean(batch)
   metrics = {"rl/clip_fraction": mean(aux["clipped"])}
@@ -48,6 +52,11 @@ def rl_only_metrics(
   The RL-only branch's gradient dies silently when shared rollouts leave its
   clip range, hence its own clip fraction. KL(base || rl_only_base) is the k3
   estimate on the shared rollouts, which the joint policy sampled.
+
+  Args:
+    batch: rollouts.
+    aux: what the RL objective returned of it at the base, each [B, T].
+    rl_only_aux: the same at the RL-only base, each [B, T].
   """
   mean = _token_mean(batch)
   old = aux["logprobs"] if batch.old_logprobs is None else batch.old_logprobs

@@ -67,7 +67,7 @@ def opinion(difference: jax.Array, estimate: str) -> jax.Array:
   """Returns what a token's advantage is shifted by, for a beta of 1.
 
   Args:
-    difference: log pi_teacher - log pi.
+    difference: [B, T] log pi_teacher - log pi.
     estimate: of the KL, k2 or k3.
   """
   return difference if estimate == "k2" else jnp.expm1(difference)

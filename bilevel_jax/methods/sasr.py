@@ -83,6 +83,12 @@ def build(
 def probability(
   last_norm: jax.Array, warm_norm: jax.Array, *, gamma: float
 ) -> jax.Array:
-  """Returns p = last / (last + gamma warm), 0 where both norms are."""
+  """Returns p = last / (last + gamma warm), 0 where both norms are.
+
+  Args:
+    last_norm: scalar, of the last SFT gradient.
+    warm_norm: scalar, of the warm-up's.
+    gamma: weight of the latter.
+  """
   total = last_norm + gamma * warm_norm
   return jnp.where(total > 0, last_norm / jnp.where(total > 0, total, 1), 0.0)

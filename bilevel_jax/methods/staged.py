@@ -122,7 +122,7 @@ def controlled(
   """Returns the next temperature: times exp(rate (target - entropy)).
 
   Args:
-    temperature: of the samples.
+    temperature: scalar, of the samples.
     entropy: nats a token, of the policy at that temperature.
     target: nats a token.
     rate: per nat.

@@ -41,6 +41,15 @@ def token_logprobs(
 
   Padding, and what a layout leaves out, has log-prob 0: no loss can see what
   was computed there. A batch with a temperature of its own is scored at that.
+
+  Args:
+    policy: the model.
+    base: its base.
+    adapter: its adapter; None: the plain base.
+    batch: B rows of T tokens.
+    temperature: of the softmax, where the batch has none of its own.
+    chunk: positions whose logits are in memory at once.
+    with_entropy: also return the entropies in nats, [B, T].
   """
   unembedding = policy.unembedding(base)
   how = {

@@ -184,7 +184,7 @@ def cudnn(
     k: keys [B, T, K, H].
     v: values [B, T, K, H].
     segment_ids: [B, T], a constant followed by zeros.
-    branches: None.
+    branches: None; the kernel cannot have [B, T] of them.
 
   Raises:
     ValueError: branches.

@@ -207,7 +207,13 @@ def open_file(path: str | pathlib.Path) -> gguf.GGUFReader:
 
 
 def read_field(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
-  """Returns a field of the metadata as Python values, or the default."""
+  """Returns a field of the metadata as Python values, or the default.
+
+  Args:
+    reader: of the file.
+    name: of the field.
+    default: where the file has none.
+  """
   field = reader.get_field(name)
   return default if field is None else field.contents()
 

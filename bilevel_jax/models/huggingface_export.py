@@ -128,7 +128,7 @@ def gather(array: types.Array) -> np.ndarray:
   """Returns the whole array on the host; every process must call this.
 
   Args:
-    array: in numpy, or in JAX with any sharding.
+    array: [...], in numpy, or in JAX with any sharding.
   """
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -101,7 +101,7 @@ def check(
   """Returns nothing if the files hold the expected tensors and no others.
 
   Args:
-    tensors: what the files hold.
+    tensors: name -> [...], what the files hold.
     expected: name -> shape.
     where: what to call the files in a message.
     ignored: ends of names that may be there and are not read.
@@ -139,7 +139,7 @@ def stack(
   """Returns the views stacked on axis 0 in float32, read shard by shard.
 
   Args:
-    views: arrays of one shape, memory-mapped, one a layer.
+    views: arrays [...] of one shape, memory-mapped, one a layer.
     sharding: of the stacked array.
   """
   shape = (len(views), *views[0].shape)
@@ -167,7 +167,7 @@ def write(
       process that only takes part in gathering them).
     shapes: name -> shape, in the order of `arrays`.
     dtype: dtype of every tensor in the file.
-    arrays: the tensors, in any float dtype.
+    arrays: the tensors [...], in any float dtype.
   """
   header: dict[str, object] = {"__metadata__": {"format": "pt"}}
   end = 0

@@ -8,7 +8,8 @@ logits:
     d log p(t) / d logits = one_hot(t) - softmax(logits),
 
 from logits made anew, times the states and the table in their own dtype, with
-float32 sums. It can be differentiated again.
+float32 sums. It can be differentiated again. Ours: the chunks and the order of
+the sums.
 """
 
 import functools
@@ -91,7 +92,7 @@ def target_logprobs(
     states: [B, K, D] hidden states after the final norm.
     unembedding: [D, V].
     targets: [B, K] int32.
-    temperature: what the logits are divided by; it carries no gradient.
+    temperature: scalar that the logits are divided by; it carries no gradient.
     chunk: positions whose float32 logits would fill the memory that a device
       spends on logits and all that is made of them.
     with_entropy: also return the entropies in nats; they carry no gradient.

@@ -21,7 +21,14 @@ PrefixLoss = Callable[[Array, Array, Array, RLBatch], Array]
 def nothing(
   logprobs: Array, surrogate: Array, entropies: Array, batch: RLBatch
 ) -> jax.Array:
-  """Returns 0."""
+  """Returns 0.
+
+  Args:
+    logprobs: [B, T].
+    surrogate: [B, T], unread.
+    entropies: [B, T], unread.
+    batch: unread.
+  """
   del surrogate, entropies, batch
   return jnp.zeros_like(logprobs)
 

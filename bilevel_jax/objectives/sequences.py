@@ -1,7 +1,7 @@
 """Sums over the sequence that a token is in; a row may hold several.
 
 A sequence is a run of columns with one segment id; what is summed is 0 on
-columns that do not count.
+columns that do not count. Ours: by differences of one cumulative sum.
 """
 
 import jax

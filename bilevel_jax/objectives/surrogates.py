@@ -18,8 +18,8 @@ def magic(x: Array, at: Array | None = None) -> jax.Array:
   By default `at` is x itself without its derivatives, and the value is 1.
 
   Args:
-    x: log-probabilities.
-    at: log-probabilities of the policy that sampled, a constant.
+    x: [...] log-probabilities.
+    at: [...] log-probabilities of the policy that sampled, a constant.
   """
   # What sampled is data: only the policy that is trained has a derivative.
   return jnp.exp(x - jax.lax.stop_gradient(x if at is None else at))

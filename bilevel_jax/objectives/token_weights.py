@@ -24,17 +24,29 @@ TokenWeight = Callable[[Array], Array]
 
 
 def one(logprobs: Array) -> jax.Array:
-  """Returns 1: plain SFT."""
+  """Returns 1: plain SFT.
+
+  Args:
+    logprobs: [B, T] of demonstration tokens.
+  """
   return jnp.ones_like(logprobs)
 
 
 def probability(logprobs: Array) -> jax.Array:
-  """Returns p: DFT. The same as p's own gradient."""
+  """Returns p: DFT. The same as p's own gradient.
+
+  Args:
+    logprobs: [B, T] of demonstration tokens.
+  """
   return jnp.exp(logprobs)
 
 
 def uncertain(logprobs: Array) -> jax.Array:
-  """Returns p (1 - p), CHORD's phi: most at p = 1/2, none at 0 and 1."""
+  """Returns p (1 - p), CHORD's phi: most at p = 1/2, none at 0 and 1.
+
+  Args:
+    logprobs: [B, T] of demonstration tokens.
+  """
   return -jnp.exp(logprobs) * jnp.expm1(logprobs)
 
 

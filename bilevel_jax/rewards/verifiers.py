@@ -59,6 +59,11 @@ def score(
   """Returns (weighted sum, whether the first part is at its top).
 
   None if a verifier raises or returns something that is not a finite number.
+
+  Args:
+    parts: from `build`.
+    completion: its text.
+    question: that it answers.
   """
   try:
     values = [float(part.verify(completion, question)) for part in parts]

@@ -24,15 +24,17 @@ from bilevel_jax.types import (
 class Decoder(Protocol):
   """Makes text of tokens; for rewards and logs, never to encode it again."""
 
-  def decode(self, tokens: Any) -> str: ...
+  def decode(self, tokens: Any) -> str:
+    """Returns the text of token ids."""
+    ...
 
 
 class Scorer(Protocol):
   """Scores completions of questions."""
 
-  def score(
-    self, completions: list[str], questions: list[Question]
-  ) -> Scores: ...
+  def score(self, completions: list[str], questions: list[Question]) -> Scores:
+    """Returns the scores of N completions of N questions."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,11 +25,15 @@ def token_batch(
   """Returns (prompt, completion) pairs as rows that weigh completions only.
 
   Args:
-    pairs: int32 token ids of prompts and completions.
+    pairs: int32 token ids of prompts and completions, each [tokens].
     weighting: [B, T] mask of completions -> weights.
     rows: rows to pad to with empty ones; default: as many as pairs.
     columns: columns to pad to; default: the bucket of the longest row.
-    logprobs: of each completion's tokens under another model, if known.
+    logprobs: [tokens] of each completion's tokens under another model, if
+      known.
+
+  Raises:
+    ValueError: pairs that do not fit the rows and columns.
   """
   rows = len(pairs) if rows is None else rows
   longest = max((len(p) + len(c) for p, c in pairs), default=1)
@@ -153,7 +157,7 @@ def rl_batch(
     weighting: [B, T] mask of completions -> weights.
     skipped: [N] int, tokens at a completion's start that have no weight; None:
       those that were given.
-    selected: indices of the rows to take; default: all.
+    selected: [rows], indices of the rows to take; default: all.
     rows: B, rows to pad to with empty ones; default: none is added.
     columns: columns to pad to; default: the bucket of the longest row.
   """

@@ -104,7 +104,7 @@ def cut(
 
   Args:
     rollout: that they are in.
-    rows: of the completions.
+    rows: [...], indices of completions, or one.
     length: tokens to keep.
     reason: index into FINISH_REASONS.
   """

@@ -21,7 +21,9 @@ Pair: TypeAlias = tuple[np.ndarray, np.ndarray]
 class Solutions(Protocol):
   """Finds questions' own demonstrations."""
 
-  def of(self, questions: Sequence[Question]) -> Sequence[Pair | None]: ...
+  def of(self, questions: Sequence[Question]) -> Sequence[Pair | None]:
+    """Returns each question's own demonstration, None where it has none."""
+    ...
 
 
 class Groups(NamedTuple):

@@ -82,7 +82,13 @@ def needs(rules: Rules) -> Needs:
 def row_keys(
   key: jax.Array, prompt_ids: types.Array, samples: types.Array
 ) -> jax.Array:
-  """Returns a key [B] for each row's request: fold(fold(key, id), sample)."""
+  """Returns a key [B] for each row's request: fold(fold(key, id), sample).
+
+  Args:
+    key: PRNG key.
+    prompt_ids: [B] uint32.
+    samples: [B], number of each row's sample.
+  """
   fold = jax.random.fold_in
   return jax.vmap(lambda p, s: fold(fold(key, p), s))(prompt_ids, samples)
 
@@ -104,7 +110,7 @@ def draw(
 
   Args:
     keys: [B], from `row_keys`.
-    index: how many tokens each request has drawn before.
+    index: [B], how many tokens each request has drawn before.
     logits: [B, V] float32; -inf forbids a token. With NaN or +inf in a row
       its log-probability is not finite and its token means nothing.
     rules: how each row draws.

@@ -96,6 +96,11 @@ def perform_all(
 def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
   """Trains, scores the tests and writes the result, or goes on with that.
 
+  Args:
+    out: directory of the study.
+    study: for its tests.
+    job: to do.
+
   Raises:
     TrainingStopped: terminated; the run goes on from there the next time.
   """
@@ -128,6 +133,15 @@ def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
 
 
 def done(out: pathlib.Path, job: plan.Job) -> bool:
+  """Returns whether a job has its result.
+
+  Args:
+    out: directory of the study.
+    job: of the study.
+
+  Raises:
+    ConfigError: it was done with other settings than it has now.
+  """
   path = out / job.path
   if not (path / RESULT).exists():
     return False

@@ -31,13 +31,24 @@ class Result(Protocol):
   """An accuracy; an evaluation.benchmarks.Result."""
 
   @property
-  def accuracy(self) -> float: ...
+  def accuracy(self) -> float:
+    """Share of right answers."""
+    ...
+
   @property
-  def interval(self) -> tuple[float, float]: ...
+  def interval(self) -> tuple[float, float]:
+    """Its 95% interval."""
+    ...
+
   @property
-  def correct(self) -> int: ...
+  def correct(self) -> int:
+    """Right answers."""
+    ...
+
   @property
-  def questions(self) -> int: ...
+  def questions(self) -> int:
+    """Questions asked."""
+    ...
 
 
 class Display:

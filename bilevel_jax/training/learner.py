@@ -40,6 +40,11 @@ def build(
 ) -> Learner:
   """Returns the method of the settings, compiled for a mesh.
 
+  Args:
+    settings: of the run.
+    policy: the model.
+    mesh: of its devices.
+
   Raises:
     ConfigError: an unknown method, or a mesh that does not divide the state.
   """
@@ -158,7 +163,11 @@ def how_to_pack(
   settings: config.Config,
   mesh: sharding.Mesh,
 ) -> packing.Packing:
-  """Returns how rows are filled, given what attention can serve."""
+  """Returns how rows are filled, given what attention can serve.
+
+  Raises:
+    ConfigError: packing is asked of a kernel that cannot.
+  """
   training, model = settings.training, settings.model
   kernel = attention.choose(
     model.attention, jax.default_backend(), model.compute_dtype
@@ -191,7 +200,14 @@ def abstract_state(method: contract.Method, policy: Policy) -> TrainState:
 def initial_state(
   settings: config.Config, learner: Learner, policy: Policy, base: Tree
 ) -> TrainState:
-  """Returns the state before the first update; `base` is not consumed."""
+  """Returns the state before the first update; `base` is not consumed.
+
+  Args:
+    settings: for the seed of the adapter.
+    learner: of the run.
+    policy: the model.
+    base: to start from.
+  """
   adapter = None
   if learner.method.trains_adapter:
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)

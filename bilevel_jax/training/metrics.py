@@ -21,21 +21,40 @@ class Files(Protocol):
   """Where a run's files are; a RunDirectory."""
 
   @property
-  def path(self) -> pathlib.Path: ...
+  def path(self) -> pathlib.Path:
+    """The run directory."""
+    ...
+
   @property
-  def metrics(self) -> pathlib.Path: ...
+  def metrics(self) -> pathlib.Path:
+    """Numbers, a JSON line a step."""
+    ...
+
   @property
-  def completions(self) -> pathlib.Path: ...
+  def completions(self) -> pathlib.Path:
+    """Samples with their rewards, a JSON line each."""
+    ...
+
   @property
-  def answers(self) -> pathlib.Path: ...
+  def answers(self) -> pathlib.Path:
+    """Answers to the held-out questions, a JSON line each."""
+    ...
 
 
 class Writer(Protocol):
   """Takes what a step has logged."""
 
-  def step(self, step: int, values: Mapping[str, float]) -> None: ...
-  def completions(self, step: int, records: Sequence[Record]) -> None: ...
-  def close(self) -> None: ...
+  def step(self, step: int, values: Mapping[str, float]) -> None:
+    """Takes the numbers of a step."""
+    ...
+
+  def completions(self, step: int, records: Sequence[Record]) -> None:
+    """Takes completions of a step."""
+    ...
+
+  def close(self) -> None:
+    """Ends the writing."""
+    ...
 
 
 class Writers:

@@ -42,7 +42,11 @@ class Run:
 
 
 def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
-  """Returns the run before its first step; every check is made here."""
+  """Returns the run before its first step; every check is made here.
+
+  Raises:
+    ConfigError: something in the settings cannot be used.
+  """
   with processes.together():
     found = sources.find(settings)
   mesh, layout = meshes.make(settings, found.architecture)
@@ -127,4 +131,11 @@ def spent(story: Run) -> str | None:
 
 
 def due(every: int | None, done: int, steps: int) -> bool:
+  """Returns whether what happens every so often happens after this step.
+
+  Args:
+    every: steps between; None: at the end alone.
+    done: steps done.
+    steps: of the run.
+  """
   return done == steps or (every is not None and done % every == 0)

@@ -229,6 +229,11 @@ def load_base(
 ) -> Tree:
   """Returns the base to start from, in float32, sharded over the mesh.
 
+  Args:
+    settings: of the run.
+    model: its model.
+    mesh: of its devices.
+
   Raises:
     ConfigError: weights that cannot be read or do not fit.
   """
@@ -269,6 +274,12 @@ def export(
 
   The adapter belongs on the base that was trained with it, which is the
   merged policy less the adapter, not on the weights that the run began with.
+
+  Args:
+    directory: to write to.
+    settings: of the run.
+    model: its model.
+    state: after its last step.
   """
   adapter = settings.adapter
   huggingface.export(
