@@ -76,7 +76,7 @@ def test_flax_stays_in_models(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
 def test_heavy_packages_are_imported_where_they_are_used(path):
-  heavy = {"datasets", "pyarrow", "torch", "wandb", "tensorboardX"}
+  heavy = {"datasets", "pyarrow", "scipy", "torch", "wandb", "tensorboardX"}
   tree = ast.parse(path.read_text())
   top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
   for node in top:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from bilevel_jax.comparison import runs as runs_lib
 from bilevel_jax.evaluation import paired, scoring
@@ -31,6 +30,8 @@ def over_seeds(
   mean = float(known.mean())
   if len(known) < 2:
     return scoring.Estimate(mean, math.nan, math.nan)
+  from scipy import stats
+
   quantile = float(stats.t.ppf((1 + confidence) / 2, len(known) - 1))
   half = quantile * float(known.std(ddof=1)) / math.sqrt(len(known))
   return scoring.Estimate(mean, mean - half, mean + half)

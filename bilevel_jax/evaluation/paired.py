@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 
 class Difference(NamedTuple):
@@ -42,6 +41,8 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
   wins, losses = int(np.sum(b > a)), int(np.sum(a > b))
   if wins + losses == 0:
     return 1.0
+  from scipy import stats
+
   return float(stats.binomtest(wins, wins + losses).pvalue)
 
 
@@ -213,6 +214,8 @@ def _difference(
   if variance == 0:
     return Difference(value, value, value, float(value == 0))
   error = math.sqrt(variance)
+  from scipy import stats
+
   half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
   return Difference(
     value,

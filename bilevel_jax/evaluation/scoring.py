@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 
 class Estimate(NamedTuple):
@@ -93,6 +92,8 @@ def bootstrap(
   mean = float(values.mean())
   if np.ptp(values) == 0:
     return Estimate(mean, mean, mean)
+  from scipy import stats
+
   found = stats.bootstrap(
     (values,),
     np.mean,

@@ -7,6 +7,8 @@ from bilevel_jax.bilevel import problem
 from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.types import RLBatch, Tree
 
+_ROUNDING = 1e-5  # of float32 gradients that were summed, relative
+
 
 def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
   """Returns token means of entropy, clipping and KL to the reference.
@@ -117,13 +119,17 @@ def sft_share(sft: jax.typing.ArrayLike, rl: jax.typing.ArrayLike) -> jax.Array:
 def parts_metrics(direct: Tree, implicit: Tree) -> dict:
   """Returns the norms and the cosine of the adapter's gradient's two parts.
 
-  In the penalty form the gain's gradient stands for the implicit part.
+  In the penalty form the gain's gradient stands for the implicit part. The
+  cosine is 0 where one part is nothing but rounding beside the other, as the
+  gain's is at the first step, where both bases are the same.
   """
   found = problem.agreement(direct, implicit)
+  norms = jnp.stack([found.upper_norm, found.lower_norm])
+  real = norms.min() > _ROUNDING * norms.max()
   return {
     "bilevel/direct_norm": found.upper_norm,
     "bilevel/implicit_norm": found.lower_norm,
-    "bilevel/parts_cosine": found.cosine,
+    "bilevel/parts_cosine": jnp.where(real, found.cosine, 0.0),
   }
 
 
