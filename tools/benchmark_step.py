@@ -76,6 +76,7 @@ def benchmark(
     "dtype": options.dtype,
     "micro_batch_tokens": options.micro_batch_tokens,
     "row_tokens": options.row_tokens,
+    "logprob_chunk": options.logprob_chunk,
   }
   asked = updates.works(options.updates, architecture.vocab_size)
   about, turns = side_by_side.take_turns(
@@ -205,6 +206,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     metavar="N",
     default=512,
     help="columns of our rows, at least (default 512)",
+  )
+  add(
+    "--logprob-chunk",
+    type=contestants.count,
+    metavar="N",
+    default=1024,
+    help="tokens whose logits we have in memory at once (default 1024)",
   )
   return parser.parse_args(arguments)
 

@@ -97,6 +97,7 @@ def test_our_contestant_does_the_work_it_is_asked_for(tmp_path):
     "dtype": "float32",
     "micro_batch_tokens": 512,
     "row_tokens": 64,
+    "logprob_chunk": 64,
   }
   work = updates.Work(
     name="bridge, tiny",

@@ -26,6 +26,7 @@ def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
   c.model.compute_dtype = request["dtype"]
   c.model.attention = options.get("attention", "auto")
   c.model.remat = options.get("remat", "none")
+  c.model.logprob_chunk = request["logprob_chunk"]
   c.training.micro_batch_tokens = request["micro_batch_tokens"]
   c.training.row_tokens = request["row_tokens"]
   c.training.packing = options.get("packing", "auto")
