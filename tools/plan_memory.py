@@ -1,7 +1,7 @@
 """What a run would hold in each device's memory, before anything is run.
 
-python tools/plan_memory.py --config configs/bridge_qwen25_3b_limr.py \
-  --devices 8 --memory 80GB [--compile] [--config.model.remat=none ...]
+  python tools/plan_memory.py --config configs/bridge_qwen25_3b_limr.py \\
+    --devices 8 --memory 80GB [--compile] [--config.model.remat=none ...]
 
 Needs no weights where model.weights is a known hub id. --compile also asks
 the compiler about the update, in float32, with CPUs in the devices' place:
