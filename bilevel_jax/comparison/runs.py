@@ -114,12 +114,7 @@ def read(path: str | pathlib.Path) -> Run:
     ConfigError: it has no settings or no metrics.
   """
   files = run_directory.RunDirectory(pathlib.Path(path))
-  try:
-    given = json.loads(files.settings.read_text(encoding="utf-8"))["config"]
-  except (OSError, ValueError, KeyError) as error:
-    raise config.ConfigError(
-      f"{path} must be a run directory with a config.json, got: {error}"
-    ) from None
+  settings = read_settings(path)
   steps: dict[int, dict[str, float]] = {}
   for line in metrics.read(files.metrics):
     steps.setdefault(line["step"], {}).update(line)
@@ -129,12 +124,31 @@ def read(path: str | pathlib.Path) -> Run:
   last = max((line["step"] for line in answers), default=0)
   return Run(
     path=files.path,
-    # Settings that are younger than the run had their defaults in it.
-    settings=config.defaults() | dict(config.flat(given)),
+    settings=settings,
     steps=dict(sorted(steps.items())),
     answers={a["question_id"]: a for a in answers if a["step"] == last},
     completions=metrics.read(files.completions),
   )
+
+
+def read_settings(path: str | pathlib.Path) -> dict[str, Any]:
+  """Returns a run's settings by dotted names.
+
+  Args:
+    path: a run directory.
+
+  Raises:
+    ConfigError: it has none.
+  """
+  files = run_directory.RunDirectory(pathlib.Path(path))
+  try:
+    given = json.loads(files.settings.read_text(encoding="utf-8"))["config"]
+  except (OSError, ValueError, KeyError) as error:
+    raise config.ConfigError(
+      f"{path} must be a run directory with a config.json, got: {error}"
+    ) from None
+  # Settings that are younger than the run had their defaults in it.
+  return config.defaults() | dict(config.flat(given))
 
 
 def group(runs: Sequence[Run]) -> list[Group]:

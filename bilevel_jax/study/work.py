@@ -146,7 +146,7 @@ def done(out: pathlib.Path, job: plan.Job) -> bool:
   if not (path / RESULT).exists():
     return False
   if job.train:
-    then = runs.read(path).settings
+    then = runs.read_settings(path)
     now = dict(config.flat(config.to_dict(config.parse(job.settings))))
     for name in now:
       value = json.loads(json.dumps(now[name]))

@@ -19,7 +19,7 @@ from bilevel_jax.study import plan
 
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 SAMPLED_TOKENS = 60_000
-UPDATE_FLOPS = 1.0e12  # what BRIDGE's updates come to with those tokens
+UPDATE_FLOPS = 1.56e11  # what BRIDGE's updates come to with those tokens
 DEMONSTRATIONS = 16
 SFT_STEPS = 40  # about as many as BRIDGE comes to
 EQUAL_FLOPS = "equal update FLOPs"
@@ -33,7 +33,7 @@ def get_study(quick: bool = False) -> plan.Study:
   searched = _points(LEARNING_RATES)
   if quick:
     settings.training.max_sampled_tokens = 20_000
-    searched = _points((1e-4, 3e-4))
+    searched = _points((3e-4,))  # no search
   arms = _methods(settings.steps, searched)
   regimes = {
     "B": plan.Regime(
@@ -202,6 +202,13 @@ def _why():
     "beta 3e-3, no gain": change(**{beta: 3e-3, "method.gain_weight": 0.0}),
     "gain x 5": change(**{"method.gain_weight": 5.0}),
     "beta 3e-3, gain x 5": change(**{beta: 3e-3, "method.gain_weight": 5.0}),
+    # The search found two rates about as good for it.
+    "sft_then_rl, rate 1e-4": plan.Arm(
+      changes=_two_stages(_settings().steps)
+      | {"optimizer.base.learning_rate": 1e-4},
+      takes=_SFT_RATE,
+      table=WHY,
+    ),
     "alpha 3e-5, beta 1e-2": change(
       **{beta: 1e-2, "optimizer.base.learning_rate": 3e-5}
     ),
