@@ -3,14 +3,14 @@
 `[[B / bridge / same kind]]` is the accuracy of an arm of a regime in a test
 with its interval, `[[B / bridge / same kind / value]]` the accuracy alone,
 `[[B / sft / same kind / difference]]` the reference less the arm,
-`[[B / bridge / cost / seconds]]` a mean of the cost, and
-`[[B / bridge / search / optimizer.base.learning_rate]]` what a search chose.
-`[[file.json: B / bridge / same kind]]` is in another study's results, a file
-beside these. A number that is not there yet is written as "(not run)".
+`[[B / bridge / cost / seconds]]` a mean of the cost, `[[B / bridge / seeds]]`
+how many seeds these are of,
+`[[B / bridge / search / optimizer.base.learning_rate]]` what a search chose,
+and `[[runs_done]]` a number of the whole. `[[old: B / bridge / same kind]]` is
+in another study's results, which `fill` is given under that name. A number that
+is not there yet is "(not run)".
 """
 
-import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,29 +18,29 @@ from typing import Any
 from bilevel_jax import config
 from bilevel_jax.comparison import page
 
-_PLACE = re.compile(r"\[\[(?:([^\]:]+):)?([^\]]+)\]\]")
+_PLACE = re.compile(r"\[\[(?:(\w+):)?([^\]]+)\]\]")
 _MISSING = "(not run)"
 
 
-def fill(text: str, numbers: Mapping[str, Any]) -> str:
-  """Returns the text with its numbers.
+def fill(text: str, numbers: Mapping[str, Any], name: str | None = None) -> str:
+  """Returns the text with the numbers of one study.
 
   Args:
     text: Markdown, see the head of this file.
     numbers: what tools/study.py writes as JSON.
+    name: that stands before its places, None for those with no name; those
+      with another name are left as they are.
 
   Raises:
-    ConfigError: a place names no regime, arm or test of the study.
+    ConfigError: a place names no regime, arm or number of the study.
   """
 
   def number(found: re.Match[str]) -> str:
-    file, place = found.groups()
-    whole = numbers
-    if file is not None:
-      beside = pathlib.Path(numbers["json"]).parent / file.strip()
-      whole = json.loads(beside.read_text(encoding="utf-8"))
+    of, place = found.groups()
+    if of != name:
+      return found.group()
     try:
-      return _written(whole, [part.strip() for part in place.split("/")])
+      return _written(numbers, " ".join(place.split()).split(" / "))
     except KeyError as error:
       raise config.ConfigError(
         f"findings: no {error} in the results, for [[{place}]]"
@@ -50,8 +50,12 @@ def fill(text: str, numbers: Mapping[str, Any]) -> str:
 
 
 def _written(whole: Mapping[str, Any], place: list[str]) -> str:
+  if len(place) == 1:
+    return f"{whole[place[0]]:,}"
   regime, name, kind, *what = place
   arm = whole["regimes"][regime]["arms"][name]
+  if kind == "seeds":
+    return str(len(arm["seeds"]))
   if not arm["seeds"]:
     return _MISSING
   if kind == "cost":

@@ -10,12 +10,13 @@ shorter runs) under ten minutes on two.
 Expected: docs/results.md has what was found.
 """
 
+import json
 import pathlib
 import zlib
 
 from bilevel_jax import config
 from bilevel_jax.rewards import verifiers
-from bilevel_jax.study import plan
+from bilevel_jax.study import findings, plan
 
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 SAMPLED_TOKENS = 60_000
@@ -105,9 +106,18 @@ def get_study(quick: bool = False) -> plan.Study:
     },
     tuning_seed=0,
     reference="bridge",
-    findings=""
-    if quick
-    else pathlib.Path(__file__).with_suffix(".md").read_text("utf-8"),
+    findings="" if quick else _findings(),
+  )
+
+
+def _findings():
+  """What was found, and what the first design of this study had found."""
+  here = pathlib.Path(__file__)
+  first = here.parents[2] / "docs/results/arithmetic_first_design.json"
+  return findings.fill(
+    here.with_suffix(".md").read_text("utf-8"),
+    json.loads(first.read_text("utf-8")),
+    "first",
   )
 
 

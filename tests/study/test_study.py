@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bilevel_jax import config
-from bilevel_jax.study import document, numbers, plan, work
+from bilevel_jax.study import document, findings, numbers, plan, work
 from tests import tiny_run
 from tools import study as tool
 
@@ -175,7 +175,7 @@ def test_the_document_has_no_number_of_its_own(tmp_path):
   search = {"bridge": {"chosen": {"optimizer.base.learning_rate": 1e-3}}}
   whole = {
     "name": "tiny",
-    "json": str(tmp_path / "tiny.json"),
+    "json": "tiny.json",
     "about": "about",
     "command": "command",
     "hardware": "cpu",
@@ -190,21 +190,22 @@ def test_the_document_has_no_number_of_its_own(tmp_path):
     "findings": "BRIDGE is at [[B / bridge / same]], the base "
     "[[B / base / same / difference]] below at rate "
     "[[B / bridge / search / optimizer.base.learning_rate]], for "
-    "[[B / bridge / cost / tokens]] tokens; [[B / grpo / same]]; once "
-    "[[old.json: B / bridge / same / value]].",
+    "[[B / bridge / cost / tokens]] tokens; [[B / grpo\n/ same]]; "
+    "[[runs_done]] runs, [[B / bridge / seeds]] of BRIDGE; once "
+    "[[old: B / bridge / same / value]].",
     "reference": "bridge",
     "tests": list(TESTS),
     "regimes": {"B": numbers.summarise(study, "B", search, results)},
   }
   whole = json.loads(json.dumps(whole))
-  (tmp_path / "old.json").write_text(json.dumps(whole))
-  text = document.render(whole)
+  text = findings.fill(whole["findings"], whole, "old")
+  text = document.render(whole | {"findings": text})
   against = whole["regimes"]["B"]["arms"]["base"]["reference_minus_this"]
   _, low, high = against["same"]["difference"]
   assert (
     "BRIDGE is at 87.5% (-71.3% to 246.3%), the base "
     f"+87.5% ({low:+.1%} to {high:+.1%}) below at rate 0.001, for 100 tokens; "
-    "(not run); once 87.5%."
+    "(not run); 3 runs, 2 of BRIDGE; once 87.5%."
   ) in text
   with pytest.raises(config.ConfigError, match=r"no 'ppo' .*B / ppo / same"):
     document.render(whole | {"findings": "[[B / ppo / same]]"})
