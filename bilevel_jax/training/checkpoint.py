@@ -1,13 +1,16 @@
 """Checkpoints: a TrainState and where the host's streams stood, on disk."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from bilevel_jax import config, types
@@ -86,14 +89,15 @@ class Checkpoints:
     # It is written later, by another thread: the caller's may move on, and
     # what is not JSON is refused here.
     host = json.loads(json.dumps(host))
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(_flatten(state)),
-        host=ocp.args.JsonSave(host),
-      ),
-      metrics=None if accuracy is None else {"accuracy": float(accuracy)},
-    )
+    with _errors_alone():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(_flatten(state)),
+          host=ocp.args.JsonSave(host),
+        ),
+        metrics=None if accuracy is None else {"accuracy": float(accuracy)},
+      )
 
   def restore(
     self, abstract_state: types.TrainState, step: int | None = None
@@ -147,6 +151,17 @@ class Checkpoints:
 
   def __exit__(self, *error: object) -> None:
     self.close()
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+  """Orbax warns of a checkpoint without an accuracy, where all is well."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

@@ -199,7 +199,7 @@ def plot(
   if chart.logarithmic and positive:
     axes.set_yscale("log")
   axes.set_xlabel("step")
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
   return len(names)
 
 
