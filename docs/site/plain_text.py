@@ -21,7 +21,8 @@ class PlainText(griffe.Extension):
       text = _SHIFTED.sub(lambda found: f"\n{_deeper(found[0])}", text)
     parts = _CODE.split(text)
     parts[::2] = [
-      re.sub(r"([<\[]|(?<=\w)\*)", r"\\\1", words) for words in parts[::2]
+      re.sub(r"(\[|(?<=\w)\*)", r"\\\1", words.replace("<", "&lt;"))
+      for words in parts[::2]
     ]
     obj.docstring.value = "".join(parts)
 
