@@ -19,17 +19,21 @@ _Value = Fraction | float | complex
 
 _LONGEST = 300  # characters; also keeps the recursion shallow
 _POINTS = 2
+_UNITS = -1  # the point where every letter is 1: a unit that is left out
 _MOST_PARTS = 20  # of a set: all pairs are compared
 _GREATEST_POWER = 8192  # bits of a rational
+_GREATEST_FACTORIAL = 500
 _PARTS = re.compile(
   r"(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)"
   r"|(?P<letter>(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|epsilon|zeta"
   r"|eta|theta|kappa|lambda|mu|nu|rho|sigma|tau|phi|psi|xi|omega|Delta|Omega|hbar|infty)(?![a-zA-Z]))"
   r"(?:_(?:\w|\\[a-zA-Z]+|\{\\?\w+\}))?)"
-  r"|(?P<nothing>\{\})|(?P<command>\\[a-zA-Z]+)|(?P<sign>[-+*/^(){}\[\]])"
+  r"|(?P<nothing>\{\})|(?P<command>\\[a-zA-Z]+)|(?P<sign>[-+*/^(){}\[\]!])"
 )
 # A number that may have a unit behind it: no letter of a formula, that.
 _MEASURE = re.compile(r"-?(?:\d|\.|\\frac\{?\d|\\sqrt\{?\d)[^+(]*$")
+_DECIMALS = re.compile(r"-?\d+,\d[^,]*")
+_THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3}|^[a-zA-Z]{2,}$")
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
   "\\sin": cmath.sin,
@@ -37,6 +41,9 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
   "\\tan": cmath.tan,
   "\\ln": cmath.log,
   "\\exp": cmath.exp,
+  "\\arcsin": cmath.asin,
+  "\\arccos": cmath.acos,
+  "\\arctan": cmath.atan,
 }
 _TIMES = ("*", "\\cdot", "\\times")
 _OVER = ("/", "\\div")
@@ -58,18 +65,21 @@ def equal(a: str, b: str, tolerance: float | None = None) -> bool | None:
   b_ends, b_parts = _list(b)
   if len(a_parts) == len(b_parts) == 1 and not ends + b_ends:
     return _equal(a, b, tolerance)
-  if ends != b_ends or len(a_parts) != len(b_parts):
-    return None
-  if ends:
+  alike = ends == b_ends and len(a_parts) == len(b_parts)
+  if ends and alike:
     pairs = zip(a_parts, b_parts, strict=True)
     return _all([equal(*pair, tolerance) for pair in pairs])
-  if len(a_parts) > _MOST_PARTS:
+  if max(len(a_parts), len(b_parts)) > _MOST_PARTS:
+    return None
+  if not alike and any(map(_may_be_one_number, (a, b))):
     return None
   table = [[equal(x, y, tolerance) for y in b_parts] for x in a_parts]
-  if any(cell is None for row in table for cell in row):
-    return None
-  columns = zip(*table, strict=True)
-  return all(map(any, table)) and all(map(any, columns))
+  columns = list(zip(*table, strict=True))
+  # Whatever the brackets mean: what is in one of them alone tells them apart.
+  if any(set(line) == {False} for line in [*table, *columns]):
+    return False
+  known = all(cell is not None for row in table for cell in row)
+  return True if alike and known else None
 
 
 def close(value: _Value, target: _Value, tolerance: float | None) -> bool:
@@ -126,6 +136,11 @@ def _split(text: str) -> list[str]:
   return [] if depth else [*parts, text[start:]]
 
 
+def _may_be_one_number(text: str) -> bool:
+  """Whether a comma may separate decimals, or thousands."""
+  return bool(_DECIMALS.fullmatch(text) or _THOUSANDS.search(text))
+
+
 def _equal(a: str, b: str, tolerance: float | None) -> bool | None:
   if not a or not b or max(len(a), len(b)) > _LONGEST:
     return None
@@ -136,7 +151,10 @@ def _equal(a: str, b: str, tolerance: float | None) -> bool | None:
       if reader.letters != other.letters:
         odd = [a] * bool(reader.letters - other.letters)
         odd += [b] * bool(other.letters - reader.letters)
-        return None if any(map(_MEASURE.match, odd)) else False
+        if not any(map(_MEASURE.match, odd)):
+          return False
+        bare = _Reader(a, _UNITS).value(), _Reader(b, _UNITS).value()
+        return None if close(*bare, tolerance) else False
       if not reader.letters:
         return close(value, target, tolerance)
       scale = max(abs(value), abs(target))
@@ -151,6 +169,8 @@ def _equal(a: str, b: str, tolerance: float | None) -> bool | None:
 
 @functools.lru_cache(maxsize=1024)
 def _at(letter: str, point: int) -> Fraction:
+  if point == _UNITS:
+    return Fraction(1)
   return Fraction(random.Random(f"{letter} {point}").randint(500, 2000), 1000)
 
 
@@ -231,6 +251,8 @@ class _Reader:
 
   def _power(self) -> _Value:
     value = self._atom()
+    if self._take("!"):
+      value = _factorial(value)
     if not self._take("^"):
       return value
     if self._peek() == "{":
@@ -240,8 +262,8 @@ class _Reader:
       before = self._parts[self._next - 1]
       if before[0] == "number" and len(before[1]) > 1:
         raise ValueError("x^10 is x^{1}0 to TeX")
-    if self._peek() == "^":
-      raise ValueError("x^y^z")
+    if self._peek() in ("^", "!"):
+      raise ValueError("x^y^z, or x^y!")
     return _raised(value, exponent)
 
   def _group(self) -> _Value:
@@ -297,6 +319,14 @@ class _Reader:
         ("number", digit) for digit in text
       ]
     return self._atom()
+
+
+def _factorial(value: _Value) -> Fraction:
+  if not isinstance(value, Fraction) or value.denominator != 1:
+    raise ValueError("a factorial of what is not known to be whole")
+  if not 0 <= value <= _GREATEST_FACTORIAL:
+    raise ValueError("too great a factorial, or one of a negative number")
+  return Fraction(math.factorial(int(value)))
 
 
 def _raised(value: _Value, exponent: _Value) -> _Value:

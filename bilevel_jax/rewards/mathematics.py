@@ -33,7 +33,7 @@ def verify(completion: str, question: types.Question) -> float:
   error = question.meta.get("error")
   tolerance = None if error is None else float(error)
   judged = _equal(final, wanted, tolerance)
-  if judged is None:
+  if judged is None or (not judged and _ends_in_boxes(completion)):
     judged = _math_verify(answer, completion)
   return float(judged)
 
@@ -61,9 +61,44 @@ def _equal(final: str, wanted: str, tolerance: float | None) -> bool | None:
   # A number in its plainest form: without separators of thousands.
   given = given if a is None else str(a)
   target = target if b is None else str(b)
-  return closed_forms.equal(given, target, tolerance)
+  judged = closed_forms.equal(given, target, tolerance)
+  if judged is None and _differ_in_kind(given, target, tolerance):
+    return False
+  return judged
 
 
+def _ends_in_boxes(completion: str) -> bool:
+  """Whether the last box may be one part of an answer in several."""
+  box = extraction.last_box(completion)
+  start = box[0] if box else 0
+  return completion.count("\\boxed", max(0, start - _BETWEEN), start) > 1
+
+
+_BETWEEN = 80  # characters that such boxes are apart, at most
+
+
+def _differ_in_kind(given: str, target: str, tolerance: float | None) -> bool:
+  """Whether one is an equation or a matrix, and no value of the other's kind.
+
+  A value equals an equation only if it equals what is on the right of it.
+  """
+  for one, other in ((given, target), (target, given)):
+    if _SEVERAL.search(other) or closed_forms.equal(other, "0") is None:
+      continue
+    if _MATRIX.fullmatch(one):
+      return True
+    left, _, right = one.rpartition("=")
+    if left and not _RELATION.search(one):
+      return closed_forms.equal(right, other, tolerance) is False
+  return False
+
+
+_SEVERAL = re.compile(r"[,=]|\\\{")
+_MATRIX = re.compile(r"\\+begin\{([pb]matrix)\}.*\\+end\{\1\}")
+_RELATION = re.compile(
+  r"[<>,;:]|or|and|\\(?:leq?|geq?|lt|gt|neq?|in|approx|sim|pm|mp|to|lor|land"
+  r"|cup|quad|iff|implies|begin)(?![a-zA-Z])"
+)
 _NOISE = re.compile(
   r"\s|\$|\\[!,;:$]|\\(?:left|right)(?![a-zA-Z])|\^\\circ|\^\{\\circ\}"
   r"|[.,]$"

@@ -122,3 +122,53 @@ def test_a_hostile_text_costs_no_time(text):
   closed_forms.equal(text, "x,1")
   closed_forms.equal(text, text)
   assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+  ("a", "b", "judged"),
+  [
+    ("13", "(1,2)", False),
+    ("1", "(1,2)", False),
+    ("(1,2,3)", "[1,2]", False),
+    ("2", "2,2", None),  # one value, as a set
+    ("(1,2)", r"\{1,2\}", None),
+    ("36", "7,14,18", False),
+    ("1,000x", "1000x", None),  # thousands
+    ("0,5x", "0.5x", None),  # decimals
+    ("5m", "6", False),
+    ("5m", "6s", False),
+    ("5m", "5s", None),
+    (r"2.2\tau", r"1+\sqrt{3}", False),
+    (r"\frac{1}{4p^2}", "t", False),
+    (r"\frac{3m}{2}", "1.5", None),
+    (r"\arcsin(1)", r"\frac{\pi}{2}", True),
+    ("5!", "120", True),
+    ("2^3!", "64", None),
+    ("3!!", "3", None),
+    ("(10^{9})!", "3", None),
+  ],
+)
+def test_what_differs_in_any_reading_is_different(a, b, judged):
+  assert closed_forms.equal(a, b) is judged
+  assert closed_forms.equal(b, a) is judged
+
+
+@pytest.mark.parametrize(
+  ("completion", "answer", "equal"),
+  [
+    (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", "12", False),
+    ("\\boxed{16}", r"\frac{d^2v}{dt^2}+v=\frac{v_i}{LC}", False),
+    (r"\boxed{2+3=5}", "5", True),
+    (r"\boxed{2+3=5}", "6", False),
+    (r"\boxed{x=5 \text{ or } x=6}", "7", False),
+    (r"\boxed{\{2,-2\}}", "x^2=4", True),
+    (r"$\boxed{2}$ and $\boxed{-2}$", r"$\{2,-2\}$", True),
+    (r"$\boxed{2}$, $\boxed{-2}$", r"$\{2,-2\}$", True),
+  ],
+)
+def test_kinds_of_answers_are_told_apart_as_math_verify_does(
+  completion, answer, equal
+):
+  question = types.Question("", "", answer, None, {})
+  assert mathematics.verify(completion, question) == equal
+  assert mathematics._math_verify(answer, completion) == equal
