@@ -80,7 +80,7 @@ def test_a_loop_that_breaks_off_is_saved_and_goes_on_to_the_same_bits(
   with pytest.raises(KeyboardInterrupt):
     _leave(parted, after=2, error=KeyboardInterrupt)
   resumed = _settings(directory, "parted", resume=True)
-  _leave(resumed, after=4)
+  assert _leave(resumed, after=4) == [3, 4]
   with pytest.raises(train.TrainingStopped, match="has done 4 steps"):
     next(train.steps(resumed))
   assert capsys.readouterr().out == ""
@@ -95,8 +95,12 @@ def test_a_loop_that_breaks_off_is_saved_and_goes_on_to_the_same_bits(
 
 
 def _leave(settings, after, error=None):
+  """Leaves a run's loop in the midst of it; returns the steps that it saw."""
+  seen = []
   for step in train.steps(settings):
+    seen.append(step.number)
     if step.number == after:
       if error is None:
         break
       raise error
+  return seen
