@@ -9,7 +9,7 @@ import pytest
 
 from bilevel_jax import evaluate, types
 from bilevel_jax.data import tokenizer
-from bilevel_jax.evaluation import benchmark_table, paired, summary
+from bilevel_jax.evaluation import benchmark_table, paired, summary, tables
 from bilevel_jax.models import huggingface
 from bilevel_jax.rewards import verifiers
 from bilevel_jax.rollout import engine
@@ -269,3 +269,15 @@ def test_the_mean_of_five_needs_all_five():
   assert value == pytest.approx(0.16)
   assert low < value < high
   assert summary.mean_of("abcdef", results) is None
+
+
+def test_a_narrow_screen_shows_every_score(monkeypatch, capsys):
+  monkeypatch.setenv("COLUMNS", "80")
+  monkeypatch.setenv("NO_COLOR", "1")
+  monkeypatch.setenv("TERM", "dumb")
+  monkeypatch.setattr("rich.console.Console.is_terminal", True)
+  records = [_record([True, False] * 4, ["1", "2"] * 4)] * 3
+  tables.show({"olympiadbench": summary.summarise(records)}, None, {})
+  words = capsys.readouterr().out.split()
+  assert {"olympiadbench", "avg@8", "pass@8", "maj@8", "50.0%"} <= set(words)
+  assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(words)

@@ -32,20 +32,22 @@ def show(
 
 
 def _scores(results: Mapping[str, Any]) -> rich.table.Table:
+  # A line a score: side by side they are wider than most screens.
   table = _table(
-    "questions",
-    *next(iter(results.values()))["scores"],
+    *("questions", "score", "value", "95%"),
     *("tokens", "truncated", "unscorable"),
   )
   for name, result in results.items():
-    table.add_row(
-      name,
-      str(result["questions"]),
-      *map(_interval, result["scores"].values()),
+    about = [name, str(result["questions"])]
+    rest = [
       f"{result['tokens'][0]:,.0f}",
       f"{result['truncated_share']:.1%}",
       f"{result['unscorable_share']:.1%}",
-    )
+    ]
+    for score, (value, low, high) in result["scores"].items():
+      row = [score, f"{value:.1%}", f"{low:.1%} to {high:.1%}"]
+      table.add_row(*about, *row, *rest)
+      about, rest = ["", ""], ["", "", ""]
   return table
 
 
@@ -68,9 +70,9 @@ def _differences(found: Mapping[str, Any]) -> rich.table.Table:
 
 def _table(*headings: str) -> rich.table.Table:
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-  table.add_column("")
+  table.add_column("", no_wrap=True)
   for heading in headings:
-    table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column(heading, justify="right", overflow="fold")
   return table
 
 
