@@ -4,7 +4,7 @@
     python tools/study.py configs/studies/arithmetic.py --quick
 
 Hardware: CPU. Cost: a run takes 10 to 40 seconds of one core, the whole study
-about two hours of one core; --quick (two seeds of five methods on regime B,
+about three hours of one core; --quick (two seeds of five methods on regime B,
 shorter runs) under ten minutes on two.
 
 Expected: docs/results.md has what was found.
