@@ -29,5 +29,14 @@ jax.config.update("jax_debug_key_reuse", True)
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_file_at_a_time():
   """Thousands of programs in one process reach its limit of memory maps."""
+  kept = _kept_programs()
   yield
   jax.clear_caches()
+  assert _kept_programs() == kept, "a test left the cache of programs changed"
+
+
+def _kept_programs() -> tuple[str | None, str | None]:
+  return (
+    os.environ.get("JAX_COMPILATION_CACHE_DIR"),
+    jax.config.jax_compilation_cache_dir,
+  )

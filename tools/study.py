@@ -14,7 +14,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
-import os
 import pathlib
 import platform
 import sys
@@ -43,11 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   out = options.out or pathlib.Path("runs") / study.name
-  compile_cache.enable()
-  # Programs are kept for all processes of the study, which share them.
-  os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir)
-  )
   console = rich.console.Console(highlight=False)
   started = time.monotonic()
 
@@ -278,4 +272,5 @@ def _page(out: pathlib.Path, study: plan.Study, name: str, jobs: Any) -> None:
 
 
 if __name__ == "__main__":
+  compile_cache.enable()
   sys.exit(main())

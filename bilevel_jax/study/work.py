@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bilevel_jax import config, loading, train, types
+from bilevel_jax import compile_cache, config, loading, train, types
 from bilevel_jax.comparison import runs
 from bilevel_jax.data import corpora, tokenizer
 from bilevel_jax.evaluation import scoring
@@ -130,6 +130,7 @@ def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
   # The weights that count are exported.
   shutil.rmtree(directory / "checkpoints", ignore_errors=True)
   run_directory.write_atomically(directory / RESULT, json.dumps(found))
+  jax.clear_caches()  # learning rates are compiled in: no run needs another's
 
 
 def done(out: pathlib.Path, job: plan.Job) -> bool:
@@ -159,7 +160,8 @@ def done(out: pathlib.Path, job: plan.Job) -> bool:
 
 
 def _settle(places: Any, side_by_side: int) -> None:
-  """Gives a worker its share of the CPUs, and an end with its parent."""
+  """Gives a worker its CPUs, kept programs, and an end with its parent."""
+  compile_cache.enable()
   with places.get_lock():
     place = places.value
     places.value += 1
