@@ -40,3 +40,13 @@ def _kept_programs() -> tuple[str | None, str | None]:
     os.environ.get("JAX_COMPILATION_CACHE_DIR"),
     jax.config.jax_compilation_cache_dir,
   )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> pathlib.Path:
+  """A directory with the weights and the tokenizer of `tests.tiny_run`."""
+  from tests import tiny_run
+
+  directory = tmp_path_factory.mktemp("runs")
+  tiny_run.weights(directory)
+  return directory

@@ -14,13 +14,6 @@ from tests import tiny_run
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> pathlib.Path:
-  directory = tmp_path_factory.mktemp("bad")
-  tiny_run.weights(directory)
-  return directory
-
-
 def _refused(settings) -> str:
   """The message of the ConfigError that the settings raise."""
   with pytest.raises(config.ConfigError) as caught:

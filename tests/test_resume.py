@@ -1,6 +1,5 @@
 """Killed at random moments and resumed, a run ends with the same bits."""
 
-import json
 import os
 import pathlib
 import random
@@ -58,14 +57,6 @@ def _weights(directory, run_dir) -> bytes:
   return (directory / run_dir / "export" / "model.safetensors").read_bytes()
 
 
-def _logged(directory, run_dir):
-  lines = (directory / run_dir / "metrics.jsonl").read_text().splitlines()
-  return [
-    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
-    for line in lines
-  ]
-
-
 @pytest.mark.timeout(1200)
 def test_kills_at_random_moments_change_no_bit(tmp_path):
   """A checkpoint a step: many of the moments are in the midst of a save."""
@@ -86,4 +77,6 @@ def test_kills_at_random_moments_change_no_bit(tmp_path):
     process.communicate(timeout=60)
   _finish(_start(tmp_path, "killed", resume=True))
   assert _weights(tmp_path, "killed") == _weights(tmp_path, "whole")
-  assert _logged(tmp_path, "killed") == _logged(tmp_path, "whole")
+  assert tiny_run.logged(tmp_path / "killed") == tiny_run.logged(
+    tmp_path / "whole"
+  )

@@ -1,19 +1,11 @@
 """A run step by step: what each says, and what breaking off leaves."""
 
-import json
 import pathlib
 
 import pytest
 
 from bilevel_jax import config, generate, train, types
 from tests import tiny_run
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> pathlib.Path:
-  directory = tmp_path_factory.mktemp("runs")
-  tiny_run.weights(directory)
-  return directory
 
 
 def _settings(directory, run_dir, **changes):
@@ -24,11 +16,7 @@ def _settings(directory, run_dir, **changes):
 
 
 def _logged(settings, name="metrics.jsonl"):
-  lines = (pathlib.Path(settings.run_dir) / name).read_text().splitlines()
-  return [
-    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
-    for line in lines
-  ]
+  return tiny_run.logged(settings.run_dir, name)
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,6 @@ from bilevel_jax.training import (
 from tests import tiny_run
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> pathlib.Path:
-  directory = tmp_path_factory.mktemp("runs")
-  tiny_run.weights(directory)
-  return directory
-
-
 def _settings(directory, run_dir, **changes):
   c = tiny_run.settings(directory, run_dir)
   for name, value in changes.items():
@@ -55,11 +48,7 @@ def _last_state(settings):
 
 
 def _logged(settings, name="metrics.jsonl"):
-  lines = (pathlib.Path(settings.run_dir) / name).read_text().splitlines()
-  return [
-    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
-    for line in lines
-  ]
+  return tiny_run.logged(settings.run_dir, name)
 
 
 def _assert_same_run(left, right):

@@ -116,14 +116,6 @@ def _steps(log: pathlib.Path) -> int:
   return log.read_text().count("\n") - 1 if log.exists() else -1
 
 
-def _logged(directory, run_dir):
-  lines = (directory / run_dir / "metrics.jsonl").read_text().splitlines()
-  return [
-    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
-    for line in lines
-  ]
-
-
 def _weights(directory, run_dir):
   export = directory / run_dir / "export"
   files = (export / "model.safetensors", *export.glob("adapter/*.safetensors"))
@@ -177,7 +169,10 @@ def test_two_processes_train_as_one_through_a_kill_and_a_sigterm(tmp_path):
   c.mesh.fsdp = 1
   train.run(config.parse(c))
 
-  pair, one = _logged(tmp_path, "pair"), _logged(tmp_path, "one")
+  pair, one = (
+    tiny_run.logged(tmp_path / "pair"),
+    tiny_run.logged(tmp_path / "one"),
+  )
   assert [line["step"] for line in pair] == list(range(STEPS + 1))
   for ours, theirs in zip(pair, one, strict=True):
     assert ours.keys() == theirs.keys()

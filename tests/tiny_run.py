@@ -1,5 +1,6 @@
 """A whole run that is small enough for a test: weights, tokenizer, settings."""
 
+import json
 import pathlib
 
 import jax
@@ -44,6 +45,15 @@ def weights(directory: pathlib.Path, seed: int = 0) -> pathlib.Path:
     base,
     source_directory=directory / "tokenizer",
   )
+
+
+def logged(run_dir, name: str = "metrics.jsonl") -> list[dict]:
+  """Returns a run's lines but for its times, as they were written."""
+  lines = (pathlib.Path(run_dir) / name).read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+    for line in lines
+  ]
 
 
 def settings(directory: pathlib.Path, run_dir: str = "run"):

@@ -74,7 +74,7 @@ def compare(evaluation: pathlib.Path, rows: int) -> dict[str, Any]:
   peer = _Peer(settings)
   with pool.Scorer({settings["verifier"]: 1.0}, deadline_s=10.0) as scorer:
     for name in settings["benchmarks"]:
-      ours = _lines(evaluation / "records" / f"{name}.jsonl")
+      ours = result_files.lines(evaluation / "records" / f"{name}.jsonl")
       questions = [
         types.Question(r["id"], r["question"], r["answer"], None, {})
         for r in ours
@@ -104,10 +104,6 @@ def _settings(evaluation: pathlib.Path) -> dict[str, Any]:
       f"{settings['temperature']} and stop {settings['stop']}"
     )
   return settings
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 class _Peer:

@@ -18,7 +18,7 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -130,13 +130,15 @@ def _regime(
   }
   while left := [
     job
-    for arm, jobs in plan.tuning(study, name, _points(out, study, name)).items()
+    for arm, jobs in plan.tuning(
+      study, name, _points(_searches(out, study, name))
+    ).items()
     if arm in needed
     for job in jobs
     if not work.done(out, job)
   ]:
     perform(left)
-  jobs = plan.final(study, name, _points(out, study, name))
+  jobs = plan.final(study, name, _points(_searches(out, study, name)))
   # All methods of a seed before the next seed: what is there can be compared.
   wanted = [
     (seed, job)
@@ -147,13 +149,9 @@ def _regime(
   perform([job for _, job in sorted(wanted, key=lambda pair: pair[0])])
 
 
-def _points(
-  out: pathlib.Path, study: plan.Study, name: str
-) -> dict[str, dict[str, Any]]:
+def _points(searches: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Returns the point that each finished search chose."""
-  return {
-    arm: found["chosen"] for arm, found in _searches(out, study, name).items()
-  }
+  return {arm: found["chosen"] for arm, found in searches.items()}
 
 
 def _searches(
@@ -162,10 +160,9 @@ def _searches(
   """Returns what each finished search found, by arm."""
   searches: dict[str, dict[str, Any]] = {}
   while True:
-    chosen = {arm: search["chosen"] for arm, search in searches.items()}
     found = {
       arm: work.results(out, jobs)
-      for arm, jobs in plan.tuning(study, name, chosen).items()
+      for arm, jobs in plan.tuning(study, name, _points(searches)).items()
       if arm not in searches
     }
     ended = {arm: r for arm, r in found.items() if None not in r}
@@ -189,7 +186,7 @@ def _write(
   regimes, done, wanted, seconds = {}, 0, 0, 0.0
   for name, regime in study.regimes.items():
     searches = _searches(out, study, name)
-    chosen = _points(out, study, name)
+    chosen = _points(searches)
     jobs = plan.final(study, name, chosen)
     found = {
       arm: dict(

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bilevel_jax import config
-from bilevel_jax.evaluation import benchmark_table, paired, summary
+from bilevel_jax.evaluation import (
+  benchmark_table,
+  paired,
+  result_files,
+  summary,
+)
 
 # What two evaluations that are compared may differ in: who answered, and how
 # the numbers were computed and drawn. The questions are compared on their own.
@@ -119,15 +124,10 @@ def _settings(out: pathlib.Path) -> dict[str, Any]:
     raise config.ConfigError(f"{path} cannot be read: {error}") from error
 
 
-def _records(out: pathlib.Path, name: str, wanted: int) -> list[summary.Record]:
-  path = out / "records" / f"{name}.jsonl"
-  lines = path.read_bytes().splitlines() if path.is_file() else []
-  records = []
-  for line in lines:
-    try:
-      records.append(json.loads(line))
-    except ValueError:  # the last one, cut where the evaluation stopped
-      break
+def _records(
+  out: pathlib.Path, name: str, wanted: int
+) -> Sequence[summary.Record]:
+  records = result_files.lines(out / "records" / f"{name}.jsonl")
   if len(records) < wanted:
     raise config.ConfigError(
       f"--against {out} has answers to {len(records)} of {wanted} questions of "

@@ -55,11 +55,31 @@ def read(
   Raises:
     ConfigError: they answer other questions.
   """
+  records, whole = _whole_lines(path)
+  for record, question in zip(records, questions, strict=False):
+    if record.get("question") != question.question:
+      raise config.ConfigError(f"{path} holds answers to other questions")
+  if path.is_file():
+    with path.open("rb+") as file:
+      file.truncate(whole)
+  return records[: len(questions)]
+
+
+def lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the records of a file, but for a line half written; [] without it.
+
+  Args:
+    path: of the records.
+  """
+  return _whole_lines(path)[0]
+
+
+def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+  """Returns the records of the whole lines, and how many bytes these are."""
   records: list[dict[str, Any]] = []
-  if not path.is_file():
-    return records
   whole = 0
-  for line in path.read_bytes().splitlines(keepends=True):
+  data = path.read_bytes() if path.is_file() else b""
+  for line in data.splitlines(keepends=True):
     try:
       if not line.endswith(b"\n"):
         break
@@ -67,12 +87,7 @@ def read(
     except ValueError:
       break
     whole += len(line)
-  for record, question in zip(records, questions, strict=False):
-    if record.get("question") != question.question:
-      raise config.ConfigError(f"{path} holds answers to other questions")
-  with path.open("rb+") as file:
-    file.truncate(whole)
-  return records[: len(questions)]
+  return records, whole
 
 
 def write(
