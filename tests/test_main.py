@@ -65,6 +65,15 @@ def _refused(settings) -> str:
       "method.rl_only_base must be persistent or resync, got one_step",
     ),
     ({"method.compare_with": ("penalty",)}, "got 'penalty'"),
+    ({"rl.dual_clip": 1.0}, "rl.dual_clip must be above 1, got 1.0"),
+    (
+      {"rl.dual_clip": 3.0, "rl.clip": "weight"},
+      "got 3.0 with rl.clip weight",
+    ),
+    (
+      {"rl.dual_clip": 3.0, "method.hypergradient": "unrolled"},
+      "got 3.0 with method.surrogate dice",
+    ),
     (
       {"method.penalty_schedule": "adaptive", "method.penalty": 1.0},
       "method.penalty must be from 0.01 to 0.99 where it is adaptive, got 1.0",

@@ -10,6 +10,11 @@ from bilevel_jax.config.fields import setting
 class RL:
   clip_low: float = setting(0.2, "lower clip of the ratio", at_least=0)
   clip_high: float = setting(0.2, "upper clip of the ratio", at_least=0)
+  dual_clip: float | None = setting(
+    None,
+    "largest ratio that counts where the advantage is negative; None: any",
+    above=1,
+  )
   kl_coef: float = setting(1e-3, "weight of the KL to the start", at_least=0)
   ratio: Literal["token", "sequence"] = setting(
     "token", "what is clipped: each token's ratio, or its sequence's (GSPO)"

@@ -6,6 +6,7 @@ again.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, TypeAlias, cast
 
@@ -149,6 +150,7 @@ def rl_objective(
   kl_coef: float,
   chunk: int,
   importance_cap: float | None = None,
+  dual_clip: float | None = None,
   surrogate: Literal["fixed_sample", "dice"] = "fixed_sample",
   ratio: Literal["token", "sequence"] = "token",
   clip: Literal["objective", "weight"] = "objective",
@@ -177,6 +179,8 @@ def rl_objective(
     chunk: positions whose logits are in memory at once.
     importance_cap: each token's loss is multiplied by min(old / sampler, cap),
       a constant, where the batch has `sampler_logprobs`; None: by 1.
+    dual_clip: most that the ratio of a token with a negative advantage counts,
+      with `clip` "objective"; not of `dice`. None: no bound.
     surrogate: what is differentiated.
     ratio: of each token, or of its sequence (GSPO); not of `dice`.
     clip: what the ratio's bounds are put on: PPO's objective, or the weight of
@@ -188,7 +192,9 @@ def rl_objective(
       `prefix_loss` nor `advantages` may read them.
   """
   surrogates_by_clip = {
-    "objective": policy_gradient.clipped_surrogate,
+    "objective": functools.partial(
+      policy_gradient.clipped_surrogate, dual_clip=dual_clip
+    ),
     "weight": policy_gradient.clipped_weight,
   }
 

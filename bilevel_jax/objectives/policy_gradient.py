@@ -24,13 +24,16 @@ def clipped_surrogate(
   *,
   clip_low: float,
   clip_high: float,
+  dual_clip: float | None = None,
   sequences: Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns PPO's clipped loss of each token, and where the clip binds.
 
   -min(r A, clip(r, 1 - low, 1 + high) A), r = pi / pi_old (arXiv 1707.06347).
   On policy r is 1 and the gradient is REINFORCE's, -A grad log pi. Right to
-  first order only: its mixed second derivatives are not those of J_RL.
+  first order only: its mixed second derivatives are not those of J_RL. Where A
+  is negative it grows with r without a bound; dual-clip PPO takes c A for what
+  is below it (arXiv 1912.09729).
 
   Args:
     logprobs: [B, T] of the policy that is trained.
@@ -38,6 +41,7 @@ def clipped_surrogate(
     advantages: [B, T].
     clip_low: how far below 1 the ratio counts.
     clip_high: how far above 1 the ratio counts.
+    dual_clip: c, above 1; None: no bound.
     sequences: [B, T] bool, the sampled tokens; r is then GSPO's (`ratio`).
 
   Returns:
@@ -46,7 +50,12 @@ def clipped_surrogate(
   r = ratio(logprobs, old_logprobs, sequences)
   bounded = jnp.clip(r, 1.0 - clip_low, 1.0 + clip_high)
   unclipped, clipped = r * advantages, bounded * advantages
-  return -jnp.minimum(unclipped, clipped), clipped < unclipped
+  least, cut = jnp.minimum(unclipped, clipped), clipped < unclipped
+  if dual_clip is not None:
+    too_low = (advantages < 0) & (r > dual_clip)
+    least = jnp.where(too_low, dual_clip * advantages, least)
+    cut |= too_low
+  return -least, cut
 
 
 def clipped_weight(

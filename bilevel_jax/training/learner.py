@@ -107,6 +107,12 @@ def build_method(settings: config.Config, policy: Policy) -> contract.Method:
   chunk = settings.model.logprob_chunk
   twice = hypergradients.second_order(settings.method)
   dice = twice and settings.method.surrogate == "dice"
+  if rl.dual_clip is not None and (dice or rl.clip != "objective"):
+    raise config.ConfigError(
+      "rl.dual_clip is a bound of rl.clip=objective, in all but the surrogate "
+      f"dice, got {rl.dual_clip} with "
+      + ("method.surrogate dice" if dice else f"rl.clip {rl.clip}")
+    )
   if dice and (rl.ratio, rl.clip) != ("token", "objective"):
     raise config.ConfigError(
       "method.surrogate=dice has no ratio and no clip: rl.ratio must be token "
@@ -127,6 +133,7 @@ def build_method(settings: config.Config, policy: Policy) -> contract.Method:
     temperature=rollout.temperature,
     clip_low=rl.clip_low,
     clip_high=rl.clip_high,
+    dual_clip=rl.dual_clip,
     kl_coef=rl.kl_coef,
     chunk=chunk,
     importance_cap=rl.importance_cap,

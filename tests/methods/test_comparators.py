@@ -275,3 +275,23 @@ def test_bridge_takes_any_weight_of_tokens_and_any_rl_objective(
   merged, _ = _run(world, alone, steps=1)
   np.testing.assert_allclose(joint["table"] + delta, merged["table"], atol=1e-5)
   assert np.abs(merged["table"] - world.base["table"]).max() > 1e-3
+
+
+def test_dual_clip_cuts_unlikely_samples_of_negative_advantage(world):
+  """Of samples that were drawn at a tenth of their probability or less."""
+  old = np.full(world.rl.weights.shape, -12.0, np.float32)
+  batch = dataclasses.replace(world.rl, old_logprobs=old)
+  found = {}
+  for bound in (None, 3.0):
+    loss, aux = world.reinforced(0.0, dual_clip=bound)(
+      world.base, world.adapter, batch
+    )
+    assert (np.asarray(aux["logprobs"]) - old > np.log(3.0)).all()
+    found[bound] = float(loss)
+  advantages, weights = (
+    np.asarray(x) for x in (batch.advantages, batch.weights)
+  )
+  # Beyond both clips every token counts a constant: 1.2 A, or 3 A below 0.
+  expected = np.where(advantages < 0, 3.0, 1.2) * advantages
+  np.testing.assert_allclose(found[3.0], -(weights * expected).sum(), rtol=1e-5)
+  assert found[None] > 10 * abs(found[3.0])

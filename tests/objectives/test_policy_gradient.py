@@ -31,6 +31,31 @@ def test_clipped_surrogate_is_ppos_formula_token_by_token():
     assert bool(clipped[index]) == outside
 
 
+def test_dual_clip_bounds_what_a_negative_advantage_counts():
+  """Dual-clip PPO, token by token: max(min(r A, clip(r) A), c A) if A < 0."""
+  logprobs, old, advantages = _arrays(0)
+  old = old - 1.0  # most ratios above the bound
+
+  def total(logprobs):
+    losses, clipped = policy_gradient.clipped_surrogate(
+      logprobs, old, advantages, clip_low=0.2, clip_high=0.3, dual_clip=2.0
+    )
+    return losses.sum(), (losses, clipped)
+
+  gradient, (losses, clipped) = jax.grad(total, has_aux=True)(logprobs)
+  reached = 0
+  for index in np.ndindex(losses.shape):
+    ratio = np.exp(float(logprobs[index]) - float(old[index]))
+    advantage = float(advantages[index])
+    value = min(ratio * advantage, min(max(ratio, 0.8), 1.3) * advantage)
+    if advantage < 0:
+      value = max(value, 2.0 * advantage)
+      reached += ratio > 2
+    np.testing.assert_allclose(losses[index], -value, rtol=1e-5)
+  assert 0 < reached < losses.size
+  np.testing.assert_array_equal(gradient == 0, clipped)
+
+
 def test_clipped_tokens_have_no_gradient_and_the_others_do():
   logprobs, old, advantages = _arrays(1)
 
