@@ -49,17 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"{time.monotonic() - started:7.0f} s  {path}")
 
   code = 0
-  if not options.report_only:
+  try:
     try:
-      for name in regimes:
+      for name in regimes if not options.report_only else ():
         _regime(out, study, name, arms, options, report)
-    except config.ConfigError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return 2
     except (train.TrainingStopped, KeyboardInterrupt):
       print("stopped: the same command goes on from here", file=sys.stderr)
       code = 1
-  _write(out, study, options)
+    _write(out, study, options)
+  except config.ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
   console.print(f"results: {out / 'results.md'}")
   return code
 

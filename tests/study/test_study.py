@@ -289,6 +289,10 @@ def test_a_study_runs_once_and_goes_on_where_it_was(tmp_path, capsys):
   capsys.readouterr()
   assert tool.main(command) == 0
   assert not re.findall(r"s  (\S+)", capsys.readouterr().out)
+  # A report of an edited study is refused as its runs are.
+  file.write_text(file.read_text().replace('"steps": 2', '"steps": 3'))
+  assert tool.main([*command, "--report-only"]) == 2
+  assert "was done with steps 2" in capsys.readouterr().err
 
 
 def test_runs_of_an_edited_study_are_not_taken_for_its_own(tmp_path):
