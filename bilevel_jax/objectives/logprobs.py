@@ -152,9 +152,14 @@ def _forward(form, hidden, unembedding, targets, temperature):
 
 def _backward(form, residuals, cotangents):
   hidden, unembedding, targets, temperature, normalisers = residuals
-  cotangents, unembedding = _in_turn(cotangents[0], unembedding)
+  # A zero of its own: a compiler may make one array of the empty sums of
+  # several gradients, as large as the table and there until the last of them.
+  zero = jnp.zeros((), normalisers.dtype)
+  cotangents, (unembedding, zero) = _in_turn(cotangents[0], (unembedding, zero))
 
-  def local(hidden, unembedding, targets, temperature, normalisers, cotangents):
+  def local(
+    hidden, unembedding, targets, temperature, normalisers, cotangents, zero
+  ):
     # Recomputed where the gradient itself is differentiated backwards.
     @jax.checkpoint
     def one_chunk(total, inputs):
@@ -175,7 +180,7 @@ def _backward(form, residuals, cotangents):
     split, join = _chunks(targets.shape, form.chunk // _COPIES)
     by_table, by_hidden = jax.lax.scan(
       one_chunk,
-      jnp.zeros(unembedding.shape, normalisers.dtype),
+      jnp.broadcast_to(zero, unembedding.shape),
       jax.tree.map(split, (hidden, targets, normalisers, cotangents)),
     )
     if form.rows is not None:
@@ -188,11 +193,11 @@ def _backward(form, residuals, cotangents):
   spread = _on_each_device(
     form.rows,
     local,
-    ("rows", "whole", "rows", "whole", "rows", "rows"),
+    ("rows", "whole", "rows", "whole", "rows", "rows", "whole"),
     ("rows", "width"),
   )
   by_hidden, by_table = spread(
-    hidden, unembedding, targets, temperature, normalisers, cotangents
+    hidden, unembedding, targets, temperature, normalisers, cotangents, zero
   )
   return by_hidden, by_table, None, jnp.zeros_like(temperature)
 
@@ -200,10 +205,10 @@ def _backward(form, residuals, cotangents):
 _scores.defvjp(_forward, _backward)
 
 
-def _in_turn(before, unembedding):
+def _in_turn(before, large):
   """Both; the second, which may be gathered from many devices, not before its
   turn has come: it would fill memory from the update's beginning."""
-  return jax.lax.optimization_barrier((before, unembedding))
+  return jax.lax.optimization_barrier((before, large))
 
 
 def _logits(states, unembedding, temperature):

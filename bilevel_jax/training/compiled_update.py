@@ -21,11 +21,13 @@ COLLECTIVES = (
   "all-to-all",
   "collective-permute",
 )
-# A CPU's compiler would start all at once what has no order, and copy what it
-# overwrites: as accelerators' do not.
+# A CPU's compiler would start all at once what has no order, copy what it
+# overwrites, and forget barriers before it puts things in order: as
+# accelerators' do not.
 _AS_ACCELERATORS = {
   "xla_cpu_enable_concurrency_optimized_scheduler": False,
   "xla_cpu_copy_insertion_use_region_analysis": True,
+  "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 
 
