@@ -115,21 +115,35 @@ def _curves(
         # Where nothing was sampled there is no curve against tokens.
         if found is None or np.ptp(found[0]) == 0:
           continue
-        x, *rows = found
-        mean, low, high = (_smooth(row, smoothed) for row in rows)
-        marker = "o" if len(x) <= 12 else None
-        style = styles[group.name]
-        axes.plot(x, mean, label=group.name, marker=marker, ms=3, **style)
-        axes.fill_between(
-          x, low, high, color=style["color"], alpha=0.13, linewidth=0
-        )
+        _band(axes, found, smoothed, label=group.name, **styles[group.name])
         drawn += 1
       axes.set_xlabel(f"{heading} ({unit})" if unit == "s" else heading)
       if unit != "FLOPs":  # its numbers have an exponent
         axes.xaxis.set_major_formatter("{x:,.0f}")
       axes.xaxis.get_major_locator().set_params(nbins=5)
       axes.yaxis.set_major_formatter("{x:.2f}")
+    _look_at_the_lines(panels)
   return picture if drawn else None
+
+
+def _band(axes: Any, found: Any, smoothed: int, **style: Any) -> None:
+  x, *rows = found
+  mean, low, high = (_smooth(row, smoothed) for row in rows)
+  axes.plot(x, mean, marker="o" if len(x) <= 12 else None, ms=3, **style)
+  axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
+
+
+def _look_at_the_lines(panels: Sequence[Any]) -> None:
+  """Cuts bands that are far wider than the lines lie apart, as of two seeds.
+
+  Args:
+    panels: axes that share their y.
+  """
+  heights = [line.get_ydata() for axes in panels for line in axes.lines]
+  if heights:
+    low, high = np.min(np.hstack(heights)), np.max(np.hstack(heights))
+    margin = 0.3 * (high - low) or 0.1
+    panels[0].set_ylim(low - margin, high + margin)
 
 
 def _final(summary: Mapping[str, Any]) -> Any:
@@ -164,16 +178,9 @@ def _gain(groups: Sequence[runs_lib.Group]) -> Any:
       found = figures.band(group, GAIN, "steps")
       if found is None:
         continue
-      x, mean, low, high = (
-        found[0],
-        *(_smooth(y, _SMOOTHED) for y in found[1:]),
-      )
-      style = styles[group.name]
-      axes.plot(x, mean, label=group.name, **style)
-      axes.fill_between(
-        x, low, high, color=style["color"], alpha=0.13, linewidth=0
-      )
+      _band(axes, found, _SMOOTHED, label=group.name, **styles[group.name])
       drawn += 1
+    _look_at_the_lines([axes])
     axes.set_xlabel("Steps")
     axes.set_ylabel("Cooperative gain (reward)")
   return picture if drawn else None

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bilevel_jax import config
-from bilevel_jax.comparison import figures, runs
+from bilevel_jax.comparison import figures, pictures, runs
 from tools import compare_runs
 
 STEPS = 6
@@ -182,8 +182,28 @@ def test_the_page_needs_nothing_else(four, tmp_path, capsys):
     assert shown in page
   written = json.loads((out / "comparison.json").read_text())
   assert set(written["groups"]) == {"bridge", "grpo"}
-  pictures = {path.stem for path in out.glob("*.png")}
-  assert pictures == {"accuracy", "final", "reward", "gain", "cost"}
+  drawn = {path.stem for path in out.glob("*.png")}
+  assert drawn == {"accuracy", "final", "reward", "gain", "cost"}
+
+
+def test_a_wide_band_does_not_flatten_the_curves(four):
+  """Of two seeds at 0.5 and 0.7 the band goes from -0.7 to 1.9."""
+  groups = runs.group([runs.read(path) for path in four])
+  picture = pictures.draw(groups, figures.summarise(groups, "bridge"))[
+    "accuracy"
+  ]
+  lines = np.hstack([y.get_ydata() for a in picture.axes for y in a.lines])
+  low, high = picture.axes[0].get_ylim()
+  assert low < lines.min() < lines.max() < high
+  assert high - low < 2 * np.ptp(lines)
+  assert max(band[1] for band in _bands(picture)) > high
+
+
+def _bands(picture):
+  for axes in picture.axes:
+    for band in axes.collections:
+      heights = band.get_paths()[0].vertices[:, 1]
+      yield heights.min(), heights.max()
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):
