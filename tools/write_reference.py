@@ -34,6 +34,7 @@ PROGRAMS = (
   "tools/benchmark_rollout.py",
   "tools/benchmark_step.py",
   "tools/benchmark_hypergradients.py",
+  "tools/benchmark_grader.py",
   "tools/make_arithmetic_policy.py",
   "tools/write_reference.py",
 )

@@ -65,9 +65,14 @@ _NUMBER = re.compile(
 _LONGEST_NUMBER = 200  # characters; what is longer equals no answer
 
 
+def numbers(text: str) -> list[str]:
+  """Returns every number in a text, as it is written."""
+  return _NUMBER.findall(text)
+
+
 def last_number(text: str) -> fractions.Fraction | None:
   """Returns the last number in a text."""
-  found = _NUMBER.findall(text)
+  found = numbers(text)
   return as_number(found[-1]) if found else None
 
 

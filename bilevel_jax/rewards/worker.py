@@ -15,7 +15,7 @@ from multiprocessing import connection
 from typing import Any
 
 from bilevel_jax import config
-from bilevel_jax.rewards import mathematics, verifiers
+from bilevel_jax.rewards import symbolic, verifiers
 
 # A late item is ended by the parent; where there is no parent any more, the
 # process ends itself this much after the deadline.
@@ -41,9 +41,7 @@ def main(pipe: connection.Connection) -> None:
     pipe.send(str(error))
     return
   if "math" in parts:
-    # The first use builds the parser of LaTeX, which takes long.
-    blank = question(**dict.fromkeys(fields, "2y") | {"meta": {}})
-    mathematics.verify(r"\boxed{\frac{x}{2}}", blank)
+    symbolic.start()  # takes long
   pipe.send("ready")
   with open(os.devnull, "w") as nowhere:
     while True:

@@ -7,7 +7,7 @@ import pytest
 import sympy
 
 from bilevel_jax import types
-from bilevel_jax.rewards import closed_forms, mathematics
+from bilevel_jax.rewards import closed_forms, identities, mathematics, symbolic
 
 X, Y = sympy.symbols("x y", positive=True)
 FORMS = [
@@ -74,7 +74,7 @@ def test_it_judges_as_sympy_does():
     ("(1,2),(3,4)", "(3,4),(1,2)", True),
     ("(1,2)", "[1,2]", None),
     ("(0,\\infty)", "(0,\\infty)", True),
-    ("1,2", "1,2,3", None),
+    ("1,2", "1,2,3", False),
     ("1/0", "1", None),
     ("", "1", None),
     (")(", "1", None),
@@ -98,9 +98,9 @@ def test_a_question_may_bring_its_tolerance():
 
 def test_close_is_six_decimals_and_three_digits():
   third = fractions.Fraction(1, 3)
-  assert closed_forms.close(fractions.Fraction("0.333333"), third, None)
-  assert not closed_forms.close(fractions.Fraction("0.33333"), third, None)
-  assert not closed_forms.close(1e-8, 2e-8, None)
+  assert identities.close(fractions.Fraction("0.333333"), third, None)
+  assert not identities.close(fractions.Fraction("0.33333"), third, None)
+  assert not identities.close(1e-8, 2e-8, None)
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ def test_kinds_of_answers_are_told_apart_as_math_verify_does(
 ):
   question = types.Question("", "", answer, None, {})
   assert mathematics.verify(completion, question) == equal
-  assert mathematics._math_verify(answer, completion) == equal
+  assert symbolic.equal(answer, completion) == equal

@@ -1,0 +1,106 @@
+"""Kinds of answers told apart, beside math-verify's judgement of the same."""
+
+import json
+import pathlib
+
+import pytest
+
+from bilevel_jax import types
+from bilevel_jax.rewards import closed_forms, kinds, mathematics, symbolic
+
+ANSWERS = pathlib.Path(__file__).parents[2].parent / "shared/data/eval"
+
+
+def _matrix(rows):
+  return rf"\begin{{pmatrix}}{rows}\end{{pmatrix}}"
+
+
+@pytest.mark.parametrize(
+  ("a", "b", "differ"),
+  [
+    ("Evelyn", "9", True),
+    ("east", "2k+2", True),
+    ("east", "west", True),
+    ("east", "seat", False),
+    ("east", "(1,2)", True),
+    ("infinity", "5", False),  # infinity may be a value
+    (r"\frac{270}7degrees", r"\frac{4}{9}", True),
+    (r"\frac{270}7degrees", r"\frac{270}{7}", False),
+    ("5apples", "(5,6)", True),
+    ("3xyz", "3(zy)x", False),  # no unit
+    (r"k\geqslant2", "3", True),
+    (r"k\geqslant2", "2", False),  # math-verify may find that 2
+    ("0<f(x)<1", "(0,1)", False),
+    (r"(0,9)\cup(9,36)", "12", True),
+    (r"(0,9)\cup(9,36)", "1,2,3", True),
+    (r"(0,1]\cup(1,2)", "(0,2)", False),
+    (_matrix(r"1\\2"), "(1,2,3)", True),
+    (_matrix(r"1\\2"), "x=2", True),
+    ("a=2,a=6", "20", True),
+    ("x^2=4", r"\{2,-2\}", False),  # its solutions
+    ("x=2+3", "6", True),
+    ("x=2+3", "5", False),
+    (r"\Deltap\approx-2x", "-2x", False),
+    (r"\frac{d^{2}v}{dt^{2}}=\frac{v}{LC}", r"ml\ddot{\theta}=f(t)", True),
+    (r"\sum_{k=1}^{n}k", r"\frac{n(n+1)}{2}", False),  # k is bound
+    ("2m", r"\frac{1}{|n|}", False),  # a unit, perhaps
+    ("x+|y|", r"2\times|y|", False),
+    (r"x+\mathbb{1}", r"y+\mathbb{1}", True),
+    ("C_{1}+|x|", "c_{2}+|x|", False),  # math-verify knows no capitals
+  ],
+)
+def test_only_what_differs_in_every_reading_differs(a, b, differ):
+  assert kinds.differ(a, b, None) is differ
+  assert kinds.differ(b, a, None) is differ
+
+
+@pytest.mark.parametrize(
+  ("a", "b", "judged"),
+  [
+    (r"1\pm\sqrt{19}", r"1-\sqrt{19},1+\sqrt{19}", True),
+    (r"1\pm\sqrt{19}", "-4", False),
+    (r"\pm2", r"\{2,-2\}", True),
+    (_matrix(r"1&2\\3&4"), _matrix(r"1&2\\3&4"), True),
+    (_matrix(r"1&2\\3&4"), _matrix(r"1&2\\3&5"), False),
+    (_matrix(r"1\\\frac12"), _matrix(r"1\\0.5"), True),
+    (_matrix(r"1&2"), _matrix(r"1\\2"), None),
+    (r"137\frac{1}{2}", "84", False),
+    (r"137\frac{1}{2}", "68.5", None),
+    ("17.5\\%", "10", False),
+    ("17.5\\%", "0.175", None),
+    (r"\frac{\log2}{\log3}", r"\frac{\log3}{\log2}", False),
+    (r"\frac{\log2}{\log3}", r"\frac{\ln2}{\ln3}", None),
+    (r"\log100", "2", None),
+    ("7,14", "36", False),
+    ("7,14", "7.14", None),
+    ("x=1,y=2", "y=2,x=1", True),
+    ("x=1,y=2", "y=2,x=3", False),
+  ],
+)
+def test_lists_and_readings(a, b, judged):
+  assert closed_forms.equal(a, b) is judged
+  assert closed_forms.equal(b, a) is judged
+
+
+def test_math_verify_judges_other_answers_of_a_benchmark_alike(monkeypatch):
+  path = ANSWERS / "math500.jsonl"
+  if not path.is_file():
+    pytest.skip(f"{path} is not here")
+  rows = path.read_text("utf-8").splitlines()
+  answers = [json.loads(row)["answer"] for row in rows]
+  answers = [answer for answer in answers if not answer.isdigit()]
+  parsed = []
+  monkeypatch.setattr(symbolic, "equal", lambda *pair: parsed.append(pair))
+  judge = symbolic._math_verify().verify
+  parse = symbolic._parse
+  for answer, other in zip(answers, answers[3:], strict=False):
+    question = types.Question("", "", answer, None, {})
+    monkeypatch.setattr(
+      symbolic, "equal", lambda *pair: parsed.append(pair) or 0
+    )
+    judged = mathematics.verify(rf"\boxed{{{other}}}", question)
+    if parsed:
+      parsed.clear()
+      continue
+    gold, found = parse(f"${answer}$"), parse(rf"\boxed{{{other}}}")
+    assert judge(gold, found, timeout_seconds=None) == judged, (answer, other)
