@@ -59,6 +59,7 @@ LABELLED = {
 # Rows of math-verify's tests that ask for other settings than its defaults.
 OTHER_SETTINGS = {"precision", "strict", "allow_set_relation_comp"}
 GROUP = 8
+LABELS = "labelled"
 
 
 class Pair(NamedTuple):
@@ -81,7 +82,9 @@ class Graded(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code."""
   options = _parse(arguments)
-  sets = {**_benchmarks(options), **_labelled(options.data)}
+  sets = _benchmarks(options)
+  if LABELS in options.kinds:
+    sets |= _labelled(options.data)
   if not sets:
     print(f"no eval/*.jsonl or grader/*.jsonl in {options.data}")
     return 2
@@ -101,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       *(f"{rate:.0f}" for rate in rates),
       f"{rates[0] / rates[1]:.1f}",
     )
-    print(f"{name} is done", file=sys.stderr)
+    print(f"{name}: {rates[0]:.0f} and {rates[1]:.0f}/s", file=sys.stderr)
     if options.disagreements:
       verdicts = zip(pairs, ours.verdicts, alone.verdicts, strict=True)
       for pair, mine, other in verdicts:
@@ -256,8 +259,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--kinds",
     type=lambda text: text.split(","),
-    default=list(KINDS),
-    help="right,wrong,near,group: which of them",
+    default=[*KINDS, LABELS],
+    help="right,wrong,near,group,labelled: which of them, all if not given",
   )
   parser.add_argument(
     "--disagreements", action="store_true", help="print them too"
