@@ -45,6 +45,7 @@ def test_equations_are_equal_if_their_solutions_are():
     ("x^2=4", "x=2", None),  # a solution of both is found
     ("xy=1", r"y=\frac{1}{x}", None),  # no constant ratio
     ("x^2=-1", "x^2=-4", None),  # no real solution
+    ("x^2=-1", "y^2=-1", False),
     (r"\frac{dx}{dt}=x", r"\frac{dx}{dt}=2x", None),  # an operator, perhaps
     ("x=1=y", "x=1", None),
     ("P(x)=2x", "P(x)=x+x", True),

@@ -60,6 +60,7 @@ def test_what_the_first_stage_reads_is_not_read_again(readers, monkeypatch):
   [
     ("8$,$4", r"\boxed{4, 8}", True),
     ("8$,$4", r"\boxed{8}", False),
+    ("221,$8", r"\boxed{8, 221}", True),
     (r"(-\infty, 0) \cup\{1\}$.", r"\boxed{(-\infty,0)\cup\{1\}}", True),
     (r"(-\infty, 0) \cup\{1\}$.", r"\boxed{(-\infty,0)\cup\{2\}}", False),
     ("The answer is $5$", r"\boxed{5}", True),
