@@ -1,5 +1,6 @@
 """Whole runs of a tiny policy: what they leave, and that resuming is exact."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -19,6 +20,28 @@ from bilevel_jax.training import (
   throughput,
 )
 from tests import tiny_run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs_that_differ_in_names_alone_share_their_programs():
+  """Compiling is most of these tests' time; a program knows no names."""
+  build, built = learner.build, {}
+
+  def build_once(settings, policy, mesh):
+    like = dataclasses.replace(
+      settings,
+      run_dir="",
+      resume=False,
+      model=dataclasses.replace(settings.model, weights=None),
+    )
+    key = repr(like), policy, mesh
+    if key not in built:
+      built[key] = build(settings, policy, mesh)
+    return built[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(learner, "build", build_once)
+    yield
 
 
 def _settings(directory, run_dir, **changes):
@@ -182,10 +205,9 @@ class _Stop:
 
 
 def test_resuming_a_finished_run_says_so_and_fails(directory):
-  settings = _settings(directory, "finished", steps=1)
-  train.run(settings)
-  with pytest.raises(train.TrainingStopped, match="has done 1 steps"):
-    train.run(_settings(directory, "finished", steps=1, resume=True))
+  train.run(_settings(directory, "finished"))
+  with pytest.raises(train.TrainingStopped, match="has done 4 steps"):
+    train.run(_settings(directory, "finished", resume=True))
 
 
 def test_a_run_ends_with_its_operations_and_tells_what_it_spent(directory):
@@ -232,11 +254,10 @@ def test_operations_that_are_not_counted_are_no_budget(directory):
 
 def test_resuming_with_other_weights_is_refused(directory, tmp_path):
   settings = tiny_run.settings(directory, "other")
-  settings.steps = 1
   settings.model.weights = str(tiny_run.weights(tmp_path))
   train.run(config.parse(settings))
   tiny_run.weights(tmp_path, seed=1)
-  settings.steps, settings.resume = 2, True
+  settings.steps, settings.resume = settings.steps + 1, True
   with pytest.raises(config.ConfigError, match="has other weights than"):
     train.run(config.parse(settings))
 

@@ -23,6 +23,9 @@ def make(
 ) -> types.Policy:
   """Returns the policy of an architecture, as pure functions.
 
+  Equal arguments give the same functions, so that what was compiled for one
+  run of a process serves the next: the sampler, above all.
+
   Args:
     architecture: sizes and switches.
     adapter_rank: r of the LoRA factors.
@@ -44,14 +47,36 @@ def make(
   targets = tuple(adapter_targets)
   lora.check_targets(architecture, targets)
   kernel = attention_kernels.choose(attention, jax.default_backend(), dtype)
-  scale = adapter_alpha / adapter_rank
+  return _composed(
+    architecture,
+    rank=adapter_rank,
+    scale=adapter_alpha / adapter_rank,
+    targets=targets,
+    dtype=dtype,
+    kernel=kernel,
+    remat=remat,
+    rows=rows,
+  )
 
+
+@functools.cache
+def _composed(
+  architecture: presets.Architecture,
+  *,
+  rank: int,
+  scale: float,
+  targets: tuple[str, ...],
+  dtype: jnp.dtype,
+  kernel: str,
+  remat: str,
+  rows: jax.sharding.NamedSharding | None,
+) -> types.Policy:
   of = functools.partial(functools.partial, architecture=architecture)
   return types.Policy(
     vocab_size=architecture.vocab_size,
     init=of(transformer.init),
     init_adapter=lambda key: lora.init(
-      key, architecture, rank=adapter_rank, targets=targets
+      key, architecture, rank=rank, targets=targets
     ),
     hidden=of(
       transformer.hidden,

@@ -298,3 +298,9 @@ def _count(name):
     jax.random.key(0),
   )
   return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def test_equal_arguments_give_the_same_functions():
+  """A compiled program knows its policy by them."""
+  assert tiny.make(remat="none") == tiny.make(remat="none")
+  assert tiny.make(remat="none") != tiny.make(remat="everything")
