@@ -95,6 +95,9 @@ def _equal_formulas(a: str, b: str, tolerance: float | None) -> bool | None:
       bare = _read(a, _UNITS).value, _read(b, _UNITS).value
       return None if close(*bare, tolerance) else False
     if not one.letters:
+      rational = all(isinstance(v.value, Fraction) for v in (one, other))
+      if rational and tolerance is None and "." not in a + b:
+        return one.value == other.value  # rounding is for decimals
       return close(one.value, other.value, tolerance)
     if not _same(one.value, other.value):
       return False

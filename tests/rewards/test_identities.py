@@ -120,3 +120,17 @@ def test_a_hostile_equation_costs_little():
   assert identities.equal(f"a={text}", f"{text}=b", None) is False
   identities.equal(f"x={text}", f"{text}=2x", None)
   assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+  ("a", "b", "tolerance", "judged"),
+  [
+    (r"\frac{2016}{2017^2}", r"\frac{2016}{2016^2}", None, False),
+    (r"\frac{2016}{2017^2}", r"\frac{2016}{2016^2}", 1e-3, True),
+    (r"\frac{2016}{2017^2}", "0.000496", None, True),
+    (r"\frac{1}{2^{10}}", r"\frac{2}{2^{11}}", None, True),
+  ],
+)
+def test_rationals_are_rounded_for_decimals_alone(a, b, tolerance, judged):
+  assert identities.equal(a, b, tolerance) is judged
+  assert identities.equal(b, a, tolerance) is judged
