@@ -3,8 +3,8 @@
     python tools/study.py configs/studies/arithmetic.py --out runs/arithmetic
     python tools/study.py configs/studies/arithmetic.py --quick
 
-Hardware: CPU. Cost: a run takes 10 to 40 seconds of one core, the whole study
-about three hours of one core; --quick (two seeds of five methods on regime B,
+Hardware: CPU. Cost: a run takes 10 to 40 seconds of one core, with
+hypergradients of second order a few minutes, the whole study about five hours; --quick (two seeds of five methods on regime B,
 shorter runs) under ten minutes on two.
 
 Expected: docs/results.md has what was found.
@@ -18,7 +18,7 @@ from bilevel_jax import config
 from bilevel_jax.rewards import verifiers
 from bilevel_jax.study import findings, plan
 
-LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 1e-5)
 SAMPLED_TOKENS = 60_000
 UPDATE_FLOPS = 1.56e11  # what BRIDGE's updates come to with those tokens
 DEMONSTRATIONS = 16
@@ -212,6 +212,15 @@ def _why():
     "beta 3e-3, no gain": change(**{beta: 3e-3, "method.gain_weight": 0.0}),
     "gain x 5": change(**{"method.gain_weight": 5.0}),
     "beta 3e-3, gain x 5": change(**{beta: 3e-3, "method.gain_weight": 5.0}),
+    **{
+      f"{name}, dual clip": change(**settings, **{"rl.dual_clip": 3.0})
+      for name, settings in {
+        "bridge": {},
+        "gain x 5": {"method.gain_weight": 5.0},
+        "beta 3e-3": {beta: 3e-3},
+        "beta 3e-3, gain x 5": {beta: 3e-3, "method.gain_weight": 5.0},
+      }.items()
+    },
     # The search found two rates about as good for it.
     "sft_then_rl, rate 1e-4": plan.Arm(
       changes=_two_stages(_settings().steps)
