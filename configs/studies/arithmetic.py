@@ -4,8 +4,9 @@
     python tools/study.py configs/studies/arithmetic.py --quick
 
 Hardware: CPU. Cost: a run takes 10 to 40 seconds of one core, with
-hypergradients of second order a few minutes, the whole study about five hours; --quick (two seeds of five methods on regime B,
-shorter runs) under ten minutes on two.
+hypergradients of second order a few minutes, the whole study about five hours;
+--quick (two seeds of five methods on regime B, shorter runs) under ten minutes
+on two.
 
 Expected: docs/results.md has what was found.
 """
