@@ -40,8 +40,10 @@ class Regime:
   """A policy to start from, and what is tried on it."""
 
   about: str  # a sentence
-  stages: Sequence[str]  # names of Study.stages; the last leaves the policy
   arms: Mapping[str, Arm]
+  stages: Sequence[str] = ()
+  """Names of Study.stages, of which the last leaves the policy; none: it is
+  the study's `settings.model.weights`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,6 @@ class Study:
   name: str
   about: str  # a paragraph for whoever reads the results
   settings: ml_collections.ConfigDict  # that all arms share, the budget too
-  stages: Mapping[str, ml_collections.ConfigDict]
-  """Runs that make the policies, each from the export of the one before."""
   regimes: Mapping[str, Regime]
   tests: Mapping[str, config.Source]  # questions that are scored at the end
   test_tokens: int  # longest answer to them
@@ -60,6 +60,10 @@ class Study:
   tables: Mapping[str, Table]
   tuning_seed: int
   reference: str  # the arm that the others are compared with
+  stages: Mapping[str, ml_collections.ConfigDict] = dataclasses.field(
+    default_factory=dict
+  )
+  """Runs that make the policies, each from the export of the one before."""
   findings: str = ""
   """What was found, in Markdown; its numbers are places in the results, which
   `findings.fill` fills."""
@@ -76,7 +80,7 @@ class Job:
 
   path: str  # of its directory, below the study's
   settings: ml_collections.ConfigDict
-  start: str | None  # path of the job whose export it starts from
+  start: str | None  # path of the job whose export it starts from, if any
   train: bool = True
   tested: bool = False  # whether the tests are scored
 
@@ -171,11 +175,11 @@ def _job(
   settings.seed = study.tuning_seed
   for change in changes:
     settings.update_from_flattened_dict(dict(change))
-  stage = start or study.regimes[regime].stages[-1]
+  stage = start or next(reversed(study.regimes[regime].stages), None)
   return Job(
     path=f"{regime}/{path}",
     settings=settings,
-    start=f"policies/{stage}",
+    start=stage and f"policies/{stage}",
     train=train,
     tested=tested,
   )

@@ -36,7 +36,7 @@ WATCHED = (
 LAST = ("bilevel/adapter_delta_norm", "bilevel/kl_to_rl_only")
 RESULT = "result.json"  # written last: the job is done
 # Settings that a job may find changed: set here, or how devices are laid out.
-_FREE = ("run_dir", "resume", "model.", "tokenizer.path", "mesh.")
+_FREE = ("run_dir", "resume", "tokenizer.path", "mesh.")
 
 
 def results(out: pathlib.Path, jobs: Sequence[plan.Job]) -> list[Any]:
@@ -111,7 +111,7 @@ def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
     settings.model.preset = None
     settings.model.weights = str(out / job.start / "export")
     settings.tokenizer.path = None
-  elif settings.tokenizer.path is None:
+  elif settings.model.weights is None and settings.tokenizer.path is None:
     characters = out / "tokenizer"
     tokenizer.character_tokenizer(characters)
     settings.tokenizer.path = str(characters)
@@ -148,10 +148,11 @@ def done(out: pathlib.Path, job: plan.Job) -> bool:
     return False
   if job.train:
     then = runs.read_settings(path)
+    free = _FREE if job.start is None else (*_FREE, "model.")
     now = dict(config.flat(config.to_dict(config.parse(job.settings))))
     for name in now:
       value = json.loads(json.dumps(now[name]))
-      if not name.startswith(_FREE) and then.get(name) != value:
+      if not name.startswith(free) and then.get(name) != value:
         raise config.ConfigError(
           f"{path} was done with {name} {then.get(name)!r}, and the study now "
           f"has {value!r}: name another --out"

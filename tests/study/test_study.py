@@ -1,6 +1,8 @@
 """A study does every run once, goes on where it was, and says what it found."""
 
+import dataclasses
 import json
+import pathlib
 import re
 from typing import Any
 
@@ -311,6 +313,51 @@ def test_runs_of_an_edited_study_are_not_taken_for_its_own(tmp_path):
   study.settings.adapter.rank = 3
   with pytest.raises(config.ConfigError, match=r"adapter\.rank 2.* has 3"):
     work.results(tmp_path / "out", [job])
+
+
+def test_a_study_may_start_from_weights_that_are_there(tmp_path):
+  tiny_run.weights(tmp_path / "one")
+  tiny_run.weights(tmp_path / "other", seed=1)
+  first = make_study(tiny_run.settings(tmp_path / "one"), ARMS)
+  asked = config.Source(task="arithmetic", count=3, task_options={"steps": 1})
+  first = dataclasses.replace(first, tests={"test": asked})
+  assert plan.stages(first, first.regimes["B"]) == []
+  base = plan.final(first, "B", {})["base"][1]
+  out = tmp_path / "out"
+  work.perform(out, first, base)
+  (found,) = work.results(out, [base])
+  assert len(found["tests"]["test"]["right"]) == 3
+  # No policy was made, nor a tokenizer for it.
+  assert not (out / "policies").exists()
+  assert not (out / "tokenizer").exists()
+  # Other weights are another study.
+  job = plan.final(first, "B", {})["grpo"][1]
+  (out / job.path).mkdir(parents=True)
+  plain = config.to_dict(config.parse(job.settings))
+  (out / job.path / "config.json").write_text(json.dumps({"config": plain}))
+  (out / job.path / "metrics.jsonl").write_text('{"step": 0}\n')
+  (out / job.path / work.RESULT).write_text('{"seed": 1}')
+  assert work.done(out, job)
+  other = make_study(tiny_run.settings(tmp_path / "other"), ARMS)
+  with pytest.raises(config.ConfigError, match=r"model\.weights.*other"):
+    work.done(out, plan.final(other, "B", {})["grpo"][1])
+
+
+def test_the_documented_study_can_be_planned(tmp_path):
+  page = pathlib.Path(__file__).parents[2] / "docs" / "how_to" / "own_study.md"
+  (code,) = re.findall(r"```python[^\n]*\n(.*?)```", page.read_text(), re.S)
+  file = tmp_path / "my_study.py"
+  file.write_text(code)
+  out = tmp_path / "out"
+  command = [str(file), "--quick", "--out", str(out)]
+  assert tool.main([*command, "--report-only"]) == 0
+  assert "bridge (0 of 3 seeds)" in (out / "results.md").read_text()
+  assert tool.main([*command, "--arms", "base"]) == 0
+  whole = json.loads((out / "results.json").read_text())
+  accuracy, *_ = whole["regimes"]["quickstart"]["arms"]["base"]["tests"][
+    "held out"
+  ]
+  assert 0.05 < accuracy < 0.2  # the quickstart's start has 11%
 
 
 def test_what_is_no_arm_is_refused(tmp_path, capsys):
