@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = _parse(arguments)
   sets = _benchmarks(options)
   if LABELS in options.kinds:
-    sets |= _labelled(options.data)
+    files = {name: labelled(options.data / "grader", name) for name in LABELLED}
+    sets |= {name: pairs for name, pairs in files.items() if pairs}
   if not sets:
     print(f"no eval/*.jsonl or grader/*.jsonl in {options.data}")
     return 2
@@ -94,13 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
   for name, pairs in sets.items():
     ours, alone = _in_fresh_processes(pairs)
     agreement = [_agreement(pairs, graded, alone) for graded in (ours, alone)]
-    labelled = pairs[0].label is not None
+    has_labels = pairs[0].label is not None
     rates = [len(pairs) / graded.seconds for graded in (ours, alone)]
     table.add_row(
       name,
       str(len(pairs)),
       str(ours.parsed),
-      " / ".join(agreement) if labelled else agreement[0],
+      " / ".join(agreement) if has_labels else agreement[0],
       *(f"{rate:.0f}" for rate in rates),
       f"{rates[0] / rates[1]:.1f}",
     )
@@ -219,25 +220,23 @@ KINDS: dict[str, Callable[[list[dict[str, Any]]], Iterator[Pair]]] = {
 }
 
 
-def _labelled(data: pathlib.Path) -> dict[str, list[Pair]]:
-  sets = {}
-  for name, is_answer in LABELLED.items():
-    rows = [
-      row
-      for row in _rows(data / "grader" / f"{name}.jsonl")
-      if not OTHER_SETTINGS & row.get("meta", {}).keys()
-    ]
-    if rows:
-      sets[name] = [
-        Pair(
-          rf"\boxed{{{row['pred']}}}" if is_answer else row["pred"],
-          row["gold"],
-          {},
-          row["equal"],
-        )
-        for row in rows
-      ]
-  return sets
+def labelled(folder: pathlib.Path, name: str) -> list[Pair]:
+  """Returns the pairs of a file of published labels; [] where it is not.
+
+  Args:
+    folder: that the file is in.
+    name: of the file, one of LABELLED.
+  """
+  return [
+    Pair(
+      rf"\boxed{{{row['pred']}}}" if LABELLED[name] else row["pred"],
+      row["gold"],
+      {},
+      row["equal"],
+    )
+    for row in _rows(folder / f"{name}.jsonl")
+    if not OTHER_SETTINGS & row.get("meta", {}).keys()
+  ]
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -128,17 +128,19 @@ def _regime(
   needed |= {
     source for arm in needed for source, _ in regime.arms[arm].takes.values()
   }
-  while left := [
-    job
-    for arm, jobs in plan.tuning(
-      study, name, _points(_searches(out, study, name))
-    ).items()
-    if arm in needed
-    for job in jobs
-    if not work.done(out, job)
-  ]:
+  while True:
+    chosen = _points(_searches(out, study, name))
+    left = [
+      job
+      for arm, jobs in plan.tuning(study, name, chosen).items()
+      if arm in needed
+      for job in jobs
+      if not work.done(out, job)
+    ]
+    if not left:
+      break
     perform(left)
-  jobs = plan.final(study, name, _points(_searches(out, study, name)))
+  jobs = plan.final(study, name, chosen)
   # All methods of a seed before the next seed: what is there can be compared.
   wanted = [
     (seed, job)

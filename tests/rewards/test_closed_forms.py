@@ -31,6 +31,10 @@ def _latex(form):
   return mathematics._plain(sympy.latex(form))
 
 
+def _matrix(rows):
+  return rf"\begin{{pmatrix}}{rows}\end{{pmatrix}}"
+
+
 def test_it_judges_as_sympy_does():
   read = 0
   for a in FORMS:
@@ -79,6 +83,24 @@ def test_it_judges_as_sympy_does():
     ("", "1", None),
     (")(", "1", None),
     ("x+", "x", None),
+    (r"1\pm\sqrt{19}", r"1-\sqrt{19},1+\sqrt{19}", True),
+    (r"1\pm\sqrt{19}", "-4", False),
+    (r"\pm2", r"\{2,-2\}", True),
+    (_matrix(r"1&2\\3&4"), _matrix(r"1&2\\3&4"), True),
+    (_matrix(r"1&2\\3&4"), _matrix(r"1&2\\3&5"), False),
+    (_matrix(r"1\\\frac12"), _matrix(r"1\\0.5"), True),
+    (_matrix(r"1&2"), _matrix(r"1\\2"), None),
+    (r"137\frac{1}{2}", "84", False),
+    (r"137\frac{1}{2}", "68.5", None),
+    ("17.5\\%", "10", False),
+    ("17.5\\%", "0.175", None),
+    (r"\frac{\log2}{\log3}", r"\frac{\log3}{\log2}", False),
+    (r"\frac{\log2}{\log3}", r"\frac{\ln2}{\ln3}", None),
+    (r"\log100", "2", None),
+    ("7,14", "36", False),
+    ("7,14", "7.14", None),
+    ("x=1,y=2", "y=2,x=1", True),
+    ("x=1,y=2", "y=2,x=3", False),
   ],
 )
 def test_what_is_ambiguous_is_left_unread(a, b, judged):

@@ -6,13 +6,10 @@ import pathlib
 import pytest
 
 from bilevel_jax import types
-from bilevel_jax.rewards import closed_forms, kinds, mathematics, symbolic
+from bilevel_jax.rewards import kinds, mathematics, symbolic
 
 ANSWERS = pathlib.Path(__file__).parents[2].parent / "shared/data/eval"
-
-
-def _matrix(rows):
-  return rf"\begin{{pmatrix}}{rows}\end{{pmatrix}}"
+COLUMN = r"\begin{pmatrix}1\\2\end{pmatrix}"
 
 
 @pytest.mark.parametrize(
@@ -34,8 +31,8 @@ def _matrix(rows):
     (r"(0,9)\cup(9,36)", "12", True),
     (r"(0,9)\cup(9,36)", "1,2,3", True),
     (r"(0,1]\cup(1,2)", "(0,2)", False),
-    (_matrix(r"1\\2"), "(1,2,3)", True),
-    (_matrix(r"1\\2"), "x=2", True),
+    (COLUMN, "(1,2,3)", True),
+    (COLUMN, "x=2", True),
     ("a=2,a=6", "20", True),
     ("x^2=4", r"\{2,-2\}", False),  # its solutions
     ("x=2+3", "6", True),
@@ -54,34 +51,6 @@ def test_only_what_differs_in_every_reading_differs(a, b, differ):
   assert kinds.differ(b, a, None) is differ
 
 
-@pytest.mark.parametrize(
-  ("a", "b", "judged"),
-  [
-    (r"1\pm\sqrt{19}", r"1-\sqrt{19},1+\sqrt{19}", True),
-    (r"1\pm\sqrt{19}", "-4", False),
-    (r"\pm2", r"\{2,-2\}", True),
-    (_matrix(r"1&2\\3&4"), _matrix(r"1&2\\3&4"), True),
-    (_matrix(r"1&2\\3&4"), _matrix(r"1&2\\3&5"), False),
-    (_matrix(r"1\\\frac12"), _matrix(r"1\\0.5"), True),
-    (_matrix(r"1&2"), _matrix(r"1\\2"), None),
-    (r"137\frac{1}{2}", "84", False),
-    (r"137\frac{1}{2}", "68.5", None),
-    ("17.5\\%", "10", False),
-    ("17.5\\%", "0.175", None),
-    (r"\frac{\log2}{\log3}", r"\frac{\log3}{\log2}", False),
-    (r"\frac{\log2}{\log3}", r"\frac{\ln2}{\ln3}", None),
-    (r"\log100", "2", None),
-    ("7,14", "36", False),
-    ("7,14", "7.14", None),
-    ("x=1,y=2", "y=2,x=1", True),
-    ("x=1,y=2", "y=2,x=3", False),
-  ],
-)
-def test_lists_and_readings(a, b, judged):
-  assert closed_forms.equal(a, b) is judged
-  assert closed_forms.equal(b, a) is judged
-
-
 def test_math_verify_judges_other_answers_of_a_benchmark_alike(monkeypatch):
   path = ANSWERS / "math500.jsonl"
   if not path.is_file():
@@ -90,14 +59,11 @@ def test_math_verify_judges_other_answers_of_a_benchmark_alike(monkeypatch):
   answers = [json.loads(row)["answer"] for row in rows]
   answers = [answer for answer in answers if not answer.isdigit()]
   parsed = []
-  monkeypatch.setattr(symbolic, "equal", lambda *pair: parsed.append(pair))
+  monkeypatch.setattr(symbolic, "equal", lambda *pair: parsed.append(pair) or 0)
   judge = symbolic._math_verify().verify
   parse = symbolic._parse
   for answer, other in zip(answers, answers[3:], strict=False):
     question = types.Question("", "", answer, None, {})
-    monkeypatch.setattr(
-      symbolic, "equal", lambda *pair: parsed.append(pair) or 0
-    )
     judged = mathematics.verify(rf"\boxed{{{other}}}", question)
     if parsed:
       parsed.clear()
