@@ -13,10 +13,8 @@ _SEVERAL = re.compile(r"[,=;]|\\\{")
 _MATRIX = re.compile(r"\\+begin\{([pb]matrix)\}.*\\+end\{\1\}")
 _UNION = re.compile(r"\\c[ua]p(?![a-zA-Z])")
 _INTERVAL = re.compile(r"[\[(][^,]*,[^,]*[\])]")
-_RELATION = (
-  r"[<>]|\\(?:leq?|geq?|leqslant|geqslant|lt|gt|neq?|in|sim|to|iff"
-  r"|implies)(?![a-zA-Z])"
-)
+_ORDER = r"[<>]|\\(?:leq?|geq?|leqslant|geqslant|lt|gt|neq?)(?![a-zA-Z])"
+_RELATION = _ORDER + r"|\\(?:in|sim|to|iff|implies)(?![a-zA-Z])"
 # What has a relation, or two equations, is not one value.
 _NO_VALUE = re.compile(_RELATION + r"|=[^=]*,[^=]*=")
 _NO_EQUATION = re.compile(
@@ -44,14 +42,17 @@ _CONSTANTS = frozenset("eid")  # and d, which may be a differential's
 def differ(a: str, b: str, tolerance: float | None) -> bool:
   """Returns whether two answers differ in every reading; False: perhaps not.
 
+  They are such as `closed_forms.equal` has left open.
+
   Args:
     a: LaTeX without white space and spacing commands.
     b: the same.
     tolerance: greatest difference of equal numbers.
   """
-  a, b = _side_like(a, b), _side_like(b, a)
-  if closed_forms.equal(a, b, tolerance) is False:
+  sides = _side_like(a, b), _side_like(b, a)
+  if sides != (a, b) and closed_forms.equal(*sides, tolerance) is False:
     return True
+  a, b = sides
   return any(
     _is_no_value(one, other, tolerance)
     or _is_set_of_other_kind(one, other)
@@ -89,6 +90,8 @@ def _mentions(text: str, value: str, tolerance: float | None) -> bool:
 def _is_no_value(one: str, value: str, tolerance: float | None) -> bool:
   if not _is_value(value):
     return False
+  if re.match(_ORDER, one):
+    return True
   return bool(_NO_VALUE.search(one)) and not _mentions(one, value, tolerance)
 
 

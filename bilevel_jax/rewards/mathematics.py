@@ -22,9 +22,10 @@ def verify(completion: str, question: types.Question) -> float:
 
   Final answers (see `extraction.extract`) that are the same text, numbers and
   closed forms are compared here, these by their values. Everything else goes
-  to math-verify, which reads the end of the completion: its boxes, else what
-  is said to be the answer, else the last formula or number. Its own time
-  limits are off, for they need SIGALRM, hence the main thread.
+  to math-verify: the final answer, where there is a box, all boxes at the end
+  where the answer has several parts, else the end of the completion, of which
+  it reads what is said to be the answer, or the last formula or number. Its
+  own time limits are off, for they need SIGALRM, hence the main thread.
 
   Numbers are equal to six decimals and three digits. A question may bring its
   own tolerance, as OlympiadBench's do: `meta["error"]`, the greatest
@@ -37,9 +38,16 @@ def verify(completion: str, question: types.Question) -> float:
   error = question.meta.get("error")
   tolerance = None if error is None else float(error)
   judged = _equal(final, wanted, tolerance)
-  in_boxes = _ends_in_boxes(completion) or _ends_in_boxes(answer)
+  in_boxes = _ends_in_boxes(answer) or (
+    _PARTS.search(answer) is not None and _ends_in_boxes(completion)
+  )
   if judged is None or (not judged and in_boxes):
-    judged = symbolic.equal(answer, completion)
+    # A box that says nothing must not let an earlier number be the answer.
+    alone = not in_boxes and extraction.last_box(completion) is not None
+    judged = symbolic.equal(
+      answer,
+      rf"\boxed{{{final.replace('~', ' ')}}}" if alone else completion,
+    )
   return float(judged)
 
 
@@ -49,12 +57,18 @@ def _equal(final: str, wanted: str, tolerance: float | None) -> bool | None:
     return None
   if _depth(final) > _DEEPEST:
     return False
-  given, target = _plain(final), _plain(wanted)
+  target = _plain(wanted)
+  if extraction.as_number(_bare(target)) is not None:
+    final = _LABEL.sub("", _UNIT_WORDS.sub("", final))
+  given = _plain(final)
   if target and _as_text(given) == _as_text(target):
     return True
   given, target = _without_name(given, target), _without_name(target, given)
   # `32, 349` are two numbers.
-  may_be_list = _LIST.search(final) is not None and "," not in target
+  may_be_list = any(
+    _LIST.search(text) is not None and "," not in other
+    for text, other in ((final, target), (wanted, given))
+  )
   if not may_be_list:
     judged = _equal_numbers(given, target, tolerance)
     if judged is not None:
@@ -83,8 +97,8 @@ def _equal_numbers(
 
 def _without_separators(text: str) -> str:
   """A number in its plainest form: without separators of thousands."""
-  number = None if "%" in text else extraction.as_number(_bare(text))
-  return text if number is None else str(number)
+  is_number = "%" not in text and extraction.as_number(text) is not None
+  return text.replace(",", "") if is_number else text
 
 
 def _ends_in_boxes(completion: str) -> bool:
@@ -95,11 +109,32 @@ def _ends_in_boxes(completion: str) -> bool:
 
 
 _BETWEEN = 80  # characters that such boxes are apart, at most
+_PARTS = re.compile(r"[,;]|\\pm|\\mp|\b(?:and|or)\b")
 
 
 _NOISE = re.compile(
-  r"\s|\\q?quad(?![a-zA-Z])|\$|\\[!,;:$]|\\(?:left|right)(?![a-zA-Z])|\^\\circ|\^\{\\circ\}"
-  r"|[.,]$"
+  r"\s|~|(?<!\\)\\\s|\\q?quad(?![a-zA-Z])|\$|\\[!,;:$]"
+  r"|\\(?:left|right)(?![a-zA-Z])|\^\\circ|\^\{\\circ\}|[.,]$"
+)
+_SIGNS = str.maketrans(
+  {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{DEGREE SIGN}": ""}
+)
+# White space between digits: separators of thousands, a mixed number, TeX's
+# \frac 1 2; else there are two numbers.
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:\s\d{3})+(?![\d\s]*\d)")
+_MIXED = re.compile(r"(?<![\d.])(\d+)(?:\s|~|\\\s)+(\d+/\d+)")
+_TWO_ARGUMENTS = re.compile(r"(frac\s*\d)\s+(?=\d)")
+_APART = re.compile(r"(?<=\d)(?:\s|\\\s|\\q?quad(?![a-zA-Z]))+(?=\d)")
+_REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\overline\s*\{(\d{1,50})\}")
+# `25 dollars` is 25 where that is what is asked for; 3 thirds are not 3.
+_UNIT_WORDS = re.compile(
+  r"(?<=[\d}])\s+(?!hundred|thousand|[mbtr]+illion|dozen|hal[fv]|third|fourth"
+  r"|quarter|fifth|sixth|eighth|tenth|squared|cubed)[a-z]{3,}(?:\s+[a-z]{2,})*"
+  r"\.?\s*$"
+)
+# Of an answer among several: `\textbf{(C)}\ 5`.
+_LABEL = re.compile(
+  r"^\s*\\text(?:bf|rm)?\s*\{\s*\([A-E]\)[\s~]*\}(?:\\?\s|[~:])*(?=\S)"
 )
 # Commands, and letters on their own: `a b c` is a product, and no word.
 _COMMAND_END = re.compile(
@@ -137,7 +172,18 @@ def _without_name(text: str, other: str) -> str:
   return named[2] if named and alike and (others or "=" not in other) else text
 
 
+def _repeating(found: re.Match[str]) -> str:
+  """`0.1\\overline{6}` as a fraction."""
+  start, digits = found[1] + found[2], found[3]
+  top = int(start + digits) - int(start or "0")
+  bottom = "9" * len(digits) + "0" * len(found[2])
+  return rf"\frac{{{top}}}{{{bottom}}}"
+
+
 def _plain(latex: str) -> str:
+  latex = _THOUSANDS.sub(lambda found: "".join(found[0].split()), latex)
+  latex = _TWO_ARGUMENTS.sub(r"\1", _MIXED.sub(r"(\1+\2)", latex))
+  latex = _REPEATING.sub(_repeating, _APART.sub(",", latex.translate(_SIGNS)))
   unwrapped = _COMMAND_END.sub(r"\1{}", _WRAPPED.sub(r"\1", latex))
   plain = _NOISE.sub("", unwrapped).replace("dfrac", "frac")
   return plain.replace("{,}", ",")
