@@ -12,6 +12,7 @@ where it stopped; with --against, it says how much better it is than another.
 """
 
 import argparse
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -39,6 +40,8 @@ from bilevel_jax.evaluation import (
 )
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers, cache, sampling
+from bilevel_jax.rollout import layout as layouts
+from bilevel_jax.training import meshes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,7 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add("--system", "system message")
   add("--template", "the user's turn, with {question} where that goes")
   add("--verifier", "what says whether an answer is right", default="math")
-  add("--rows", "completions sampled at once", int, 64)
+  add("--rows", "completions sampled at once on a device", int, 64)
   add("--dtype", "float32 or bfloat16: of weights and cache")
   add(
     "--check-overlap",
@@ -153,6 +156,7 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
   )
   settings = _settings(options, wording, asked)
   earlier = {out: against.read(out, settings) for out in options.against or ()}
+  devices = jax.local_devices()
   with console.status(f"reading {options.weights}"):
     model = loading.load(
       options.weights,
@@ -160,6 +164,7 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
       wording,
       revision=options.revision,
       dtype=options.dtype,
+      place=functools.partial(meshes.for_sampling, devices=devices),
     )
   prompts = {
     name: [model.tokenizer.prompt_tokens(q) for q in questions]
@@ -282,7 +287,8 @@ def _answer(
   start: int,
 ) -> list[dict[str, Any]]:
   """Returns the records of the next few questions."""
-  count = max(1, options.rows // options.samples)
+  rows = options.rows * layouts.Layout(model.policy.rows).shards
+  count = max(1, rows // options.samples)
   chosen = slice(start, start + count)
   # A question's samples depend on neither the chunk nor the other benchmarks.
   key = jax.random.fold_in(
@@ -304,8 +310,9 @@ def _answer(
     ),
     model.tokenizer,
     scorer,
-    max_rows=options.rows,
-    cache_bytes=cache.default_bytes(jax.devices()[:1]),
+    max_rows=rows,
+    cache_bytes=cache.default_bytes(jax.local_devices()),
+    sharding=model.policy.rows,
   )
   return [
     summary.record(answered, number) for number in range(len(prompts[chosen]))

@@ -1,8 +1,10 @@
 """Weights from anywhere, with their tokenizer, ready to sample."""
 
 import dataclasses
+import functools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,7 +12,12 @@ import jax
 from bilevel_jax import config, types
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.models import policy as policy_lib
-from bilevel_jax.models import presets, sources
+from bilevel_jax.models import presets, sources, transformer
+
+Place = Callable[
+  [presets.Architecture, types.Tree],
+  tuple[jax.sharding.NamedSharding, types.Tree],
+]
 
 
 class Model(NamedTuple):
@@ -29,8 +36,9 @@ def load(
   *,
   revision: str | None = None,
   dtype: str | None = None,
+  place: Place | None = None,
 ) -> Model:
-  """Returns the model that `source` names, on one device.
+  """Returns the model that `source` names.
 
   Args:
     source: what `models.sources.load` takes.
@@ -38,13 +46,22 @@ def load(
     wording: how a prompt is put.
     revision: branch, tag or commit of a hub id.
     dtype: of weights and cache; None: float32 on a CPU, else bfloat16.
+    place: from an architecture and the shapes of its base to where rows are
+      (`policy.rows`) and where each array is; None: on one device.
 
   Raises:
     ConfigError: it cannot be found, read, or put together.
   """
-  found = sources.load(source, scratch, revision=revision)
+  found = sources.find(source, scratch, revision=revision)
   worded = tokenizer(found.files, wording)
   worded.check_fits(found.architecture.vocab_size)
+  rows, places = None, None
+  if place is not None:
+    shapes = jax.eval_shape(
+      functools.partial(transformer.init, architecture=found.architecture),
+      jax.random.key(0),
+    )
+    rows, places = place(found.architecture, shapes)
   on_cpu = jax.default_backend() == "cpu"
   policy = policy_lib.make(
     found.architecture,
@@ -54,8 +71,9 @@ def load(
     compute_dtype=dtype or ("float32" if on_cpu else "bfloat16"),
     attention="auto",
     remat="none",
+    rows=rows,
   )
-  weights = jax.jit(policy.merge)(found.base, None)
+  weights = jax.jit(policy.merge)(found.read(places), None)
   return Model(found.architecture, policy, weights, worded)
 
 

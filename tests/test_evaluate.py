@@ -12,7 +12,8 @@ from bilevel_jax.data import tokenizer
 from bilevel_jax.evaluation import benchmark_table, paired, summary, tables
 from bilevel_jax.models import huggingface
 from bilevel_jax.rewards import verifiers
-from bilevel_jax.rollout import engine
+from bilevel_jax.rollout import answers, engine
+from bilevel_jax.training import meshes
 from tests import tiny_run
 
 BUDGET = 8
@@ -98,6 +99,43 @@ def test_greedy_scores_are_those_of_the_engines_texts(directory, run):
   assert scores["settings"]["max_new_tokens"] == BUDGET
   assert "mean_of_five" not in scores
   assert "pass@1" in out
+
+
+@pytest.mark.parametrize(("bytes_each", "split"), [(None, 1), (30_000, 2)])
+def test_several_devices_answer_as_one_does(
+  bytes_each, split, run, tmp_path, monkeypatch
+):
+  """Copies of the weights, or parts where a device has no room for a copy."""
+  tiny_run.weights(tmp_path, kv_heads=2)
+  devices, answer, asked = jax.local_devices(), answers.answer, []
+  assert len(devices) == 4
+
+  def watched(*arguments, **named):
+    asked.append((arguments, named))
+    return answer(*arguments, **named)
+
+  monkeypatch.setattr(answers, "answer", watched)
+
+  def records(out):
+    code, *_ = run(
+      *("--weights", str(tmp_path / "policy"), "--out", str(tmp_path / out)),
+      *("--samples", "3", "--temperature", "1"),
+    )
+    assert code == 0
+    return _lines(tmp_path / out / "records" / "gsm8k.jsonl")
+
+  monkeypatch.setattr(meshes, "_reported_bytes", lambda _: bytes_each)
+  several = records("several")
+  (_, weights, *_), named = asked[0]
+  kernel = weights["layers"][0]["q"]["kernel"]
+  width, heads = kernel.shape
+  assert kernel.sharding.shard_shape(kernel.shape) == (width, heads // split)
+  assert named["sharding"].num_devices == 4
+  assert named["max_rows"] == 4 * 4 // split
+  monkeypatch.setattr(meshes, "_reported_bytes", lambda _: None)
+  monkeypatch.setattr(jax, "local_devices", lambda: devices[:1])
+  assert several == records("one")
+  assert asked[-1][1]["sharding"].num_devices == 1
 
 
 def test_a_call_goes_on_where_the_last_one_stopped(run):

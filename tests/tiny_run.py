@@ -1,5 +1,6 @@
 """A whole run that is small enough for a test: weights, tokenizer, settings."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -35,13 +36,14 @@ def make_policy(architecture=ARCHITECTURE, compute_dtype="float32", **changes):
   return policy.make(architecture, **(settings | changes))
 
 
-def weights(directory: pathlib.Path, seed: int = 0) -> pathlib.Path:
+def weights(directory: pathlib.Path, seed: int = 0, **changes) -> pathlib.Path:
   """Writes random weights with a character tokenizer; returns directory."""
+  architecture = dataclasses.replace(ARCHITECTURE, **changes)
   tokenizer.character_tokenizer(directory / "tokenizer")
-  base = jax.jit(make_policy().init)(jax.random.key(seed))
+  base = jax.jit(make_policy(architecture).init)(jax.random.key(seed))
   return huggingface_export.export(
     directory / "policy",
-    ARCHITECTURE,
+    architecture,
     base,
     source_directory=directory / "tokenizer",
   )

@@ -10,10 +10,13 @@ import numpy as np
 from bilevel_jax import config, processes
 from bilevel_jax.models import presets
 from bilevel_jax.training import memory_plan, sharding
+from bilevel_jax.types import Tree
 
 # A model whose whole run takes less than this share of a device, or so many
 # bytes where devices do not say what they have, is copied to each of them.
 _SMALL_SHARE, _SMALL_BYTES = 0.5, 2**30
+# Of a device, what weights may take while they are read to be sampled from.
+_ROOM = 0.9
 
 
 class Sizes(NamedTuple):
@@ -121,6 +124,46 @@ def make(
     peak += f" of {limit / 2**30:.1f}"
   line = f"mesh: {chosen.sizes}, {chosen.reason}; {peak} a device"
   return sharding.make_mesh(*chosen.sizes, devices=used), line
+
+
+def for_sampling(
+  architecture: presets.Architecture,
+  base: Tree,
+  *,
+  devices: Sequence[Any],
+) -> tuple[jax.sharding.NamedSharding, Tree]:
+  """Returns where rows are and where each array is, to sample and no more.
+
+  Each device has a copy of the weights and a part of the rows. Where a device
+  has no room for the weights as they are read, float32 and a copy in the
+  compute dtype, matrices are split over as few devices as it takes.
+
+  Args:
+    architecture: of the model.
+    base: its arrays, or their shapes.
+    devices: to use, of this process.
+
+  Raises:
+    ConfigError: there is no room, however it is split.
+  """
+  limit = _reported_bytes(devices) or math.inf
+  needed = 6 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(base))
+  splits = [
+    n
+    for n in range(1, len(devices) + 1)
+    if len(devices) % n == 0 and architecture.kv_heads % n == 0
+  ]
+  fitting = [n for n in splits if needed / n <= _ROOM * limit]
+  if not fitting:
+    raise config.ConfigError(
+      f"the weights take {needed / splits[-1] / 2**30:.1f} GiB on each of "
+      f"{len(devices)} devices while they are read, at the finest split that "
+      f"this model allows ({splits[-1]}), and may take "
+      f"{_ROOM * limit / 2**30:.1f}"
+    )
+  tensor = fitting[0]
+  mesh = sharding.make_mesh(len(devices) // tensor, 1, tensor, devices=devices)
+  return sharding.batch_sharding(mesh), sharding.shardings(base, mesh)
 
 
 def _as_asked(asked: config.Mesh, devices: int) -> Sizes:

@@ -1,12 +1,15 @@
 """The layout that is chosen for a run, and runs that are refused."""
 
 import dataclasses
+import functools
 
+import jax
 import pytest
 
 from bilevel_jax import config
-from bilevel_jax.models import presets
-from bilevel_jax.training import memory_plan, meshes
+from bilevel_jax.models import presets, transformer
+from bilevel_jax.rollout import layout
+from bilevel_jax.training import memory_plan, meshes, sharding
 
 GIB = 2**30
 
@@ -28,6 +31,11 @@ def choose(devices, gib, *, given=None, preset="qwen2.5-3b", **changes):
   return meshes.choose(
     settings(**(given or {})), architecture, devices, int(gib * GIB)
   )
+
+
+def base_of(architecture):
+  init = functools.partial(transformer.init, architecture=architecture)
+  return jax.eval_shape(init, jax.random.key(0))
 
 
 def test_a_small_model_is_copied_to_each_device():
@@ -101,3 +109,44 @@ def test_offloading_leaves_no_activations_on_the_device():
     kept[remat] = plan.update["activations kept"]
   assert kept["offload"] == 0
   assert kept["everything"] < kept["attention_and_mlp"] < kept["none"]
+
+
+@pytest.mark.parametrize(
+  ("preset", "devices", "gib", "copies"),
+  [
+    ("smollm2-135m", 4, 16, 4),
+    ("qwen3-8b", 4, 80, 4),  # 46 GiB as it is read
+    ("qwen3-8b", 4, 40, 2),
+    ("qwen3-8b", 4, None, 4),
+    ("qwen3-8b", 6, 40, 3),
+  ],
+)
+def test_samplers_share_weights_among_as_few_devices_as_hold_them(
+  preset, devices, gib, copies, monkeypatch
+):
+  limit = None if gib is None else gib * GIB
+  monkeypatch.setattr(meshes, "_reported_bytes", lambda _: limit)
+  monkeypatch.setattr(
+    sharding,
+    "make_mesh",
+    lambda *sizes, devices: meshes.Sizes(*sizes).abstract(),
+  )
+  architecture = presets.get(preset)
+  base = jax.eval_shape(
+    functools.partial(transformer.init, architecture=architecture),
+    jax.random.key(0),
+  )
+  rows, places = meshes.for_sampling(
+    architecture, base, devices=[None] * devices
+  )
+  assert layout.Layout(rows).shards == copies
+  kernel = base["layers"]["up"]["kernel"].shape
+  part = places["layers"]["up"]["kernel"].shard_shape(kernel)
+  assert part == (*kernel[:2], kernel[2] * copies // devices)
+
+
+def test_weights_that_no_split_makes_fit_are_refused(monkeypatch):
+  monkeypatch.setattr(meshes, "_reported_bytes", lambda _: 10 * GIB)
+  base = base_of(architecture := presets.get("qwen3-8b"))
+  with pytest.raises(config.ConfigError, match=r"11\.4 GiB on each of 4"):
+    meshes.for_sampling(architecture, base, devices=[None] * 4)
