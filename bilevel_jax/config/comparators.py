@@ -24,6 +24,9 @@ class Mixed:
   sft_weight: float = setting(
     1.0, "of the SFT loss, beside 1 for the RL loss", at_least=0
   )
+  adapter: bool = setting(
+    False, "whether the adapter descends it, too, with its own optimiser"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

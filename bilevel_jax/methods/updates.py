@@ -134,7 +134,8 @@ def joint(
 ) -> Update:
   """Returns base <- base - lr (s grad L_SFT + r grad L_RL), s and r by `weigh`.
 
-  A gradient whose weight is exactly 0 is absent.
+  A gradient whose weight is exactly 0 is absent. An adapter in the state moves
+  likewise, by its own optimiser.
 
   Args:
     ingredients: of the method.
@@ -146,22 +147,22 @@ def joint(
   rl_gradient = ingredients.gradient(rl_objective or ingredients.problem.lower)
 
   def update(state: TrainState, batch: StepBatch):
-    rl = rl_gradient(state.base, None, batch.rl)
+    rl = rl_gradient(state.base, state.adapter, batch.rl)
     # One after the other, so that only one's activations are in memory.
     rl, base = jax.lax.optimization_barrier((rl, state.base))
-    sft = sft_gradient(base, None, batch.sft)
+    sft = sft_gradient(base, state.adapter, batch.sft)
     agreement = problem.agreement(sft.base, rl.base)
     mix = weigh(state, sft, rl, agreement)
     total = jax.tree.map(
       lambda s, r: (
         penalty.weigh(mix.sft_weight, s) + penalty.weigh(mix.rl_weight, r)
       ),
-      sft.base,
-      rl.base,
+      {"base": sft.base, "adapter": sft.adapter},
+      {"base": rl.base, "adapter": rl.adapter},
     )
-    state, norms = contract.advance(
-      state, ingredients.optimizers, {"base": total}
-    )
+    if state.adapter is None:
+      del total["adapter"]
+    state, norms = contract.advance(state, ingredients.optimizers, total)
     if mix.extra is not None:
       state = dataclasses.replace(state, extra=mix.extra)
     return state, {
@@ -186,6 +187,7 @@ def joint_method(
   objective: problem.Objective | None = None,
   rl_objective: problem.Objective | None = None,
   extra: Callable[[Tree], Any] = lambda base: {},
+  adapter: bool = False,
 ) -> contract.Method:
   """Returns the method whose every update is joint, with its own state.
 
@@ -195,17 +197,18 @@ def joint_method(
     objective: as in `joint`.
     rl_objective: as in `joint`.
     extra: base -> the method's own state before the first update.
+    adapter: whether there is an adapter that moves, too.
   """
 
-  def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
+  def init(base: Tree, given: Tree | None) -> TrainState:
+    trees = {"base": base, "adapter": given} if adapter else {"base": base}
     return dataclasses.replace(
-      contract.new_state(ingredients.optimizers, base=base), extra=extra(base)
+      contract.new_state(ingredients.optimizers, **trees), extra=extra(base)
     )
 
   plan = contract.Plan(rollouts=True, demonstrations=True)
   return contract.Method(
-    trains_adapter=False,
+    trains_adapter=adapter,
     init=init,
     plan=lambda step: plan,
     update=joint(

@@ -100,6 +100,30 @@ def test_mixed_descends_the_weighted_sum_and_logs_the_effective_mix(world):
   )
 
 
+def test_mixed_moves_an_adapter_down_the_same_sum(world):
+  method = world.method("mixed", mixed={"sft_weight": 0.3, "adapter": True})
+  state = world.start(method)
+  after, metrics = jax.jit(method.update)(state, world.batch(method))
+  problem = world.problem()
+
+  def total(base, adapter):
+    sft, _ = problem.upper(base, adapter, world.sft)
+    rl, _ = problem.lower(base, adapter, world.rl)
+    return 0.3 * sft + rl
+
+  down = jax.grad(total, argnums=(0, 1))(world.base, world.adapter)
+  chex.assert_trees_all_close(
+    (after.base, after.adapter),
+    _descended((world.base, world.adapter), down),
+    atol=1e-6,
+  )
+  norm = optax.tree.norm(down[1])
+  assert norm > 1e-3
+  np.testing.assert_allclose(
+    metrics["optimizer/adapter_gradient_norm"], norm, rtol=1e-5
+  )
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_gta_drops_an_sft_gradient_that_opposes_rl(world, sign):
   """Demonstrations as rollouts: RL agrees with SFT, or is its opposite."""
