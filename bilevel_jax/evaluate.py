@@ -38,10 +38,17 @@ from bilevel_jax.evaluation import (
   summary,
   tables,
 )
-from bilevel_jax.rewards import pool
+from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers, cache, sampling
 from bilevel_jax.rollout import layout as layouts
 from bilevel_jax.training import meshes
+
+# Of settings that are named in messages.
+_FLAGS = {
+  "reward.verifiers": "--verifier",
+  "tokenizer.prompt": "--template",
+  "tokenizer.system_prompt": "--system",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
       _evaluate(options, pathlib.Path(scratch))
   except (config.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    message = str(error)
+    for setting, flag in _FLAGS.items():
+      message = message.replace(setting, flag)
+    print(f"error: {message}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print("\ninterrupted: the same command goes on from here", file=sys.stderr)
@@ -129,9 +139,18 @@ def _check(options: argparse.Namespace) -> None:
     )
   try:
     sampling.rules(_drawing(options), 1)
+    sampling.key(options.seed)
   except ValueError as error:
     message = str(error).replace("sampling.", "--").replace("_", "-")
     raise config.ConfigError(message) from None
+  if "" in (options.stop or ()):
+    raise config.ConfigError("--stop must not be empty, got ''")
+  if options.verifier == "regex":
+    raise config.ConfigError(
+      "--verifier takes no regex, whose pattern is a setting of a run; name a "
+      "function of your own, package.module.function"
+    )
+  verifiers.build({options.verifier: 1.0})
 
 
 def _drawing(options: argparse.Namespace) -> types.Sampling:
@@ -155,6 +174,7 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
     template=options.template,
   )
   settings = _settings(options, wording, asked)
+  together = result_files.merged(options.out, settings)
   earlier = {out: against.read(out, settings) for out in options.against or ()}
   devices = jax.local_devices()
   with console.status(f"reading {options.weights}"):
@@ -186,7 +206,7 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
       transient=True,
     ) as progress,
   ):
-    result_files.claim(options.out, settings)
+    result_files.claim(options.out, together)
     task = progress.add_task("", total=sum(map(len, asked.values())))
     for name, questions in asked.items():
       progress.update(task, description=name)
@@ -292,7 +312,7 @@ def _answer(
   chosen = slice(start, start + count)
   # A question's samples depend on neither the chunk nor the other benchmarks.
   key = jax.random.fold_in(
-    jax.random.key(options.seed), zlib.crc32(name.encode())
+    sampling.key(options.seed), zlib.crc32(name.encode())
   )
   answered = answers.answer(
     model.policy,

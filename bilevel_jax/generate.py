@@ -303,6 +303,7 @@ def _check(options: argparse.Namespace, drawing: types.Sampling) -> None:
     )
   try:
     sampling.rules(drawing, 1)
+    sampling.key(options.seed)
   except ValueError as error:
     message = str(error).replace("sampling.", "--").replace("_", "-")
     raise config.ConfigError(message) from None

@@ -158,7 +158,28 @@ def test_other_settings_need_another_directory(run):
   code, _, err = run("--seed", "1")
   assert code == 2
   assert "has results for another seed: 0, not 1" in err
+  code, _, err = run("--limit", "2")
+  assert code == 2
+  assert "asked other questions of math500: 3 from" in err
   assert run()[0] == 0  # another benchmark may come
+
+
+def test_results_of_an_evaluation_are_not_written_over_when_broken(run):
+  run(benchmarks="math500")
+  path = run.out / "records" / "math500.jsonl"
+  lines = path.read_text().splitlines(keepends=True)
+  for line in ("[1]\n", "{\n"):
+    path.write_text(lines[0] + line + lines[2])
+    code, _, err = run(benchmarks="math500")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{path} line 2 " in err
+    assert path.read_text() == lines[0] + line + lines[2]
+  for text in ("[1]", "{}", '{"benchmarks": {"gsm8k": 1}}', '{"a'):
+    (run.out / "settings.json").write_text(text)
+    for arguments in ([], ["--out", "new", "--against", str(run.out)]):
+      code, _, err = run(*arguments)
+      assert (code, err.count("\n")) == (2, 1)
+      assert "settings.json must hold an evaluation's settings" in err
 
 
 def test_questions_in_training_data_are_named(run, tmp_path):
@@ -251,7 +272,13 @@ def test_only_the_weights_of_what_is_compared_may_differ(run, tmp_path):
     (["--dtype", "int8"], "--dtype takes float32 or bfloat16, got 'int8'"),
     (["--top-p", "0"], "--top-p must be above 0, at most 1"),
     (["--max-new-tokens", "999"], "but the model has 128 positions"),
-    (["--verifier", "maths"], "reward.verifiers takes math, exact, number"),
+    (["--verifier", "maths"], "--verifier takes math, exact, number"),
+    (["--verifier", "regex"], "--verifier takes no regex, whose pattern is"),
+    (["--template", "Solve!"], "--template must have a field such as {ques"),
+    (["--stop", ""], "--stop must not be empty, got ''"),
+    (["--seed", "-1"], "--seed must be at least 0, below 2^32, got -1"),
+    (["--seed", str(2**32)], "below 2^32, got 4294967296"),
+    (["--out", "/dev/null/results"], "--out /dev/null/results cannot be wri"),
     (["--weights", "no/such/place/at/all"], "no/such/place"),
     (["--check-overlap", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
   ],

@@ -196,6 +196,7 @@ def test_half_a_character_waits_for_its_other_half():
     (["--prompt", "€"], "must know every character of '€"),
     (["--prompt", "1", "--samples", "0"], "--samples must be at least 1"),
     (["--prompt", "1", "--temperature", "-1"], "--temperature must be at leas"),
+    (["--prompt", "1", "--seed", str(2**99)], "--seed must be at least 0, bel"),
     (["--prompt", "1", "--top-p", "0"], "--top-p must be above 0, at most 1"),
     (["--prompt", "1", "--max-new-tokens", "0"], "must be at least 1, got 0"),
     (["--prompt", "1", "--max-new-tokens", "999"], "but the model has 128"),

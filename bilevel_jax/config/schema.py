@@ -378,7 +378,9 @@ class Mesh:
 class Config:
   run_dir: str = setting("runs/default", "where the run leaves its files")
   resume: bool = setting(False, "continue the run in run_dir")
-  seed: int = setting(0, "of weights, order and sampling", at_least=0)
+  seed: int = setting(
+    0, "of weights, order and sampling", at_least=0, below=2**32
+  )
   steps: int = setting(100, "steps: one rollout batch each", at_least=1)
   model: Model = section(Model, "the language model")
   adapter: Adapter = section(Adapter, "LoRA factors, the upper level")

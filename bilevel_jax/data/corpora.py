@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import json
 import os
 import pathlib
 import zlib
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import config, types
-from bilevel_jax.data import tasks
+from bilevel_jax.data import json_lines, tasks
 
 FIELDS = ("id", "question", "answer", "solution")
 _BETWEEN = {"answer": ",", "solution": "\n\n"}  # where there are several
@@ -95,21 +94,11 @@ def _file_rows(path: pathlib.Path) -> Iterator[_Row]:
       for number, line in enumerate(lines, start=1):
         if line.strip():
           where = f"{path} line {number}"
-          yield where, f"{stem}-{number}", _parse(line, where)
+          yield where, f"{stem}-{number}", json_lines.parse(line, where)
   except UnicodeDecodeError as error:
     raise config.ConfigError(f"{path} is not UTF-8 text: {error}") from error
   except (OSError, EOFError, zlib.error) as error:
     raise config.ConfigError(f"{path} cannot be read: {error}") from error
-
-
-def _parse(line: str, where: str) -> Mapping[str, Any]:
-  try:
-    row = json.loads(line)
-  except ValueError as error:
-    raise config.ConfigError(f"{where} is not JSON: {error}") from error
-  if not isinstance(row, dict):
-    raise config.ConfigError(f"{where} must be a JSON object, got {_kind(row)}")
-  return row
 
 
 def _hub_rows(source: config.Source) -> Iterator[_Row]:
@@ -158,7 +147,8 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
       value = _BETWEEN[field].join(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
       raise config.ConfigError(
-        f"{where}: field {name!r} must be text or a number, got {_kind(value)}"
+        f"{where}: field {name!r} must be text or a number, got "
+        f"{json_lines.kind(value)}"
       )
     return str(value)
 
@@ -194,17 +184,6 @@ def _missing(name: str, row: _Row) -> config.ConfigError:
     f"{where} lacks the field {name!r}, it has {', '.join(values) or 'none'} "
     "(`fields` maps our names to theirs)"
   )
-
-
-def _kind(value: Any) -> str:
-  names = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "true or false",
-    type(None): "null",
-  }
-  return names.get(type(value), f"a {type(value).__name__}")
 
 
 def rewritten(

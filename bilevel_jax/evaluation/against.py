@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bilevel_jax import config
+from bilevel_jax.data import json_lines
 from bilevel_jax.evaluation import (
   benchmark_table,
   paired,
@@ -39,7 +40,11 @@ def read(out: pathlib.Path, settings: Mapping[str, Any]) -> Earlier:
       was something else: then the weights alone would not explain a
       difference.
   """
-  theirs = _settings(out)
+  theirs = result_files.read_settings(out)
+  if theirs is None:
+    raise config.ConfigError(
+      f"--against takes the --out of an earlier evaluation, got {out}"
+    )
   ours = json.loads(json.dumps(settings))
   for name, value in ours.items():
     if name not in _FREE and theirs.get(name) != value:
@@ -55,12 +60,7 @@ def read(out: pathlib.Path, settings: Mapping[str, Any]) -> Earlier:
         f"--against {out} has no answers to {name}, only to "
         f"{', '.join(theirs['benchmarks'])}"
       )
-    if there["sha256"] != asked["sha256"]:
-      raise config.ConfigError(
-        f"--against {out} asked other questions of {name}: "
-        f"{there['questions']} from {there['from']}, not {asked['questions']} "
-        f"from {asked['from']}"
-      )
+    result_files.check_same(f"--against {out}", name, there, asked)
     records[name] = _records(out, name, asked["questions"])
   return Earlier(theirs["weights"], records)
 
@@ -112,22 +112,11 @@ def _accuracies(records: Sequence[summary.Record]) -> np.ndarray:
   return np.array([np.mean(record["correct"]) for record in records])
 
 
-def _settings(out: pathlib.Path) -> dict[str, Any]:
-  path = out / "settings.json"
-  if not path.is_file():
-    raise config.ConfigError(
-      f"--against takes the --out of an earlier evaluation, got {out}"
-    )
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise config.ConfigError(f"{path} cannot be read: {error}") from error
-
-
 def _records(
   out: pathlib.Path, name: str, wanted: int
 ) -> Sequence[summary.Record]:
-  records = result_files.lines(out / "records" / f"{name}.jsonl")
+  path = out / "records" / f"{name}.jsonl"
+  records = [record for _, record in json_lines.whole(path)]
   if len(records) < wanted:
     raise config.ConfigError(
       f"--against {out} has answers to {len(records)} of {wanted} questions of "

@@ -6,41 +6,100 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import config, types
+from bilevel_jax.data import json_lines
 
 
-def claim(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
-  """Makes the directory, for these settings alone.
+def merged(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns settings, with the benchmarks that a directory has answers to.
 
   Benchmarks may be added to a directory; nothing else may differ.
 
   Args:
-    out: the directory.
+    out: the directory, which need not be there.
     settings: what the scores depend on, with a mapping `benchmarks`.
 
   Raises:
     ConfigError: it is there, with results for other settings.
   """
-  path = out / "settings.json"
   new = json.loads(json.dumps(settings))
-  if path.is_file():
-    try:
-      old = json.loads(path.read_text(encoding="utf-8"))
-      shared = {**old, "benchmarks": {**old["benchmarks"], **new["benchmarks"]}}
-    except (ValueError, LookupError, TypeError) as error:
-      raise config.ConfigError(f"{path} cannot be read: {error}") from error
-    for name, value in new.items():
-      theirs = old.get(name)
-      if name == "benchmarks":
-        value = {n: v for n, v in value.items() if n in theirs}
-        theirs = {n: v for n, v in theirs.items() if n in value}
-      if value != theirs:
-        raise config.ConfigError(
-          f"--out {out} has results for another {name}: {theirs!r}, not "
-          f"{value!r}; name another directory"
-        )
-    new = shared
-  (out / "records").mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+  old = read_settings(out)
+  if old is None:
+    return new
+  for name, value in new.items():
+    if name != "benchmarks" and value != old.get(name):
+      raise config.ConfigError(
+        f"--out {out} has results for another {name}: {old.get(name)!r}, not "
+        f"{value!r}; name another directory"
+      )
+  for name, asked in new["benchmarks"].items():
+    check_same(f"--out {out}", name, old["benchmarks"].get(name, asked), asked)
+  return {**old, "benchmarks": {**old["benchmarks"], **new["benchmarks"]}}
+
+
+def read_settings(out: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the settings of an earlier evaluation; None: it is not there.
+
+  Args:
+    out: its directory.
+
+  Raises:
+    ConfigError: they cannot be read.
+  """
+  path = out / "settings.json"
+  if not path.is_file():
+    return None
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name in found["benchmarks"]:
+      found["benchmarks"][name]["sha256"]
+  except (ValueError, LookupError, TypeError) as error:
+    raise config.ConfigError(
+      f"{path} must hold an evaluation's settings, got: {error}"
+    ) from error
+  return found
+
+
+def check_same(
+  where: str,
+  name: str,
+  there: Mapping[str, Any],
+  asked: Mapping[str, Any],
+) -> None:
+  """Returns if the questions of a benchmark are the same.
+
+  Args:
+    where: the others are, for messages.
+    name: of the benchmark.
+    there: what settings say of the others.
+    asked: what they say of ours.
+
+  Raises:
+    ConfigError: they are others.
+  """
+  if there["sha256"] != asked["sha256"]:
+    raise config.ConfigError(
+      f"{where} asked other questions of {name}: {there['questions']} from "
+      f"{there['from']}, not {asked['questions']} from {asked['from']}"
+    )
+
+
+def claim(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Makes the directory, with its settings.
+
+  Args:
+    out: the directory.
+    settings: what `merged` returned.
+
+  Raises:
+    ConfigError: it cannot be written.
+  """
+  try:
+    (out / "records").mkdir(parents=True, exist_ok=True)
+    _replace(out / "settings.json", settings)
+  except OSError as error:
+    raise config.ConfigError(
+      f"--out {out} cannot be written: {error.strerror}"
+    ) from error
 
 
 def read(
@@ -53,41 +112,17 @@ def read(
     questions: that they answer, in this order.
 
   Raises:
-    ConfigError: they answer other questions.
+    ConfigError: they answer other questions, or cannot be read.
   """
-  records, whole = _whole_lines(path)
+  found = json_lines.whole(path)
+  records = [record for _, record in found]
   for record, question in zip(records, questions, strict=False):
     if record.get("question") != question.question:
       raise config.ConfigError(f"{path} holds answers to other questions")
   if path.is_file():
     with path.open("rb+") as file:
-      file.truncate(whole)
+      file.truncate(sum(len(line) for line, _ in found))
   return records[: len(questions)]
-
-
-def lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the records of a file, but for a line half written; [] without it.
-
-  Args:
-    path: of the records.
-  """
-  return _whole_lines(path)[0]
-
-
-def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-  """Returns the records of the whole lines, and how many bytes these are."""
-  records: list[dict[str, Any]] = []
-  whole = 0
-  data = path.read_bytes() if path.is_file() else b""
-  for line in data.splitlines(keepends=True):
-    try:
-      if not line.endswith(b"\n"):
-        break
-      records.append(json.loads(line))
-    except ValueError:
-      break
-    whole += len(line)
-  return records, whole
 
 
 def write(
@@ -115,6 +150,11 @@ def write(
     scores["overlap"] = overlap
   if compared:
     scores["against"] = compared
-  (out / "scores.json").write_text(
-    json.dumps(scores, indent=2) + "\n", encoding="utf-8"
-  )
+  _replace(out / "scores.json", scores)
+
+
+def _replace(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  """Writes all of a file or, killed, leaves the one that was there."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+  temporary.replace(path)

@@ -68,6 +68,19 @@ def rules(sampling: types.Sampling, prompts: int) -> Rules:
   return Rules(**values)
 
 
+def key(seed: int) -> jax.Array:
+  """Returns the PRNG key of a seed.
+
+  Raises:
+    ConfigError: a seed that JAX would take for another one.
+  """
+  if not 0 <= seed < 2**32:
+    raise config.ConfigError(
+      f"sampling.seed must be at least 0, below 2^32, got {seed}"
+    )
+  return jax.random.key(seed)
+
+
 def needs(rules: Rules) -> Needs:
   """Returns what the sampler must be able to do for these rows."""
   greedy = np.asarray(rules.temperature) == 0
@@ -118,14 +131,15 @@ def draw(
   """
   temperature = rules.temperature[:, None]
   logits = logits.astype(jnp.float32)
-  scaled = logits / jnp.where(temperature == 0, 1.0, temperature)
-  top = scaled.max(-1, keepdims=True)
-  mass = _blocks(jnp.exp(scaled - top))
+  # The greatest is exactly 0, however small the temperature.
+  below = logits - logits.max(-1, keepdims=True)
+  scaled = below / jnp.where(temperature == 0, 1.0, temperature)
+  mass = _blocks(jnp.exp(scaled))
   total = mass.sum(-1).sum(-1)
   if needs.draw:
     kept = mass
     if needs.select or needs.floor:
-      keep = _keep(scaled, top, mass.reshape(len(logits), -1), rules, needs)
+      keep = _keep(scaled, mass.reshape(len(logits), -1), rules, needs)
       kept = jnp.where(_blocks(keep), mass, 0)
     token = _invert(_uniforms(keys, index), kept)
     if needs.argmax:
@@ -133,7 +147,7 @@ def draw(
   else:
     token = _greatest(logits)
   chosen = jnp.take_along_axis(scaled, token[:, None], 1)[:, 0]
-  return token.astype(jnp.int32), chosen - top[:, 0] - jnp.log(total)
+  return token.astype(jnp.int32), chosen - jnp.log(total)
 
 
 def _blocks(x, fill: float = 0):
@@ -177,7 +191,7 @@ def _first_above(mass, uniform):
   return jnp.where(above.any(-1), above.argmax(-1), last)
 
 
-def _keep(scaled, top, mass, rules, needs):
+def _keep(scaled, mass, rules, needs):
   keep = jnp.ones(scaled.shape, bool)
   if needs.select:
     mass = mass[:, : scaled.shape[1]]
@@ -190,7 +204,7 @@ def _keep(scaled, top, mass, rules, needs):
     # Rounding must not cut the tail of a row that asks for all of it.
     keep &= (order >= cut[:, None]) | (rules.top_p >= 1)[:, None]
   if needs.floor:
-    keep &= jnp.exp(scaled - top) >= rules.min_p[:, None]
+    keep &= jnp.exp(scaled) >= rules.min_p[:, None]
   return keep
 
 

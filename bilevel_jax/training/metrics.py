@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bilevel_jax import config
+from bilevel_jax.data import json_lines
 from bilevel_jax.types import Metrics
 
 Record = Mapping[str, Any]
@@ -161,6 +162,9 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
   Args:
     path: metrics.jsonl, completions.jsonl or answers.jsonl.
+
+  Raises:
+    ConfigError: another line is no JSON object.
   """
   return [record for _, record in _lines(path)]
 
@@ -181,15 +185,10 @@ def truncate(path: pathlib.Path, step: int) -> None:
 
 
 def _lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
-  if not path.exists():
-    return []
-  found = []
-  for line in path.read_bytes().splitlines(keepends=True):
-    if not line.endswith(b"\n"):
-      break
-    record = json.loads(line)
-    found.append((line, {k: _number(k, v) for k, v in record.items()}))
-  return found
+  return [
+    (line, {k: _number(k, v) for k, v in record.items()})
+    for line, record in json_lines.whole(path)
+  ]
 
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

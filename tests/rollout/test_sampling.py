@@ -11,7 +11,7 @@ from bilevel_jax import config, types
 from bilevel_jax.rollout import sampling
 
 _DRAW = jax.jit(sampling.draw, static_argnames="needs")
-_KEEP = jax.jit(sampling._keep, static_argnums=4)
+_KEEP = jax.jit(sampling._keep, static_argnums=3)
 
 
 def _rules(rows, **values):
@@ -145,10 +145,8 @@ def test_truncation_keeps_what_a_loop_over_sorted_tokens_keeps(
     logits = 3 * jax.random.normal(jax.random.key(seed), (1, vocab_size))
     rules = _rules(1, temperature=temperature, **cut)
     scaled = logits / temperature
-    top = scaled.max(-1, keepdims=True)
-    keep = _KEEP(
-      scaled, top, jnp.exp(scaled - top), rules, sampling.needs(rules)
-    )
+    scaled -= scaled.max(-1, keepdims=True)
+    keep = _KEEP(scaled, jnp.exp(scaled), rules, sampling.needs(rules))
     p = _softmax(logits[0], temperature)
     assert set(np.flatnonzero(keep[0])) == _kept(p, **cut)
 
@@ -170,12 +168,10 @@ def test_masked_tokens_are_never_drawn_and_kept_ones_are_renormalised():
 
 
 def test_ties_with_the_last_kept_token_are_kept():
-  logits = jnp.array([[1.0, 0.0, -0.0, 0.0, -1.0]])
+  logits = jnp.array([[0.0, -0.0, 0.0, -1.0]])
   rules = _rules(1, top_k=2)
-  keep = _KEEP(
-    logits, jnp.ones((1, 1)), jnp.exp(logits - 1), rules, sampling.needs(rules)
-  )
-  assert keep[0].tolist() == [True, True, True, True, False]
+  keep = _KEEP(logits, jnp.exp(logits), rules, sampling.needs(rules))
+  assert keep[0].tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.3])
@@ -189,6 +185,16 @@ def test_logprobs_are_of_the_scaled_softmax(temperature):
     for row, token in zip(np.asarray(logits), tokens, strict=True)
   ]
   np.testing.assert_allclose(logprobs, expected, atol=1e-5)
+
+
+def test_a_temperature_near_zero_is_greedy():
+  rows = 64
+  logits = 5 * jax.random.normal(jax.random.key(0), (rows, 300))
+  for temperature in (1e-6, 1e-10, 1e-30):
+    rules = _rules(rows, temperature=temperature)
+    tokens, logprobs = _draw(logits, jax.random.key(1), rows=rows, rules=rules)
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+    np.testing.assert_allclose(logprobs, 0, atol=1e-6)
 
 
 def test_each_row_follows_its_own_rules():
