@@ -38,6 +38,7 @@ from bilevel_jax.evaluation import (
   summary,
   tables,
 )
+from bilevel_jax.models import sources
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers, cache, sampling
 from bilevel_jax.rollout import layout as layouts
@@ -175,7 +176,9 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
   )
   settings = _settings(options, wording, asked)
   together = result_files.merged(options.out, settings)
-  earlier = {out: against.read(out, settings) for out in options.against or ()}
+  earlier = {
+    out: against.read(out, settings, asked) for out in options.against or ()
+  }
   devices = jax.local_devices()
   with console.status(f"reading {options.weights}"):
     model = loading.load(
@@ -251,6 +254,9 @@ def _settings(
   return {
     "weights": options.weights,
     "revision": options.revision,
+    "weights_hash": sources.fingerprint(
+      options.weights, revision=options.revision
+    ),
     "benchmarks": {
       name: {
         "from": str(options.data)

@@ -182,6 +182,21 @@ def test_results_of_an_evaluation_are_not_written_over_when_broken(run):
       assert "settings.json must hold an evaluation's settings" in err
 
 
+def test_weights_that_were_trained_on_need_another_directory(
+  directory, run, tmp_path
+):
+  weights = shutil.copytree(directory / "policy", tmp_path / "policy")
+  run("--weights", str(weights), benchmarks="math500")
+  path = weights / "model.safetensors"
+  data = path.read_bytes()
+  path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+  code, _, err = run("--weights", str(weights), benchmarks="math500")
+  assert code == 2
+  assert "has results for another weights_hash" in err
+  path.write_bytes(data)
+  assert run("--weights", str(weights), benchmarks="math500")[0] == 0
+
+
 def test_questions_in_training_data_are_named(run, tmp_path):
   path = tmp_path / "training.jsonl"
   path.write_text(
@@ -253,7 +268,11 @@ def test_only_the_weights_of_what_is_compared_may_differ(run, tmp_path):
     code, out, err = refused(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert sentence in err
-  (run.out / "records" / "gsm8k.jsonl").write_text('{"correct": [true]}\n{"c')
+  path = run.out / "records" / "gsm8k.jsonl"
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text("".join(reversed(lines)))
+  assert "holds answers to other questions" in refused()[2]
+  path.write_text(lines[0] + '{"c')
   assert "answers to 1 of 5 questions of gsm8k" in refused()[2]
   settings = json.loads((run.out / "settings.json").read_text())
   del settings["benchmarks"]["gsm8k"]

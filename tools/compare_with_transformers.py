@@ -28,6 +28,7 @@ import torch
 import transformers
 
 from bilevel_jax import config, loading, types
+from bilevel_jax.data import json_lines
 from bilevel_jax.evaluation import result_files
 from bilevel_jax.models import huggingface
 from bilevel_jax.rewards import pool
@@ -74,7 +75,8 @@ def compare(evaluation: pathlib.Path, rows: int) -> dict[str, Any]:
   peer = _Peer(settings)
   with pool.Scorer({settings["verifier"]: 1.0}, deadline_s=10.0) as scorer:
     for name in settings["benchmarks"]:
-      ours = result_files.lines(evaluation / "records" / f"{name}.jsonl")
+      answered = json_lines.whole(evaluation / "records" / f"{name}.jsonl")
+      ours = [record for _, record in answered]
       questions = [
         types.Question(r["id"], r["question"], r["answer"], None, {})
         for r in ours

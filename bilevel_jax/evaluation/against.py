@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.data import json_lines
+from bilevel_jax import config, types
 from bilevel_jax.evaluation import (
   benchmark_table,
   paired,
@@ -18,7 +17,10 @@ from bilevel_jax.evaluation import (
 
 # What two evaluations that are compared may differ in: who answered, and how
 # the numbers were computed and drawn. The questions are compared on their own.
-_FREE = {"weights", "revision", "seed", "dtype", "versions", "benchmarks"}
+_FREE = {
+  *("weights", "weights_hash", "revision", "seed", "dtype", "versions"),
+  "benchmarks",
+}
 
 
 class Earlier(NamedTuple):
@@ -28,12 +30,17 @@ class Earlier(NamedTuple):
   records: Mapping[str, Sequence[summary.Record]]  # of each benchmark
 
 
-def read(out: pathlib.Path, settings: Mapping[str, Any]) -> Earlier:
+def read(
+  out: pathlib.Path,
+  settings: Mapping[str, Any],
+  asked: Mapping[str, Sequence[types.Question]],
+) -> Earlier:
   """Returns the records of an earlier evaluation of the same benchmarks.
 
   Args:
     out: its directory.
     settings: what the scores of the evaluation beside it depend on.
+    asked: the questions of each benchmark.
 
   Raises:
     ConfigError: it is not there or not finished, or what was asked, or how,
@@ -53,15 +60,17 @@ def read(out: pathlib.Path, settings: Mapping[str, Any]) -> Earlier:
         "the weights may differ"
       )
   records = {}
-  for name, asked in ours["benchmarks"].items():
+  for name, questions in asked.items():
     there = theirs["benchmarks"].get(name)
     if there is None:
       raise config.ConfigError(
         f"--against {out} has no answers to {name}, only to "
         f"{', '.join(theirs['benchmarks'])}"
       )
-    result_files.check_same(f"--against {out}", name, there, asked)
-    records[name] = _records(out, name, asked["questions"])
+    result_files.check_same(
+      f"--against {out}", name, there, ours["benchmarks"][name]
+    )
+    records[name] = _records(out, name, questions)
   return Earlier(theirs["weights"], records)
 
 
@@ -113,13 +122,14 @@ def _accuracies(records: Sequence[summary.Record]) -> np.ndarray:
 
 
 def _records(
-  out: pathlib.Path, name: str, wanted: int
+  out: pathlib.Path, name: str, questions: Sequence[types.Question]
 ) -> Sequence[summary.Record]:
-  path = out / "records" / f"{name}.jsonl"
-  records = [record for _, record in json_lines.whole(path)]
-  if len(records) < wanted:
+  records, _ = result_files.matching(
+    out / "records" / f"{name}.jsonl", questions
+  )
+  if len(records) < len(questions):
     raise config.ConfigError(
-      f"--against {out} has answers to {len(records)} of {wanted} questions of "
-      f"{name}: its own command goes on from there"
+      f"--against {out} has answers to {len(records)} of {len(questions)} "
+      f"questions of {name}: its own command goes on from there"
     )
-  return records[:wanted]
+  return records

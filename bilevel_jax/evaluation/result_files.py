@@ -114,15 +114,31 @@ def read(
   Raises:
     ConfigError: they answer other questions, or cannot be read.
   """
+  records, whole = matching(path, questions)
+  if path.is_file():
+    with path.open("rb+") as file:
+      file.truncate(whole)
+  return records
+
+
+def matching(
+  path: pathlib.Path, questions: Sequence[types.Question]
+) -> tuple[list[dict[str, Any]], int]:
+  """Returns the records of questions, and the bytes of the file's whole lines.
+
+  Args:
+    path: of the records; it need not be there.
+    questions: that they answer, in this order.
+
+  Raises:
+    ConfigError: they answer other questions, or cannot be read.
+  """
   found = json_lines.whole(path)
-  records = [record for _, record in found]
+  records = [record for _, record in found][: len(questions)]
   for record, question in zip(records, questions, strict=False):
     if record.get("question") != question.question:
       raise config.ConfigError(f"{path} holds answers to other questions")
-  if path.is_file():
-    with path.open("rb+") as file:
-      file.truncate(sum(len(line) for line, _ in found))
-  return records[: len(questions)]
+  return records, sum(len(line) for line, _ in found)
 
 
 def write(
