@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bilevel_jax import config, types
 
@@ -134,7 +134,18 @@ def gather(tree: types.Tree) -> types.Tree:
   """
   if not several():
     return jax.tree.map(lambda x: np.asarray(x)[None], tree)
-  return multihost_utils.process_allgather(tree)
+  devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
+  mesh = jax.sharding.Mesh(devices, ("process", "device"))
+  rows = NamedSharding(mesh, PartitionSpec("process"))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  mine = jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)[None]),
+    tree,
+  )
+  # Where the first device has the answer (`multihost_utils.process_allgather`
+  # waits for no more), another may not have met its neighbours yet: it would
+  # wait for minutes if they left now, and its process with it.
+  return jax.device_get(jax.block_until_ready(jax.device_put(mine, everywhere)))
 
 
 def any_of(flag: bool) -> bool:

@@ -42,6 +42,7 @@ def main() -> None:
     put(batch, placed("fsdp")),
     optax.sgd(network.STEP).init(base),
   )
+  jax.block_until_ready(found)  # all of it, before either leaves
   if process == "0":
     np.savez(file, **jax.tree.map(np.asarray, found))
   jax.distributed.shutdown()
