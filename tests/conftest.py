@@ -1,5 +1,6 @@
 """Four CPU devices, strict promotion and key checks, for every test."""
 
+import dataclasses
 import importlib.metadata
 import os
 import pathlib
@@ -18,9 +19,17 @@ os.environ.setdefault(
   * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 
+import hypothesis
 import jax
 import pytest
 
+# A machine may be busy: nothing fails for the time that it takes.
+hypothesis.settings.register_profile(
+  "any machine",
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any machine")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -50,3 +59,30 @@ def directory(tmp_path_factory) -> pathlib.Path:
   directory = tmp_path_factory.mktemp("runs")
   tiny_run.weights(directory)
   return directory
+
+
+@pytest.fixture(scope="module")
+def programs_of_any_name():
+  """Runs that differ in names alone share their programs.
+
+  Compiling is most of their time, and a program knows no names.
+  """
+  from bilevel_jax.training import learner
+
+  build, built = learner.build, {}
+
+  def build_once(settings, policy, mesh):
+    like = dataclasses.replace(
+      settings,
+      run_dir="",
+      resume=False,
+      model=dataclasses.replace(settings.model, weights=None),
+    )
+    key = repr(like), policy, mesh
+    if key not in built:
+      built[key] = build(settings, policy, mesh)
+    return built[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(learner, "build", build_once)
+    yield

@@ -1,28 +1,38 @@
-"""Pairs of processes that compute together, over loopback."""
+"""Processes that a test starts, and pairs that compute together."""
 
+import contextlib
 import pathlib
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
+PATIENCE_S = 600  # what takes longer has stopped, however busy the machine
 
 
-def free_port() -> int:
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    return listener.getsockname()[1]
+@contextlib.contextmanager
+def own_port() -> Iterator[int]:
+  """Yields a port of loopback that nobody else is given in the block.
+
+  It stays bound: a port that is only found free may be somebody else's when
+  it is wanted. JAX's coordinator shares it, as any gRPC server does.
+  """
+  with socket.socket() as holder:
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(("127.0.0.1", 0))
+    yield holder.getsockname()[1]
 
 
-def run_pair(module: str, file: pathlib.Path) -> None:
-  """Runs `python -m module PROCESS PORT FILE` twice, at once, to the end."""
-  command, port = [sys.executable, "-m", module], free_port()
-  pair = [
-    subprocess.Popen([*command, str(i), str(port), str(file)], cwd=ROOT)
-    for i in range(2)
-  ]
-  try:
-    assert [process.wait(timeout=180) for process in pair] == [0, 0]
-  finally:
-    for process in pair:
-      process.kill()
+def run_pair(module: str, *files: pathlib.Path) -> None:
+  """Runs `python -m module PROCESS PORT FILES` twice, at once, to the end."""
+  with own_port() as port, contextlib.ExitStack() as ends:
+    pair = []
+    for index in range(2):
+      arguments = map(str, (index, port, *files))
+      process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], cwd=ROOT
+      )
+      pair.append(ends.enter_context(process))
+      ends.callback(process.kill)
+    assert [process.wait(timeout=PATIENCE_S) for process in pair] == [0, 0]

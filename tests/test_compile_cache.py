@@ -1,13 +1,13 @@
 """Compiled programs: kept where the user says, whatever was killed before."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import processes
+
 _FIRST = "JAX_COMPILATION_CACHE_DIR"  # wins over the others
 _WHERE = """
 import jax
@@ -27,12 +27,12 @@ jax.jit(lambda x: x + 1)(1.0)
 def _output(program: str, **variables: str) -> str:
   return subprocess.run(
     [sys.executable, "-W", "error", "-c", program],
-    cwd=ROOT,
+    cwd=processes.ROOT,
     env={name: os.environ[name] for name in os.environ if name != _FIRST}
     | variables,
     stdout=subprocess.PIPE,
     text=True,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
     check=True,
   ).stdout.strip()
 

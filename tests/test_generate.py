@@ -15,9 +15,8 @@ from bilevel_jax import config, generate, types
 from bilevel_jax.data import tokenizer
 from bilevel_jax.models import huggingface
 from bilevel_jax.rollout import engine
-from tests import tiny_run
+from tests import processes, tiny_run
 
-ROOT = pathlib.Path(__file__).parents[1]
 BUDGET = 12
 
 
@@ -223,10 +222,10 @@ def test_the_command_line_answers_in_the_same_way():
       "x",
       "--seed=a",
     ],
-    cwd=ROOT,
+    cwd=processes.ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
     check=False,
   )
   assert (done.returncode, done.stdout) == (2, "")

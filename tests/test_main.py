@@ -1,7 +1,6 @@
 """Bad input: one sentence, exit code 2, before anything is computed."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -9,9 +8,7 @@ import pytest
 from absl.testing import flagsaver
 
 from bilevel_jax import config, main, train
-from tests import tiny_run
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import processes, tiny_run
 
 
 def _refused(settings) -> str:
@@ -173,10 +170,10 @@ def test_a_run_dir_that_cannot_be_written_or_is_used_is_refused(directory):
 def _command(*arguments: str) -> tuple[int, str]:
   done = subprocess.run(
     [sys.executable, "-m", "bilevel_jax.main", *arguments],
-    cwd=ROOT,
+    cwd=processes.ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
     check=False,
   )
   assert done.stdout == ""

@@ -130,7 +130,7 @@ def test_prompt_and_solution_are_the_dialogue_up_to_its_eos(
   assert together == backend_ids(directory, rendered)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
 def test_any_text_survives_in_a_solution(tmp_path_factory, text):
   directory = tmp_path_factory.mktemp("t")

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from bilevel_jax import config
+from tests import processes
 
-ROOT = pathlib.Path(__file__).parents[2]
-DOCS = ROOT / "docs"
+DOCS = processes.ROOT / "docs"
 FIRST = DOCS / "index.md"
 PAGES = (FIRST, *sorted((DOCS / "how_to").glob("*.md")))
 FENCE = re.compile(
@@ -103,10 +103,10 @@ def test_a_run_that_a_page_asks_for_trains(page, desk):
   done = subprocess.run(
     [sys.executable, *arguments, *SMALL],
     cwd=directory,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    env=os.environ | {"PYTHONPATH": str(processes.ROOT)},
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
     check=False,
   )
   assert done.returncode == 0, done.stderr

@@ -56,7 +56,7 @@ TEXTS = st.text(
   ("pre", "reference"),
   [("qwen2", "Qwen2Tokenizer"), ("gpt-2", "GPT2Tokenizer")],
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=TEXTS)
 @example(text="It's 1234 + 5,678.\n\n  She'LL pay  $9")
 def test_text_is_cut_as_the_models_own_class_cuts_it(pre, reference, text):
@@ -102,7 +102,7 @@ def test_only_llama3_takes_a_known_word_unmerged(tmp_path, pre, expected):
   assert loaded.tokenize("xyz") == expected
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=TEXTS)
 def test_text_survives(tmp_path_factory, text):
   loaded, _ = built(tmp_path_factory.mktemp("t"), pre="llama-bpe")

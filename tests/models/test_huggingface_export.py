@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import ml_dtypes
@@ -15,6 +12,7 @@ import safetensors.numpy
 
 from bilevel_jax import config
 from bilevel_jax.models import huggingface
+from tests import processes
 from tests.models import directories
 
 LLAMA = directories.LLAMA
@@ -106,45 +104,9 @@ def test_adapter_is_merged_into_its_kernels_only(tmp_path):
   directories.assert_same_bits(merged, base)
 
 
-_TWO_PROCESSES = """
-import sys, numpy as np, jax
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from jax.sharding import NamedSharding, PartitionSpec
-from bilevel_jax.models import huggingface, huggingface_layout
-architecture = huggingface.read_architecture(sys.argv[3])
-sharding = NamedSharding(jax.make_mesh((4,), ("fsdp",)), PartitionSpec())
-tree = huggingface_layout.layout(architecture)
-split = NamedSharding(sharding.mesh, PartitionSpec(None, "fsdp"))
-base = huggingface.load_base(sys.argv[3], architecture, jax.tree.map(
-  lambda w: split if w.stacked and len(w.shape) == 2 else sharding, tree))
-assert not base["layers"]["q"]["kernel"].is_fully_addressable
-huggingface.export(sys.argv[4], architecture, base)
-"""
-
-
 def test_two_processes_export_what_they_loaded(exported, tmp_path):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
   out = tmp_path / "out"
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", _TWO_PROCESSES, address, str(i), exported, out],
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  try:
-    for process in processes:
-      _, said = process.communicate(timeout=120)
-      assert process.returncode == 0, said
-  finally:
-    for process in processes:
-      process.kill()
-      process.communicate()
+  processes.run_pair("tests.models.two_processes", exported, out)
   name = "model.safetensors"
   assert (out / name).read_bytes() == (exported / name).read_bytes()
 

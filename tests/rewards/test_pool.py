@@ -16,8 +16,8 @@ import pytest
 
 from bilevel_jax import config, types
 from bilevel_jax.rewards import pool
+from tests import processes
 
-ROOT = pathlib.Path(__file__).parents[2]
 OWN = '''
 import os, signal, sys, time
 def does(completion, question):
@@ -47,7 +47,11 @@ def _own_module(tmp_path, monkeypatch):
   importlib.import_module("own_rewards")
 
 
-def _scorer(deadline_s=1.0, workers=2):
+# Nothing but what hangs may be late, on a machine that is busy with other work.
+DEADLINE_S = 2.0
+
+
+def _scorer(deadline_s=DEADLINE_S, workers=2):
   return pool.Scorer(
     {"own_rewards.does": 1.0}, deadline_s=deadline_s, workers=workers
   )
@@ -92,7 +96,7 @@ def test_a_verifier_sees_the_question_and_no_jax():
 def test_a_hanging_completion_costs_its_deadline_once_and_nobody_else(hang):
   texts = ["1"] * 50
   texts[7] = hang
-  with _scorer(deadline_s=1.0) as scorer:
+  with _scorer() as scorer:
     _score(scorer, "1", "1", "1", "1")  # wait for the processes to start
     start = time.monotonic()
     scores = _score(scorer, *texts)
@@ -101,13 +105,14 @@ def test_a_hanging_completion_costs_its_deadline_once_and_nobody_else(hang):
     assert np.flatnonzero(~scores.scored).tolist() == [7]
     assert scores.rewards.sum() == 49
     assert not scores.correct[7]
-    assert 1.0 <= took < 30  # not a deadline for each of its neighbours
+    # Not a deadline for each of its neighbours.
+    assert DEADLINE_S <= took < 10 * DEADLINE_S
     assert _score(scorer, *["1"] * 10).scored.all()
     assert scorer.replaced == 1
 
 
 def test_a_process_that_cannot_even_end_itself_is_killed():
-  with _scorer(deadline_s=0.5, workers=1) as scorer:
+  with _scorer(workers=1) as scorer:
     scores = _score(scorer, *["1"] * 25, "stop", *["1"] * 14)
     assert np.flatnonzero(~scores.scored).tolist() == [25]
     assert scorer.replaced == 1
@@ -115,7 +120,7 @@ def test_a_process_that_cannot_even_end_itself_is_killed():
 
 def test_one_process_survives_many_hanging_completions():
   texts = ["sleep", "1", "sleep", "sleep", "1", "raise", "1"]
-  with _scorer(deadline_s=0.3, workers=1) as scorer:
+  with _scorer(workers=1) as scorer:
     scores = _score(scorer, *texts)
     assert scores.scored.tolist() == [text == "1" for text in texts]
     assert scorer.replaced == 3
@@ -168,7 +173,7 @@ def test_works_off_the_main_thread_and_from_several_threads():
 
 
 def test_a_formula_that_hangs_sympy_is_unscorable():
-  with pool.Scorer({"math": 1.0}, deadline_s=3.0) as scorer:
+  with pool.Scorer({"math": 1.0}, deadline_s=DEADLINE_S) as scorer:
     question = types.Question("", "", "x+1", None, {})
     texts = [r"\boxed{(10^{9})!}", r"\boxed{1+x}", "{" * 9999, "9" * 99999]
     scores = scorer.score(texts, [question] * 4)
@@ -202,7 +207,7 @@ def test_hostile_completions_cost_less_than_their_deadline():
 
 def test_a_regular_expression_that_hangs_is_unscorable():
   with pool.Scorer(
-    {"regex": 1.0}, pattern="^(a|aa)+$", deadline_s=0.5
+    {"regex": 1.0}, pattern="^(a|aa)+$", deadline_s=DEADLINE_S
   ) as scorer:
     scores = _score(scorer, "a" * 10, "a" * 100 + "b", "b")
   assert scores.scored.tolist() == [True, False, True]
@@ -262,11 +267,11 @@ def test_any_main_can_score(tmp_path, how):
   done = subprocess.run(
     [sys.executable, *arguments],
     cwd=tmp_path,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    env=os.environ | {"PYTHONPATH": str(processes.ROOT)},
     capture_output=True,
     text=True,
     check=False,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
   )
   assert (done.stdout, done.stderr) == ("main runs\n[1.]\n", "")
 
@@ -287,11 +292,11 @@ def test_no_process_outlives_a_parent_that_is_killed(tmp_path, doing):
     """
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(script)],
-    env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+    env=os.environ | {"PYTHONPATH": f"{processes.ROOT}:{tmp_path}"},
     stdout=subprocess.PIPE,
     text=True,
     check=False,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
   )
   assert done.returncode == -signal.SIGKILL
   process_ids = re.findall(r"\d+", done.stdout)

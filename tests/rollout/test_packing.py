@@ -51,7 +51,7 @@ def _flat(layout):
 
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 @hypothesis.given(strategies.integers(0, 10_000), strategies.integers(1, 9))
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=30)
 def test_every_weighted_token_is_predicted_from_what_preceded_it(
   how, seed, rows
 ):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -13,12 +12,11 @@ import pytest
 
 from bilevel_jax.models import huggingface_config, presets
 from bilevel_jax.training import throughput
-from tests import tiny_run
+from tests import processes, tiny_run
 from tests.models import tiny
 from tools import benchmark_rollout
 from tools.peers import bilevel_jax_rollout, contestants, workloads
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = dataclasses.replace(presets.get("tiny-qwen3"), layers=1)
 
 
@@ -270,12 +268,16 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_2(
 
 def test_the_script_starts_anywhere_and_explains_itself(tmp_path):
   done = subprocess.run(
-    [sys.executable, ROOT / "tools" / "benchmark_rollout.py", "--help"],
+    [
+      sys.executable,
+      processes.ROOT / "tools" / "benchmark_rollout.py",
+      "--help",
+    ],
     cwd=tmp_path,
-    env={"PYTHONPATH": str(ROOT)},
+    env={"PYTHONPATH": str(processes.ROOT)},
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
     check=False,
   )
   assert done.returncode == 0, done.stderr

@@ -1,21 +1,20 @@
 """The plan of a run from the command line, without weights."""
 
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import processes
 
 
 def plan(*arguments):
   return subprocess.run(
     [sys.executable, "tools/plan_memory.py", *arguments],
-    cwd=ROOT,
+    cwd=processes.ROOT,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=processes.PATIENCE_S,
   )
 
 

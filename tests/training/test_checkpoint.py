@@ -17,6 +17,7 @@ import pytest
 
 from bilevel_jax import config, types
 from bilevel_jax.training import checkpoint, sharding
+from tests import processes
 
 WIDTH = 8
 
@@ -264,14 +265,12 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(processes.PATIENCE_S)
 def test_a_kill_during_a_save_costs_at_most_that_save(tmp_path):
   program = tmp_path / "saver.py"
   program.write_text(SAVER)
   delays, done = random.Random(0), 0
-  environment = os.environ | {
-    "PYTHONPATH": str(pathlib.Path(__file__).parents[2])
-  }
+  environment = os.environ | {"PYTHONPATH": str(processes.ROOT)}
   for _ in range(4):
     process = subprocess.Popen(
       [sys.executable, str(program), str(tmp_path / "checkpoints")],

@@ -1,7 +1,6 @@
 """A transformer's gradient is one number, however it is computed."""
 
 import dataclasses
-import pathlib
 import pickle
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from bilevel_jax.methods import accumulation, terms
 from bilevel_jax.objectives import weighting
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import sharding
-from tests import tiny_run
+from tests import processes, tiny_run
 
 # Eight devices divide its heads, its width and its vocabulary.
 ARCHITECTURE = dataclasses.replace(tiny_run.ARCHITECTURE, kv_heads=2)
@@ -117,10 +116,10 @@ def test_on_eight_devices_and_all_axes(expected, tmp_path):
   file = tmp_path / "gradient"
   done = subprocess.run(
     [sys.executable, "-c", _EIGHT, file],
-    cwd=pathlib.Path(__file__).parents[2],
+    cwd=processes.ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
   )
   assert done.returncode == 0, done.stderr
   with file.open("rb") as opened:

@@ -2,13 +2,12 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import processes
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +16,12 @@ def said():
   names = "middling", "3b", "3b_bridge", "3b_tensor", "8b"
   done = subprocess.run(
     [sys.executable, "-m", "tests.training.lowered", "64", *names],
-    cwd=ROOT,
+    cwd=processes.ROOT,
     env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0", "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
     check=True,
-    timeout=300,
+    timeout=processes.PATIENCE_S,
   )
   lines = map(json.loads, done.stdout.splitlines())
   return {line.pop("name"): line for line in lines}, done.stderr
