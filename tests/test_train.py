@@ -1,89 +1,27 @@
-"""Whole runs of a tiny policy: what they leave, and that resuming is exact."""
+"""Whole runs of a tiny policy: what they leave, learn, spend and refuse."""
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
 
 import chex
-import jax
 import numpy as np
 import pytest
 
 from bilevel_jax import config, train
 from bilevel_jax.data import tasks
-from bilevel_jax.training import (
-  checkpoint,
-  learner,
-  meshes,
-  sources,
-  throughput,
-)
+from bilevel_jax.training import meshes, sources, throughput
 from tests import tiny_run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _runs_that_differ_in_names_alone_share_their_programs():
-  """Compiling is most of these tests' time; a program knows no names."""
-  build, built = learner.build, {}
-
-  def build_once(settings, policy, mesh):
-    like = dataclasses.replace(
-      settings,
-      run_dir="",
-      resume=False,
-      model=dataclasses.replace(settings.model, weights=None),
-    )
-    key = repr(like), policy, mesh
-    if key not in built:
-      built[key] = build(settings, policy, mesh)
-    return built[key]
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(learner, "build", build_once)
-    yield
-
-
-def _settings(directory, run_dir, **changes):
-  c = tiny_run.settings(directory, run_dir)
-  for name, value in changes.items():
-    c.update_from_flattened_dict({name.replace("__", "."): value})
-  return config.parse(c)
-
-
-def _last_state(settings):
-  """The state in the last checkpoint of a run, and where its streams stood."""
-  model = sources.build_model(settings, sources.find(settings))
-  mesh, _ = meshes.make(settings, model.architecture)
-  built = learner.build(settings, model.policy, mesh)
-  abstract = learner.abstract_state(built.method, model.policy)
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract
-  )
-  checkpoints = checkpoint.Checkpoints(
-    pathlib.Path(settings.run_dir) / "checkpoints", keep_last=2, keep_best=1
-  )
-  with checkpoints:
-    restored = checkpoints.restore(abstract)
-  assert restored is not None
-  return restored
+pytestmark = pytest.mark.usefixtures("programs_of_any_name")
 
 
 def _logged(settings, name="metrics.jsonl"):
   return tiny_run.logged(settings.run_dir, name)
 
 
-def _assert_same_run(left, right):
-  chex.assert_trees_all_equal(_last_state(left), _last_state(right))
-  assert _logged(left) == _logged(right)
-  assert _logged(left, "completions.jsonl") == _logged(
-    right, "completions.jsonl"
-  )
-
-
 def test_a_run_leaves_its_files_and_learns(directory):
-  settings = _settings(
+  settings = tiny_run.parsed(
     directory,
     "whole",
     steps=12,
@@ -147,69 +85,6 @@ def test_a_run_leaves_its_files_and_learns(directory):
   assert not [text for text in texts if "00" in text[:-1]]
 
 
-@pytest.mark.parametrize(
-  "changes",
-  [
-    {},
-    {
-      "rl__updates_per_rollout": 2,
-      "optimizer__base__name": "sgd",
-      "optimizer__base__momentum": 0.9,
-      "method__rl_only_base": "resync",
-      "method__resync_every": 3,
-      "method__penalty_schedule": "adaptive",
-    },
-    {"method__name": "relift", "method__relift__buffer": 2},
-    {"method__name": "trapo", "rollout__rounds_for_signal": 2},
-  ],
-  ids=["adamw", "two_updates_sgd_resync", "held_back", "rounds"],
-)
-def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
-  """Two steps and two more are four, mid-epoch and mid-schedule."""
-  name = request.node.callspec.id
-  whole = _settings(directory, f"{name}-whole", **changes)
-  train.run(whole)
-  parted = _settings(directory, f"{name}-parted", **changes)
-  stop = _Stop(after=2)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.termination, "Requested", lambda: stop)
-    with pytest.raises(train.TrainingStopped, match="after step 2 of 4"):
-      train.run(parted)
-  parted = _settings(directory, f"{name}-parted", resume=True, **changes)
-  assert [step.number for step in train.steps(parted)] == [3, 4]
-  _assert_same_run(whole, parted)
-  logged = _logged(whole)[1:]
-  if name == "held_back":
-    assert any("sft/loss" in line for line in logged)
-    assert logged[1]["mix/held_back"] > 0  # where the other run stopped
-  if name == "rounds":
-    assert min(line["rollout/guided_share"] for line in logged) > 0
-
-
-class _Stop:
-  """Stands for a SIGTERM that arrives in the given step."""
-
-  def __init__(self, after: int):
-    self._left = after
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    pass
-
-  def __bool__(self) -> bool:
-    # Asked once a step.
-    self._left -= 1
-    return self._left <= 0
-
-
-def test_resuming_a_finished_run_says_so_and_fails(directory):
-  train.run(_settings(directory, "finished"))
-  with pytest.raises(train.TrainingStopped, match="has done 4 steps"):
-    train.run(_settings(directory, "finished", resume=True))
-
-
 def test_a_run_ends_with_its_operations_and_tells_what_it_spent(directory):
   """Tokens are characters: each step's gradient is of all ten solutions."""
   questions = tasks.generate(
@@ -233,16 +108,16 @@ def test_a_run_ends_with_its_operations_and_tells_what_it_spent(directory):
     "training__packing": "off",
     "training__max_update_flops": float(4.5 * forward),
   }
-  train.run(_settings(directory, "operations", **changes))
-  logged = _logged(_settings(directory, "operations"))
+  train.run(tiny_run.parsed(directory, "operations", **changes))
+  logged = _logged(tiny_run.parsed(directory, "operations"))
   spent = [line.get("training/update_flops_so_far") for line in logged]
   assert spent == [None, 3 * forward, 6 * forward]
   with pytest.raises(train.TrainingStopped, match="max_update_flops"):
-    train.run(_settings(directory, "operations", resume=True, **changes))
+    train.run(tiny_run.parsed(directory, "operations", resume=True, **changes))
 
 
 def test_operations_that_are_not_counted_are_no_budget(directory):
-  settings = _settings(
+  settings = tiny_run.parsed(
     directory,
     "uncounted",
     method__hypergradient="unrolled",
@@ -252,18 +127,8 @@ def test_operations_that_are_not_counted_are_no_budget(directory):
     train.run(settings)
 
 
-def test_resuming_with_other_weights_is_refused(directory, tmp_path):
-  settings = tiny_run.settings(directory, "other")
-  settings.model.weights = str(tiny_run.weights(tmp_path))
-  train.run(config.parse(settings))
-  tiny_run.weights(tmp_path, seed=1)
-  settings.steps, settings.resume = settings.steps + 1, True
-  with pytest.raises(config.ConfigError, match="has other weights than"):
-    train.run(config.parse(settings))
-
-
 def test_updates_that_stay_non_finite_end_the_run(directory):
-  settings = _settings(
+  settings = tiny_run.parsed(
     directory,
     "nan",
     optimizer__base__learning_rate=1e30,
@@ -277,7 +142,7 @@ def test_updates_that_stay_non_finite_end_the_run(directory):
 
 @pytest.mark.parametrize("method", ["sft", "luffy"])
 def test_every_method_runs_by_its_name(directory, method):
-  settings = _settings(
+  settings = tiny_run.parsed(
     directory,
     method,
     method__name=method,
@@ -292,7 +157,7 @@ def test_every_method_runs_by_its_name(directory, method):
 
 
 def test_questions_are_added_in_the_place_of_those_that_say_nothing(directory):
-  settings = _settings(
+  settings = tiny_run.parsed(
     directory,
     "dapo",
     method__name="grpo",
@@ -311,14 +176,14 @@ def test_questions_are_added_in_the_place_of_those_that_say_nothing(directory):
     assert questions == 9 or line["rollout/telling_groups"] == 3
     assert line["rl/overlong_penalty"] <= -0.5
     assert line["rl/truncated_out"] > 0
-  _, _, host = _last_state(settings)
+  _, _, host = tiny_run.last_state(settings)
   assert host["questions"] == sum(drawn)
   assert host["tokens"] == sum(line["rollout/tokens"] for line in logged)
 
 
 @pytest.mark.parametrize("form", ["unrolled", "one_step"])
 def test_every_hypergradient_trains_the_adapter(directory, form):
-  settings = _settings(
+  settings = tiny_run.parsed(
     directory,
     form,
     steps=2,
@@ -335,7 +200,7 @@ def test_every_hypergradient_trains_the_adapter(directory, form):
 
 
 def test_sft_without_demonstrations_is_refused(directory):
-  settings = _settings(
+  settings = tiny_run.parsed(
     directory,
     "none",
     method__name="sft",
@@ -345,52 +210,9 @@ def test_sft_without_demonstrations_is_refused(directory):
     train.run(settings)
 
 
-def test_a_cold_start_resumes_in_its_second_stage_to_the_bit(directory):
-  """The KL's reference, made by SFT, is in the checkpoint."""
-  logged = _parted_run(
-    directory, "cold", method__name="sft_then_rl", rl__kl_coef=0.1
-  )
-  assert ["rl/reward" in line for line in logged[1:]] == [False] * 2 + [
-    True
-  ] * 2
-  assert logged[3]["rl/kl_to_reference"] == 0.0
-  assert logged[4]["rl/kl_to_reference"] > 0.0
-
-
-def test_stages_resume_to_the_bit_with_their_temperature(directory):
-  """What the controller made of the entropy is in the checkpoint."""
-  logged = _parted_run(
-    directory,
-    "staged",
-    method__name="staged",
-    method__staged__rate=0.1,
-    method__staged__unfiltered_stages=3,
-  )
-  first, second = (line["rollout/temperature"] for line in logged[3:])
-  moved = 0.1 * (0.3 - logged[3]["rl/entropy"])
-  assert first == 1.0
-  assert second == pytest.approx(np.exp(moved), rel=1e-5)
-  assert logged[3]["rollout/length"] <= 4.0  # half of the longest
-  assert "rl/kl_to_reference" not in logged[4]
-
-
-def _parted_run(directory, name, **changes):
-  """What a run logs that is stopped after three steps and resumed."""
-  whole = _settings(directory, f"{name}-whole", **changes)
-  train.run(whole)
-  parted = _settings(directory, f"{name}-parted", **changes)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.termination, "Requested", lambda: _Stop(after=3))
-    with pytest.raises(train.TrainingStopped, match="after step 3 of 4"):
-      train.run(parted)
-  train.run(_settings(directory, f"{name}-parted", resume=True, **changes))
-  _assert_same_run(whole, parted)
-  return _logged(whole)
-
-
 def test_a_merged_run_ends_with_what_it_was_to_add(directory):
   """Nothing of either branch is added: the start is what is left."""
-  settings = _settings(
+  settings = tiny_run.parsed(
     directory,
     "merged",
     steps=2,
@@ -402,5 +224,5 @@ def test_a_merged_run_ends_with_what_it_was_to_add(directory):
   model = sources.build_model(settings, sources.find(settings))
   mesh, _ = meshes.make(settings, model.architecture)
   start = sources.load_base(settings, model, mesh)
-  _, state, _ = _last_state(settings)
+  _, state, _ = tiny_run.last_state(settings)
   chex.assert_trees_all_close(state.base, start, atol=1e-6)

@@ -9,6 +9,7 @@ import jax
 from bilevel_jax import config
 from bilevel_jax.data import tokenizer
 from bilevel_jax.models import huggingface_export, policy, presets
+from bilevel_jax.training import checkpoint, learner, meshes, sources
 
 ARCHITECTURE = presets.Architecture(
   family="llama",
@@ -90,6 +91,33 @@ def settings(directory: pathlib.Path, run_dir: str = "run"):
   c.checkpoints.every = 1
   c.mesh.fsdp = 1  # a run on four devices has a test of its own
   return c
+
+
+def parsed(directory: pathlib.Path, run_dir: str, **changes) -> config.Config:
+  """Returns its Config; group__field=value changes a field."""
+  c = settings(directory, run_dir)
+  for name, value in changes.items():
+    c.update_from_flattened_dict({name.replace("__", "."): value})
+  return config.parse(c)
+
+
+def last_state(settings: config.Config):
+  """Returns the last checkpoint of a run: step, state, where streams stood."""
+  model = sources.build_model(settings, sources.find(settings))
+  mesh, _ = meshes.make(settings, model.architecture)
+  built = learner.build(settings, model.policy, mesh)
+  abstract = learner.abstract_state(built.method, model.policy)
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract
+  )
+  checkpoints = checkpoint.Checkpoints(
+    pathlib.Path(settings.run_dir) / "checkpoints", keep_last=2, keep_best=1
+  )
+  with checkpoints:
+    restored = checkpoints.restore(abstract)
+  assert restored is not None
+  return restored
 
 
 def digits(completion, question) -> float:

@@ -13,12 +13,20 @@ from bilevel_jax import config, methods, types
 from bilevel_jax.bilevel.problem import Objective, Problem
 from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.objectives import policy_gradient, weighting
-from bilevel_jax.rollout import assemble
+from bilevel_jax.rollout import assemble, routing
 from tests import tabular
 
 VOCABULARY = 7
 ADVANTAGES = functools.partial(
   policy_gradient.group_advantages, normalise="group_mean"
+)
+GROUPS = routing.Groups(
+  rewards=np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]),
+  correct=np.array([[0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool),
+  scored=np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool),
+  demonstrated=np.array([True, True, False, False]),
+  given=np.zeros((4, 3), int),
+  truncated=np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]], bool),
 )
 
 

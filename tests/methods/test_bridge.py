@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from bilevel_jax.bilevel import problem as problem_lib
-
-
-def _moved(before, after):
-  """What one SGD update of learning rate 0.1 says the gradient was."""
-  return jax.tree.map(lambda b, a: (b - a) / 0.1, before, after)
+from tests.methods import sgd
 
 
 def _gradients(world, *, kl_coef=0.0):
@@ -66,7 +62,7 @@ def test_an_equal_copy_makes_the_gain_irrelevant_to_the_adapter(world, penalty):
     sft(world.base, world.adapter, world.sft).adapter,
   )
   chex.assert_trees_all_close(
-    _moved(state.adapter, after.adapter), expected, atol=2e-6
+    sgd.moved(state.adapter, after.adapter), expected, atol=2e-6
   )
 
 
@@ -91,7 +87,7 @@ def test_every_gradient_is_the_papers_at_the_old_parameters(world):
     "adapter": mix(sft.adapter, gap),
   }
   for name, gradient in expected.items():
-    moved = _moved(getattr(state, name), getattr(after, name))
+    moved = sgd.moved(getattr(state, name), getattr(after, name))
     chex.assert_trees_all_close(moved, gradient, atol=3e-6)
   assert float(metrics["bilevel/kl_to_rl_only"]) > 0.0
 
@@ -121,7 +117,7 @@ def test_one_step_rebuilds_the_copy_from_one_rl_update(world):
   rl_only = rl_gradient(hat, world.adapter, shared)
   expected = jax.tree.map(jnp.subtract, rl.adapter, rl_only.adapter)
   chex.assert_trees_all_close(
-    _moved(state.adapter, after.adapter), expected, atol=2e-6
+    sgd.moved(state.adapter, after.adapter), expected, atol=2e-6
   )
 
 

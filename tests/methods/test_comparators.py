@@ -13,8 +13,7 @@ from bilevel_jax import config
 from bilevel_jax.bilevel import problem as problem_lib
 from bilevel_jax.methods import chord, sasr, terms
 from bilevel_jax.objectives import token_weights
-
-RATE = 0.1  # the world's learning rate
+from tests.methods import sgd
 
 
 def _run(world, name, steps=2, **settings):
@@ -57,22 +56,15 @@ def test_a_limit_is_the_simpler_method(world, name, options, limit):
   if limit == "uncertain":
     expected = world.base
     for _ in range(2):
-      expected = _descended(expected, jax.grad(doubt)(expected))
+      expected = sgd.descended(expected, jax.grad(doubt)(expected))
   else:
     expected, _ = _run(world, limit)
   chex.assert_trees_all_close(base, expected, atol=1e-6)
   assert optax.tree.norm(optax.tree.sub(base, world.base)) > 1e-3
 
 
-def _descended(base, gradient, rate=RATE):
-  return jax.tree.map(lambda x, g: x - rate * g, base, gradient)
-
-
 def _gradients(world, base):
-  problem = world.problem()
-  sft = problem_lib.gradient(problem.upper)(base, None, world.sft)
-  rl = problem_lib.gradient(problem.lower)(base, None, world.rl)
-  return sft.base, rl.base
+  return sgd.sft_gradient(world, base), sgd.rl_gradient(world, base)
 
 
 def test_dft_ascends_the_mean_probability(world):
@@ -86,14 +78,18 @@ def test_dft_ascends_the_mean_probability(world):
 
   after, _ = _run(world, "dft", steps=1)
   ascent = jax.grad(lambda base: -mean_probability(base))(world.base)
-  chex.assert_trees_all_close(after, _descended(world.base, ascent), atol=1e-6)
+  chex.assert_trees_all_close(
+    after, sgd.descended(world.base, ascent), atol=1e-6
+  )
 
 
 def test_mixed_descends_the_weighted_sum_and_logs_the_effective_mix(world):
   after, (metrics,) = _run(world, "mixed", steps=1, mixed={"sft_weight": 0.3})
   sft, rl = _gradients(world, world.base)
   total = jax.tree.map(lambda s, r: 0.3 * s + r, sft, rl)
-  chex.assert_trees_all_close(after, _descended(world.base, total), atol=1e-6)
+  chex.assert_trees_all_close(
+    after, sgd.descended(world.base, total), atol=1e-6
+  )
   norms = 0.3 * optax.tree.norm(sft), optax.tree.norm(rl)
   np.testing.assert_allclose(
     metrics["mix/sft_share"], norms[0] / (norms[0] + norms[1]), rtol=1e-5
@@ -142,7 +138,7 @@ def test_gta_drops_an_sft_gradient_that_opposes_rl(world, sign):
   after, (metrics,) = _run(world, "gta", steps=1)
   sft, rl = _gradients(world, world.base)
   kept = optax.tree.add(sft, rl) if sign > 0 else rl
-  chex.assert_trees_all_close(after, _descended(world.base, kept), atol=1e-6)
+  chex.assert_trees_all_close(after, sgd.descended(world.base, kept), atol=1e-6)
   np.testing.assert_allclose(metrics["bilevel/gradient_cosine"], sign, 1e-5)
 
 
@@ -150,9 +146,9 @@ def test_alternating_takes_each_step_with_its_own_rate(world):
   after, seen = _run(
     world, "alternating", steps=3, alternating={"sft_learning_rate": 0.03}
   )
-  base = _descended(world.base, _gradients(world, world.base)[1])
-  base = _descended(base, _gradients(world, base)[0], rate=0.03)
-  base = _descended(base, _gradients(world, base)[1])
+  base = sgd.descended(world.base, _gradients(world, world.base)[1])
+  base = sgd.descended(base, _gradients(world, base)[0], rate=0.03)
+  base = sgd.descended(base, _gradients(world, base)[1])
   chex.assert_trees_all_close(after, base, atol=2e-6)
   assert ["rl/loss" in metrics for metrics in seen] == [True, False, True]
 
@@ -209,7 +205,7 @@ def test_the_meta_gradient_is_the_slope_of_what_one_step_earned(world):
   def loss(mu):
     """Of the next batch, off the policy that is tried: a plain surrogate."""
     mixed = jax.tree.map(lambda s, r: mu * s + (1 - mu) * r, sft, rl)
-    base = _descended(world.base, mixed)
+    base = sgd.descended(world.base, mixed)
     old = terms.token_logprobs(
       world.policy, state.base, None, world.rl, temperature=1.0, chunk=64
     )[0]
@@ -220,7 +216,7 @@ def test_the_meta_gradient_is_the_slope_of_what_one_step_earned(world):
     slope = (loss(0.5 + 1e-2) - loss(0.5 - 1e-2)) / 2e-2
   direction = optax.tree.sub(sft, rl)
   new_rl = _gradients(world, state.base)[1]
-  size = RATE * optax.tree.norm(direction) * optax.tree.norm(new_rl)
+  size = sgd.RATE * optax.tree.norm(direction) * optax.tree.norm(new_rl)
   moved = float(metrics["mix/sft_weight"]) - 0.5
   np.testing.assert_allclose(moved, -0.02 * slope / size, rtol=2e-2)
   assert abs(moved) > 1e-4

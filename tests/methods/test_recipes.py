@@ -7,68 +7,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from bilevel_jax import config
-from bilevel_jax.bilevel import problem as problem_lib
-from bilevel_jax.methods import contract, staged, terms
+from bilevel_jax.methods import staged, terms
 from bilevel_jax.objectives import continuation, policy_gradient, preferences
-from bilevel_jax.rollout import assemble, routing
-from tests.methods import conftest
-
-RATE = 0.1  # the world's learning rate
-
-
-def _moved(before, after):
-  """What one SGD update says the gradient was."""
-  return jax.tree.map(lambda b, a: (b - a) / RATE, before, after)
-
-
-def _step(world, name, step=0, state=None, **settings):
-  """Returns the state after one update of a method, and its metrics."""
-  method = world.method(name, **settings)
-  state = world.start(method) if state is None else state
-  return jax.jit(method.update)(state, world.batch(method, step))
-
-
-def _scores(world, base, batch):
-  return terms.token_logprobs(
-    world.policy,
-    base,
-    None,
-    batch,
-    temperature=1.0,
-    chunk=64,
-    with_entropy=True,
-  )
-
-
-def _gradient(loss, base):
-  return jax.jit(jax.grad(loss))(base)
-
-
-def _descended(base, gradient, rate=RATE):
-  return jax.tree.map(lambda x, g: x - rate * g, base, gradient)
-
-
-def _sft_gradient(world, base):
-  return problem_lib.gradient(world.problem().upper)(base, None, world.sft).base
-
-
-def _rl_gradient(world, base):
-  return problem_lib.gradient(world.problem().lower)(base, None, world.rl).base
-
-
-GROUPS = routing.Groups(
-  rewards=np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]),
-  correct=np.array([[0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool),
-  scored=np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool),
-  demonstrated=np.array([True, True, False, False]),
-  given=np.zeros((4, 3), int),
-  truncated=np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]], bool),
-)
-
+from bilevel_jax.rollout import assemble
+from tests.methods import conftest, sgd
 
 # SRFT
 
@@ -77,10 +22,10 @@ GROUPS = routing.Groups(
 def test_srft_descends_its_four_terms(world, exponent):
   """The losses whose coefficients they are, with entropies held still."""
   sign = {"paper": -1, "code": 1}[exponent]
-  after, _ = _step(world, "srft", srft={"sft_exponent": exponent})
+  after, _ = sgd.step(world, "srft", srft={"sft_exponent": exponent})
 
   def entropy_of_rows(batch):
-    _, entropies = _scores(world, world.base, batch)
+    _, entropies = sgd.scores(world, world.base, batch)
     counted = batch.weights > 0
     rows = (entropies * counted).sum(1) / counted.sum(1).clip(min=1)
     return np.asarray(rows)[:, None]
@@ -88,7 +33,7 @@ def test_srft_descends_its_four_terms(world, exponent):
   h_sft, h_rl = entropy_of_rows(world.sft), entropy_of_rows(world.rl)
 
   def loss(base):
-    sft, rl = (_scores(world, base, b)[0] for b in (world.sft, world.rl))
+    sft, rl = (sgd.scores(world, base, b)[0] for b in (world.sft, world.rl))
     imitation = -0.5 * np.exp(sign * h_sft) * sft
     unclipped = -world.sft.group_advantages * jnp.exp(sft)
     advantages = world.rl.advantages
@@ -98,21 +43,24 @@ def test_srft_descends_its_four_terms(world, exponent):
     )
 
   chex.assert_trees_all_close(
-    _moved(world.base, after.base), _gradient(loss, world.base), atol=2e-6
+    sgd.moved(world.base, after.base),
+    sgd.gradient(loss, world.base),
+    atol=2e-6,
   )
 
 
 def test_srft_puts_demonstrations_into_groups_and_samples_at_plus_minus_one(
   world,
 ):
-  route = world.method("srft").route(GROUPS)
+  route = world.method("srft").route(conftest.GROUPS)
   np.testing.assert_allclose(
-    route.group_advantages, world.method("luffy").route(GROUPS).coefficients
+    route.group_advantages,
+    world.method("luffy").route(conftest.GROUPS).coefficients,
   )
   # 11 scored samples and 2 demonstrations: every row counts the same.
-  signs = np.where(GROUPS.correct, 1, -1)
+  signs = np.where(conftest.GROUPS.correct, 1, -1)
   np.testing.assert_allclose(route.advantages, signs * 11 / 13, rtol=1e-6)
-  assert (route.demonstrations == GROUPS.demonstrated).all()
+  assert (route.demonstrations == conftest.GROUPS.demonstrated).all()
   assert (route.coefficients == 1).all()
 
 
@@ -130,7 +78,7 @@ def test_entropies_are_computed_only_where_they_are_asked_for(world):
     objective(world.base, None, world.sft)
   assert not given[0].any()
   np.testing.assert_allclose(
-    given[1], _scores(world, world.base, world.sft)[1], rtol=1e-6
+    given[1], sgd.scores(world, world.base, world.sft)[1], rtol=1e-6
   )
 
 
@@ -149,7 +97,9 @@ def test_a_shift_of_the_advantage_has_the_gradient_of_the_kl(
   correct = np.array([0, 0, 0, 0, 1, 0, 1, 0], np.float32)
   accuracy = np.array([0] * 4 + [0.5] * 4, np.float32)
   world.rl = dataclasses.replace(world.rl, correct=correct, accuracy=accuracy)
-  after, metrics = _step(world, "kdrl", kdrl=options | {"estimate": estimate})
+  after, metrics = sgd.step(
+    world, "kdrl", kdrl=options | {"estimate": estimate}
+  )
   rows = {
     "all": np.ones(8),
     "wrong": 1 - correct,
@@ -157,7 +107,7 @@ def test_a_shift_of_the_advantage_has_the_gradient_of_the_kl(
   }[listens]
 
   def loss(base):
-    logprobs, _ = _scores(world, base, world.rl)
+    logprobs, _ = sgd.scores(world, base, world.rl)
     teacher = world.rl.expert_logprobs
     kl = (teacher - logprobs) ** 2 / 2
     if estimate == "k3":
@@ -166,7 +116,9 @@ def test_a_shift_of_the_advantage_has_the_gradient_of_the_kl(
     return rl + beta * jnp.sum(world.rl.weights * rows[:, None] * kl)
 
   chex.assert_trees_all_close(
-    _moved(world.base, after.base), _gradient(loss, world.base), atol=2e-6
+    sgd.moved(world.base, after.base),
+    sgd.gradient(loss, world.base),
+    atol=2e-6,
   )
   np.testing.assert_allclose(metrics["mix/taught_share"], rows.mean())
 
@@ -181,8 +133,8 @@ def test_the_teachers_weight_falls_to_its_end(world):
 
 
 def test_a_teacher_without_weight_is_rl(world):
-  after, _ = _step(world, "kdrl", kdrl={"start": 0.0, "end": 0.0})
-  expected, _ = _step(world, "grpo")
+  after, _ = sgd.step(world, "kdrl", kdrl={"start": 0.0, "end": 0.0})
+  expected, _ = sgd.step(world, "grpo")
   chex.assert_trees_all_close(after.base, expected.base, atol=1e-7)
 
 
@@ -191,18 +143,18 @@ def test_a_teacher_without_weight_is_rl(world):
 
 def test_pear_without_ratios_and_discount_is_the_cold_start(world):
   same = {"lowest_ratio": 0.0, "highest_ratio": 0.0, "gamma": 1.0}
-  after, _ = _step(world, "pear", pear=same)
-  expected, _ = _step(world, "sft")
+  after, _ = sgd.step(world, "pear", pear=same)
+  expected, _ = sgd.step(world, "sft")
   chex.assert_trees_all_close(after.base, expected.base, atol=1e-7)
-  reinforced, _ = _step(world, "pear", step=5, pear=same)
-  expected, _ = _step(world, "grpo")
+  reinforced, _ = sgd.step(world, "pear", step=5, pear=same)
+  expected, _ = sgd.step(world, "grpo")
   chex.assert_trees_all_close(reinforced.base, expected.base, atol=1e-7)
 
 
 def test_pear_holds_its_weights_still(world):
   """SFT's loss with weights that were computed before it was descended."""
-  after, _ = _step(world, "pear", pear={"form": "block"})
-  logprobs, _ = _scores(world, world.base, world.sft)
+  after, _ = sgd.step(world, "pear", pear={"form": "block"})
+  logprobs, _ = sgd.scores(world, world.base, world.sft)
   weights = continuation.weights(
     logprobs,
     world.sft.expert_logprobs,
@@ -215,10 +167,14 @@ def test_pear_holds_its_weights_still(world):
     bounds=(-10.0, 5.0),
   )
   loss = lambda base: (
-    -jnp.sum(world.sft.weights * weights * _scores(world, base, world.sft)[0])
+    -jnp.sum(
+      world.sft.weights * weights * sgd.scores(world, base, world.sft)[0]
+    )
   )
   chex.assert_trees_all_close(
-    _moved(world.base, after.base), _gradient(loss, world.base), atol=2e-6
+    sgd.moved(world.base, after.base),
+    sgd.gradient(loss, world.base),
+    atol=2e-6,
   )
   assert float(jnp.std(weights[world.sft.weights > 0])) > 0.1
 
@@ -227,11 +183,11 @@ def test_pear_holds_its_weights_still(world):
 
 
 def test_sft_is_slow_before_preferences(world):
-  after, _ = _step(world, "implicit_reward")
-  expected, _ = _step(world, "sft")
+  after, _ = sgd.step(world, "implicit_reward")
+  expected, _ = sgd.step(world, "sft")
   chex.assert_trees_all_close(
-    _moved(world.base, after.base),
-    jax.tree.map(lambda g: 0.25 * g, _moved(world.base, expected.base)),
+    sgd.moved(world.base, after.base),
+    jax.tree.map(lambda g: 0.25 * g, sgd.moved(world.base, expected.base)),
     atol=2e-6,
   )
 
@@ -240,7 +196,7 @@ def test_the_second_stage_descends_dpo(world):
   """The loss of whole sequences, pair by pair, by differentiating it."""
   reference = world.policy.init(jax.random.key(5))
   logprobs = {
-    name: _scores(world, base, world.rl)[0]
+    name: sgd.scores(world, base, world.rl)[0]
     for name, base in (("old", world.base), ("ref", reference))
   }
   world.rl = dataclasses.replace(
@@ -252,7 +208,7 @@ def test_the_second_stage_descends_dpo(world):
   counted = world.rl.weights > 0
 
   def loss(base):
-    now, _ = _scores(world, base, world.rl)
+    now, _ = sgd.scores(world, base, world.rl)
     s = jnp.sum(counted * (now - logprobs["ref"]), axis=1)
     return preferences.direct(
       s, world.rl.correct, world.rl.scored, world.rl.questions, beta=0.4
@@ -260,7 +216,9 @@ def test_the_second_stage_descends_dpo(world):
 
   np.testing.assert_allclose(metrics["rl/loss"], loss(world.base), rtol=1e-5)
   chex.assert_trees_all_close(
-    _moved(world.base, after.base), _gradient(loss, world.base), atol=1e-5
+    sgd.moved(world.base, after.base),
+    sgd.gradient(loss, world.base),
+    atol=1e-5,
   )
 
 
@@ -296,12 +254,14 @@ def test_stages_grow_and_the_temperature_is_the_states(world):
 @pytest.mark.parametrize(("step", "last"), [(4, False), (9, True)])
 def test_a_stage_leaves_out_the_truncated_and_then_the_easy(world, step, last):
   method = world.method("staged", sft_then_rl={"sft_share": 0.4})
-  route = method.route(GROUPS._replace(step=step))
-  kept = GROUPS.scored & ~GROUPS.truncated
+  route = method.route(conftest.GROUPS._replace(step=step))
+  kept = conftest.GROUPS.scored & ~conftest.GROUPS.truncated
   if last:  # a third of question 1 is right, all of questions 2 and 3
-    kept = GROUPS.scored & np.array([[1], [1], [0], [0]], bool)
+    kept = conftest.GROUPS.scored & np.array([[1], [1], [0], [0]], bool)
   np.testing.assert_array_equal(route.rollouts, kept)
-  advantages, _ = conftest.ADVANTAGES(GROUPS.rewards, GROUPS.scored)
+  advantages, _ = conftest.ADVANTAGES(
+    conftest.GROUPS.rewards, conftest.GROUPS.scored
+  )
   np.testing.assert_array_equal(route.advantages, advantages)
 
 
@@ -329,117 +289,14 @@ def test_the_temperature_settles_where_the_entropy_is_the_target():
 
 def test_a_batch_is_scored_at_the_temperature_of_its_samples(world):
   batch = assemble.at_temperature(world.rl, 0.5)
-  now, _ = jax.jit(functools.partial(_scores, world))(world.base, batch)
+  now, _ = jax.jit(functools.partial(sgd.scores, world))(world.base, batch)
   expected, _ = terms.token_logprobs(
     world.policy, world.base, None, world.rl, temperature=0.5, chunk=64
   )
   np.testing.assert_allclose(now, expected, atol=1e-6)
-  assert np.abs(now - _scores(world, world.base, world.rl)[0]).max() > 0.1
+  assert np.abs(now - sgd.scores(world, world.base, world.rl)[0]).max() > 0.1
 
 
 def test_stages_must_all_have_all_settings(world):
   with pytest.raises(config.ConfigError, match="got 3 for 2"):
     world.method("staged", staged={"lengths": (0.5, 1.0)})
-
-
-# Recipes of the Synergy study
-
-
-def test_interleaved_is_an_update_of_rl_and_then_one_of_sft(world):
-  after, metrics = _step(
-    world, "interleaved", interleaved={"sft_learning_rate": 0.03}
-  )
-  base = _descended(world.base, _rl_gradient(world, world.base))
-  base = _descended(base, _sft_gradient(world, base), rate=0.03)
-  chex.assert_trees_all_close(after.base, base, atol=2e-6)
-  sft, rl = metrics["sft/gradient_norm"], metrics["rl/gradient_norm"]
-  np.testing.assert_allclose(metrics["mix/sft_share"], sft / (sft + rl))
-
-
-def test_interleaved_without_a_demonstration_leaves_momentum_at_rest(world):
-  adam = optax.adam(0.05)
-  state, _ = _step(world, "interleaved", optimizer=adam)
-  none = np.zeros_like(world.sft.weights)
-  world.sft = dataclasses.replace(world.sft, weights=none)
-  after, _ = _step(world, "interleaved", state=state, optimizer=adam)
-  gradient = _rl_gradient(world, state.base)
-  updates, _ = adam.update(gradient, state.optimizer_states["base"])
-  chex.assert_trees_all_close(
-    after.base, optax.apply_updates(state.base, updates), atol=1e-5
-  )
-  chex.assert_trees_all_equal(after.extra, state.extra)
-
-
-def test_interleaved_gives_sft_what_no_sample_solved(world):
-  route = world.method("interleaved").route(GROUPS)
-  assert route.rollouts.all()
-  assert route.demonstrations.tolist() == [True, False, False, False]
-
-
-def test_data_mix_is_one_mean_over_all_tokens(world):
-  after, metrics = _step(world, "data_mix")
-  counts = [(part.weights > 0).sum() for part in (world.sft, world.rl)]
-
-  def loss(base):
-    sft, rl = (_scores(world, base, b)[0] for b in (world.sft, world.rl))
-    own = jnp.sum(world.rl.advantages * rl * (world.rl.weights > 0))
-    return -(jnp.sum(sft * (world.sft.weights > 0)) + own) / sum(counts)
-
-  chex.assert_trees_all_close(
-    _moved(world.base, after.base), _gradient(loss, world.base), atol=2e-6
-  )
-  np.testing.assert_allclose(
-    metrics["mix/sft_weight"], counts[0] / sum(counts), rtol=1e-6
-  )
-
-
-@pytest.mark.parametrize("sft_share", [0.0, 0.5, 1.0])
-def test_merge_adds_what_each_branch_changed(world, sft_share):
-  options = {"sft_share": sft_share, "rl_weight": 0.7, "sft_weight": 0.4}
-  method = world.method("merge", total_updates=4, merge=options)
-  state, update = world.start(method), jax.jit(method.update)
-  for step in range(4):
-    state, _ = update(state, world.batch(method, step))
-  merged = method.finish(state).base
-  ends = {}
-  for branch, gradient in (("rl", _rl_gradient), ("sft", _sft_gradient)):
-    share = sft_share if branch == "sft" else 1 - sft_share
-    ends[branch] = world.base
-    for _ in range(round(4 * share)):
-      ends[branch] = _descended(ends[branch], gradient(world, ends[branch]))
-  expected = jax.tree.map(
-    lambda start, rl, sft: start + 0.7 * (rl - start) + 0.4 * (sft - start),
-    world.base,
-    ends["rl"],
-    ends["sft"],
-  )
-  chex.assert_trees_all_close(merged, expected, atol=3e-6)
-
-
-@pytest.mark.parametrize("first", ["sft", "rl"])
-def test_both_orders_measure_in_both_stages_what_one_undoes(world, first):
-  """Adam afresh in the second stage, and its reference what the first made."""
-  adam = optax.adam(0.05)
-  method = world.method(
-    "non_decoupling",
-    optimizer=adam,
-    total_updates=4,
-    non_decoupling={"first": first},
-  )
-  assert method.plan(0) == method.plan(3) == contract.Plan(True, True)
-  state, update = world.start(method), jax.jit(method.update)
-  base, moments = world.base, adam.init(world.base)
-  order = ["sft", "rl"] if first == "sft" else ["rl", "sft"]
-  for step in range(4):
-    if step == 2:
-      moments, switched = adam.init(base), state.base
-    kind = order[step // 2]
-    gradient = {"sft": _sft_gradient, "rl": _rl_gradient}[kind](world, base)
-    updates, moments = adam.update(gradient, moments)
-    base = optax.apply_updates(base, updates)
-    state, metrics = update(state, world.batch(method, step))
-    for name in ("sft/loss", "rl/loss", "bilevel/gradient_cosine"):
-      assert np.isfinite(metrics[name])
-    assert float(metrics["mix/sft_share"]) == float(kind == "sft")
-    chex.assert_trees_all_close(state.base, base, atol=2e-5)
-  chex.assert_trees_all_equal(method.reference(state), switched)

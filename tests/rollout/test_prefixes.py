@@ -1,44 +1,23 @@
 """Completions that begin with given tokens: part of them, and not drawn."""
 
-import functools
-
-import jax
 import numpy as np
 import pytest
 
 from bilevel_jax import config, types
 from bilevel_jax.rollout import engine
-from tests.models import tiny
+from tests.rollout import completions
 
-STOP, LENGTH, _ = range(3)
 PROMPTS = [(1, 2), (3,), (0, 4, 5, 1)]
 PREFIXES = [(), (4, 5, 2), (3,), (), (2, 2, 2, 2, 2), (5, 5), (), (1,), (4,)]
 PREFIXES = [np.array(prefix, np.int32) for prefix in PREFIXES]
 
 
-@functools.cache
-def _tiny():
-  policy = tiny.make("tiny-qwen3")
-  base, adapter = tiny.weights(policy)
-  return policy, jax.jit(policy.merge)(base, adapter)
-
-
 def _generate(prefixes, prompts=PROMPTS, *, options=None, **changes):
-  settings = {
-    "prompt_ids": np.arange(len(prompts)) + 10,
-    "samples_per_prompt": 3,
-    "max_new_tokens": 8,
-    "eos_ids": (0,),
-    "sampling": types.Sampling(),
-    "key": jax.random.key(0),
-  }
-  requests = types.Requests(
-    prompts=[np.array(prompt, np.int32) for prompt in prompts],
-    prefixes=prefixes,
-    **(settings | changes),
-  )
+  policy, _, _, weights = completions.tiny_model()
+  settings = {"samples_per_prompt": 3, "max_new_tokens": 8} | changes
+  requests = completions.requests(prompts, prefixes=prefixes, **settings)
   options = {"segment": 8, "decode": _text} | (options or {})
-  return engine.generate(*_tiny(), requests, **options)
+  return engine.generate(policy, weights, requests, **options)
 
 
 def _text(tokens):
@@ -112,13 +91,13 @@ def test_a_prefix_that_ends_or_fills_a_completion_is_all_of_it():
   # An EOS, a full budget (twice), a stop string, an EOS at the end.
   whole = [[1, 0], [1, 2, 3], [1, 2, 3], [2, 3], [1, 2, 0]]
   assert _rows(rollout)[:5] == whole
-  assert rollout.finish_reasons[:5].tolist() == [STOP] * 5
+  assert rollout.finish_reasons[:5].tolist() == [completions.STOP] * 5
   np.testing.assert_array_equal(rollout.given[:5], [2, 3, 3, 2, 3])
   filled = _generate(
     [np.array((1, 2, 3, 4, 5), np.int32)] * 9, max_new_tokens=4
   )
   assert _rows(filled) == [[1, 2, 3, 4]] * 9
-  assert set(filled.finish_reasons) == {LENGTH}
+  assert set(filled.finish_reasons) == {completions.LENGTH}
 
 
 def test_a_total_counts_what_was_given():

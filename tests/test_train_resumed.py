@@ -1,0 +1,142 @@
+"""A run that was stopped goes on to the same bits, or says why it cannot."""
+
+import chex
+import numpy as np
+import pytest
+
+from bilevel_jax import config, train
+from tests import tiny_run
+
+pytestmark = pytest.mark.usefixtures("programs_of_any_name")
+
+
+def _logged(settings, name="metrics.jsonl"):
+  return tiny_run.logged(settings.run_dir, name)
+
+
+def _assert_same_run(left, right):
+  chex.assert_trees_all_equal(
+    tiny_run.last_state(left), tiny_run.last_state(right)
+  )
+  assert _logged(left) == _logged(right)
+  assert _logged(left, "completions.jsonl") == _logged(
+    right, "completions.jsonl"
+  )
+
+
+class _Stop:
+  """Stands for a SIGTERM that arrives in the given step."""
+
+  def __init__(self, after: int):
+    self._left = after
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def __bool__(self) -> bool:
+    # Asked once a step.
+    self._left -= 1
+    return self._left <= 0
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {
+      "rl__updates_per_rollout": 2,
+      "optimizer__base__name": "sgd",
+      "optimizer__base__momentum": 0.9,
+      "method__rl_only_base": "resync",
+      "method__resync_every": 3,
+      "method__penalty_schedule": "adaptive",
+    },
+    {"method__name": "relift", "method__relift__buffer": 2},
+    {"method__name": "trapo", "rollout__rounds_for_signal": 2},
+  ],
+  ids=["adamw", "two_updates_sgd_resync", "held_back", "rounds"],
+)
+def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
+  """Two steps and two more are four, mid-epoch and mid-schedule."""
+  name = request.node.callspec.id
+  whole = tiny_run.parsed(directory, f"{name}-whole", **changes)
+  train.run(whole)
+  parted = tiny_run.parsed(directory, f"{name}-parted", **changes)
+  stop = _Stop(after=2)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.termination, "Requested", lambda: stop)
+    with pytest.raises(train.TrainingStopped, match="after step 2 of 4"):
+      train.run(parted)
+  parted = tiny_run.parsed(directory, f"{name}-parted", resume=True, **changes)
+  assert [step.number for step in train.steps(parted)] == [3, 4]
+  _assert_same_run(whole, parted)
+  logged = _logged(whole)[1:]
+  if name == "held_back":
+    assert any("sft/loss" in line for line in logged)
+    assert logged[1]["mix/held_back"] > 0  # where the other run stopped
+  if name == "rounds":
+    assert min(line["rollout/guided_share"] for line in logged) > 0
+
+
+def _parted_run(directory, name, **changes):
+  """What a run logs that is stopped after three steps and resumed."""
+  whole = tiny_run.parsed(directory, f"{name}-whole", **changes)
+  train.run(whole)
+  parted = tiny_run.parsed(directory, f"{name}-parted", **changes)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.termination, "Requested", lambda: _Stop(after=3))
+    with pytest.raises(train.TrainingStopped, match="after step 3 of 4"):
+      train.run(parted)
+  train.run(
+    tiny_run.parsed(directory, f"{name}-parted", resume=True, **changes)
+  )
+  _assert_same_run(whole, parted)
+  return _logged(whole)
+
+
+def test_a_cold_start_resumes_in_its_second_stage_to_the_bit(directory):
+  """The KL's reference, made by SFT, is in the checkpoint."""
+  logged = _parted_run(
+    directory, "cold", method__name="sft_then_rl", rl__kl_coef=0.1
+  )
+  assert ["rl/reward" in line for line in logged[1:]] == [False] * 2 + [
+    True
+  ] * 2
+  assert logged[3]["rl/kl_to_reference"] == 0.0
+  assert logged[4]["rl/kl_to_reference"] > 0.0
+
+
+def test_stages_resume_to_the_bit_with_their_temperature(directory):
+  """What the controller made of the entropy is in the checkpoint."""
+  logged = _parted_run(
+    directory,
+    "staged",
+    method__name="staged",
+    method__staged__rate=0.1,
+    method__staged__unfiltered_stages=3,
+  )
+  first, second = (line["rollout/temperature"] for line in logged[3:])
+  moved = 0.1 * (0.3 - logged[3]["rl/entropy"])
+  assert first == 1.0
+  assert second == pytest.approx(np.exp(moved), rel=1e-5)
+  assert logged[3]["rollout/length"] <= 4.0  # half of the longest
+  assert "rl/kl_to_reference" not in logged[4]
+
+
+def test_resuming_a_finished_run_says_so_and_fails(directory):
+  train.run(tiny_run.parsed(directory, "finished"))
+  with pytest.raises(train.TrainingStopped, match="has done 4 steps"):
+    train.run(tiny_run.parsed(directory, "finished", resume=True))
+
+
+def test_resuming_with_other_weights_is_refused(directory, tmp_path):
+  settings = tiny_run.settings(directory, "other")
+  settings.model.weights = str(tiny_run.weights(tmp_path))
+  train.run(config.parse(settings))
+  tiny_run.weights(tmp_path, seed=1)
+  settings.steps, settings.resume = settings.steps + 1, True
+  with pytest.raises(config.ConfigError, match="has other weights than"):
+    train.run(config.parse(settings))
