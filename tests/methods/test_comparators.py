@@ -110,7 +110,7 @@ def test_mixed_moves_an_adapter_down_the_same_sum(world):
   down = jax.grad(total, argnums=(0, 1))(world.base, world.adapter)
   chex.assert_trees_all_close(
     (after.base, after.adapter),
-    _descended((world.base, world.adapter), down),
+    sgd.descended((world.base, world.adapter), down),
     atol=1e-6,
   )
   norm = optax.tree.norm(down[1])
