@@ -10,7 +10,7 @@ from bilevel_jax.study import plan
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 STUDIES = sorted((FOLDER / "studies").glob("*.py"))
-CONFIGS = sorted(set(FOLDER.rglob("*.py")) - set(STUDIES))
+CONFIGS = sorted(FOLDER.glob("*.py"))
 
 
 def _module(path):

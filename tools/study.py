@@ -227,7 +227,7 @@ def _write(
     "tables": {name: table.about for name, table in study.tables.items()},
     "findings": study.findings,
     "tests": list(study.tests),
-    "reference": study.reference,
+    "references": study.references(),
     "regimes": regimes,
   }
   whole = page.finite(whole)

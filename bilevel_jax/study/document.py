@@ -35,8 +35,8 @@ def render(numbers: Mapping[str, Any]) -> str:
     "seed that is not reported, by accuracy on "
     f"{numbers['validation_questions']} validation questions. "
     "Accuracies are greedy, mean over seeds, with 95% intervals (Student's t "
-    "over seeds; the base: Wilson's over questions). Differences: "
-    f"`{numbers['reference']}` less the row, paired by seed and question, both "
+    "over seeds; the base: Wilson's over questions). Differences: a table's "
+    "reference less the row, paired by seed and question, both "
     "as random effects; p by Holm's method within a table's column.",
   ]
   if numbers["findings"]:
@@ -65,13 +65,13 @@ def _regime(
     if missing
     else "All of its runs are done."
   )
-  head = ["", "seeds", "learning rate"]
-  for test in tests:
-    head += [test, f"{numbers['reference']} less this, {test}", "p"]
   for table, about in numbers["tables"].items():
     rows = {a: r for a, r in arms.items() if r["seeds"] and r["table"] == table}
     if not rows:
       continue
+    head = ["", "seeds", "learning rate"]
+    for test in tests:
+      head += [test, f"{numbers['references'][table]} less this, {test}", "p"]
     yield from ("", f"### {name}: {table}", "", about, "")
     yield from _table(
       head, [_quality(*row, arms, tests) for row in rows.items()]
@@ -110,6 +110,7 @@ _INSIDE = {
   "the gain's part": ("bilevel/implicit_norm", ".4f"),
   "cosine of the two": ("bilevel/parts_cosine", "+.3f"),
   "adapter, end": ("bilevel/adapter_delta_norm", ".4f"),
+  "SFT loss, end": ("sft/loss", ".3f"),
 }
 _ABOUT_INSIDE = (
   "Means over steps and seeds. The gain and its standard error are of one "

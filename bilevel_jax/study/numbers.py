@@ -50,24 +50,23 @@ def summarise(
       else None,
       "cost": _cost(done),
     }
-  reference = results.get(study.reference, {})
+  references = study.references()
   for test in study.tests:
-    compared = {
-      arm: _against(results[arm], reference, test, regime.arms[arm])
-      for arm in arms
-      if arm != study.reference and arms[arm]["runs"]
-    }
-    holm: dict[str, float] = {}
-    for table in study.tables:
-      rows = [arm for arm in compared if arms[arm]["table"] == table]
-      adjusted = paired.holm([compared[arm].p for arm in rows])
-      holm |= dict(zip(rows, adjusted, strict=True))
-    for arm, found in compared.items():
-      arms[arm].setdefault("reference_minus_this", {})[test] = {
-        "difference": [found.value, found.low, found.high],
-        "p": found.p,
-        "p_holm": holm[arm],
+    for table, reference in references.items():
+      compared = {
+        arm: _against(
+          results[arm], results.get(reference, {}), test, regime.arms[arm]
+        )
+        for arm, given in arms.items()
+        if given["table"] == table and arm != reference and given["runs"]
       }
+      adjusted = paired.holm([found.p for found in compared.values()])
+      for (arm, found), p in zip(compared.items(), adjusted, strict=True):
+        arms[arm].setdefault("reference_minus_this", {})[test] = {
+          "difference": [found.value, found.low, found.high],
+          "p": found.p,
+          "p_holm": p,
+        }
   return {"about": regime.about, "stages": list(regime.stages), "arms": arms}
 
 

@@ -17,6 +17,8 @@ class Table:
 
   about: str  # a sentence or more
   seeds: Sequence[int]  # of each arm
+  reference: str | None = None
+  """The arm that its others are compared with; None: the study's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,10 @@ class Study:
   findings: str = ""
   """What was found, in Markdown; its numbers are places in the results, which
   `findings.fill` fills."""
+
+  def references(self) -> dict[str, str]:
+    """Returns, for each table, the arm that its others are compared with."""
+    return {n: t.reference or self.reference for n, t in self.tables.items()}
 
   def seeds(self, arm: Arm) -> Sequence[int]:
     """Returns the seeds that an arm is reported with."""

@@ -33,7 +33,7 @@ WATCHED = (
   "bilevel/implicit_norm",
   "bilevel/parts_cosine",
 )
-LAST = ("bilevel/adapter_delta_norm", "bilevel/kl_to_rl_only")
+LAST = ("bilevel/adapter_delta_norm", "bilevel/kl_to_rl_only", "sft/loss")
 RESULT = "result.json"  # written last: the job is done
 # Settings that a job may find changed: set here, or how devices are laid out.
 _FREE = ("run_dir", "resume", "tokenizer.path", "mesh.")

@@ -31,7 +31,9 @@ def make_study(settings, arms, **changes):
       "verifier": "exact",
       "tables": {
         plan.MAIN: plan.Table(about="All of them.", seeds=(1, 2)),
-        "ablations": plan.Table(about="One change each.", seeds=(1,)),
+        "ablations": plan.Table(
+          about="One change each.", seeds=(1,), reference="grpo"
+        ),
       },
       "tuning_seed": 0,
       "reference": "bridge",
@@ -152,7 +154,7 @@ def test_the_numbers_are_those_of_the_runs(tmp_path):
     "base": {1: found("0000", "0000")},
     "bridge": {1: found("1111", "1100"), 2: found("1110", "1000")},
     "grpo": {1: found("1100", "1100"), 2: None},
-    "rank 2": {1: None},
+    "rank 2": {1: found("1000", "0000")},
   }
   search = {"bridge": {"chosen": {"optimizer.base.learning_rate": 1e-3}}}
   arms = numbers.summarise(study, "B", search, results)["arms"]
@@ -164,7 +166,8 @@ def test_the_numbers_are_those_of_the_runs(tmp_path):
   against = arms["grpo"]["reference_minus_this"]["same"]
   assert against["difference"][0] == 0.5  # seed 1 alone is in both
   assert arms["base"]["reference_minus_this"]["same"]["difference"][0] == 0.875
-  assert arms["rank 2"]["tests"] is None
+  # A table may have a reference of its own.
+  assert arms["rank 2"]["reference_minus_this"]["same"]["difference"][0] == 0.25
   assert (arms["grpo"]["seeds"], arms["grpo"]["seeds_wanted"]) == ([1], 2)
 
 
@@ -195,7 +198,7 @@ def test_the_document_has_no_number_of_its_own(tmp_path):
     "[[B / bridge / cost / tokens]] tokens; [[B / grpo\n/ same]]; "
     "[[runs_done]] runs, [[B / bridge / seeds]] of BRIDGE; once "
     "[[old: B / bridge / same / value]].",
-    "reference": "bridge",
+    "references": study.references(),
     "tests": list(TESTS),
     "regimes": {"B": numbers.summarise(study, "B", search, results)},
   }
