@@ -3,10 +3,10 @@
     python tools/study.py configs/studies/arithmetic.py --out runs/arithmetic
     python tools/study.py configs/studies/arithmetic.py --quick
 
-Hardware: CPU. Cost: a run takes 10 to 40 seconds of one core, with
-hypergradients of second order a few minutes, the whole study about five hours;
---quick (two seeds of five methods on regime B, shorter runs) under ten minutes
-on two.
+Hardware: CPU. Cost: a run takes 10 to 40 seconds of one core, with four times
+the rollouts two minutes, with hypergradients of second order a few minutes, the
+whole study about seven hours; --quick (two seeds of five methods on regime B,
+shorter runs) under ten minutes on two.
 
 Expected: docs/results.md has what was found.
 """

@@ -158,21 +158,12 @@ def why(steps):
     },
     "rollouts x 4": change(**four_times),
     "rollouts x 4, no gain": change(**four_times, **no_gain),
-    "rollouts x 4, beta 3e-3": change(**four_times, **{beta: 3e-3}),
-    "rollouts x 4, beta 3e-3, no gain": change(
-      **four_times, **{beta: 3e-3}, **no_gain
-    ),
     "beta 3e-3, one level": plan.Arm(
       changes={
         "method.name": "mixed",
         "method.mixed.adapter": True,
         beta: 3e-3,
       },
-      tuned_as="mixed",
-      table=WHY,
-    ),
-    "mixed, rollouts x 4": plan.Arm(
-      changes={"method.name": "mixed", **four_times},
       tuned_as="mixed",
       table=WHY,
     ),
