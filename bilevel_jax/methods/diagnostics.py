@@ -40,9 +40,8 @@ def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
       "rollout/kl_to_learner": mean(
         policy_gradient.kl_k3(batch.sampler_logprobs, learner)
       ),
+      "rollout/importance_clipped": mean(aux["truncated"]),
     }
-    if "truncated" in aux:
-      metrics["rollout/importance_clipped"] = mean(aux["truncated"])
   return metrics
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bilevel_jax import processes
+from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.rollout import engine
 from bilevel_jax.types import (
   FINISH_REASONS,
@@ -120,9 +121,6 @@ def measure(answers: Answers) -> dict[str, float]:
   rollout, scores = answers.rollout, answers.scores
   counted = max(int(scores.scored.sum()), 1)
   groups = scores.correct.reshape(-1, rollout.requests.samples_per_prompt)
-  rewards = np.where(scores.scored, scores.rewards, np.nan)
-  grouped = rewards.reshape(groups.shape)
-  flat = [len(set(row[np.isfinite(row)].tolist())) < 2 for row in grouped]
   tokens = drawn_tokens(answers)
   begun = rollout.given > 0
   guided = {}
@@ -139,7 +137,7 @@ def measure(answers: Answers) -> dict[str, float]:
     / counted,
     "rl/accuracy": float((scores.correct & scores.scored).sum()) / counted,
     "rl/pass_at_group": float(groups.any(axis=1).mean()),
-    "rl/groups_without_advantage": float(np.mean(flat)),
+    "rl/groups_without_advantage": float(np.mean(~tells(answers))),
     "rl/unscorable": float((~scores.scored).sum()),
     "rollout/length": float(rollout.lengths.mean()),
     "rollout/truncated_share": rollout.share_ended_by("length"),
@@ -152,6 +150,15 @@ def measure(answers: Answers) -> dict[str, float]:
     "time/rollout_programs": float(sum(engine.programs().values())),
     "time/reward_s": answers.reward_s,
   }
+
+
+def tells(answers: Answers) -> np.ndarray:
+  """Returns [P] bool: two scored samples of the group differ in reward."""
+  scores = answers.scores
+  groups = (-1, answers.rollout.requests.samples_per_prompt)
+  return policy_gradient.tells(
+    scores.rewards.reshape(groups), scores.scored.reshape(groups)
+  )
 
 
 def with_bonus(answers: Answers, bonus: np.ndarray) -> Answers:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.rollout import answers, routing
 from bilevel_jax.types import Question, Requests, Rollout, Scores
 
@@ -117,7 +116,9 @@ def until_telling(
   """
   parts = [ask()]
   wanted = len(parts[0].rollout.requests.prompts)
-  while len(parts) < rounds and sum(map(np.sum, map(tells, parts))) < wanted:
+  while (
+    len(parts) < rounds and sum(map(np.sum, map(answers.tells, parts))) < wanted
+  ):
     parts.append(ask())
   whole = [part.rollout.requests for part in parts]
   requests = dataclasses.replace(
@@ -129,7 +130,7 @@ def until_telling(
   samples = requests.samples_per_prompt
   rows = np.arange(len(requests.prompts) * samples)
   everything = _gathered(parts, rows, requests)
-  telling = tells(everything)
+  telling = answers.tells(everything)
   chosen = np.sort(np.argsort(~telling, kind="stable")[:wanted])
   rows = (samples * chosen[:, None] + np.arange(samples)).ravel()
   kept = dataclasses.replace(
@@ -139,15 +140,6 @@ def until_telling(
     max_new_tokens=requests.budgets[chosen],
   )
   return everything, _gathered([everything], rows, kept), telling[chosen]
-
-
-def tells(answered: answers.Answers) -> np.ndarray:
-  """Returns [P] bool: two scored samples of the group differ in reward."""
-  scores = answered.scores
-  groups = (-1, answered.rollout.requests.samples_per_prompt)
-  return policy_gradient.tells(
-    scores.rewards.reshape(groups), scores.scored.reshape(groups)
-  )
 
 
 def _gathered(

@@ -197,4 +197,4 @@ def test_questions_are_added_until_enough_of_them_tell(
 def test_a_group_tells_by_what_was_scored():
   scored = np.array([1, 0, 1, 1, 0, 1], bool)
   groups = _groups([[1, 0], [0, 1], [0, -1]], 0, scored=scored)
-  np.testing.assert_array_equal(rounds.tells(groups), [False, True, False])
+  np.testing.assert_array_equal(answers.tells(groups), [False, True, False])
