@@ -163,8 +163,8 @@ def weigh(weight: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
 
 def one_step(
   optimizer: optax.GradientTransformation, state: Tree, base: Tree, grad: Tree
-) -> tuple[Tree, Tree]:
-  """Returns (rl_only_base, state): `base` after one update by `grad`.
+) -> Tree:
+  """Returns the RL-only base: `base` after one update by `grad`.
 
   The life of an RL-only base that is rebuilt in every step.
 
@@ -174,8 +174,8 @@ def one_step(
     base: tree to start from.
     grad: gradient of the lower objective at `base`.
   """
-  updates, state = optimizer.update(grad, state, base)
-  return optax.apply_updates(base, updates), state
+  updates, _ = optimizer.update(grad, state, base)
+  return optax.apply_updates(base, updates)
 
 
 def resync(

@@ -55,7 +55,7 @@ def penalty(settings: config.Method, ingredients: contract.Ingredients) -> Form:
         state.optimizer_states["base"],
         state.base,
         lower.base,
-      )[0]
+      )
 
     terms = penalty_form.terms(
       ingredients.problem,
