@@ -9,7 +9,14 @@ import pytest
 
 from bilevel_jax import evaluate, types
 from bilevel_jax.data import tokenizer
-from bilevel_jax.evaluation import benchmark_table, paired, summary, tables
+from bilevel_jax.evaluation import (
+  benchmark_table,
+  benchmarks,
+  paired,
+  scoring,
+  summary,
+  tables,
+)
 from bilevel_jax.models import huggingface
 from bilevel_jax.rewards import verifiers
 from bilevel_jax.rollout import answers, engine
@@ -311,12 +318,86 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, run):
   assert not run.out.exists()
 
 
+def _answered(texts):
+  """Two questions with two samples each; the last has no score."""
+  requests = types.Requests(
+    prompts=[np.zeros(1, np.int32)] * 2,
+    prompt_ids=np.arange(2),
+    samples_per_prompt=2,
+    max_new_tokens=BUDGET,
+    eos_ids=(0,),
+    sampling=types.Sampling(),
+    key=jax.random.key(0),
+  )
+  rollout = types.Rollout(
+    requests=requests,
+    tokens=np.zeros((4, BUDGET), np.int32),
+    lengths=np.array([1, 2, 3, 8]),
+    logprobs=np.zeros((4, BUDGET), np.float32),
+    finish_reasons=np.array(
+      [
+        types.FINISH_REASONS.index(r)
+        for r in ("stop", "stop", "stop", "length")
+      ]
+    ),
+  )
+  questions = [types.Question(name, name, "1/2", None, {}) for name in "ab"]
+  return answers.Answers(
+    questions=[questions[i] for i in rollout.prompt_index],
+    completions=texts,
+    rollout=rollout,
+    scores=types.Scores(
+      rewards=np.zeros(4, np.float32),
+      scored=np.array([True, True, True, False]),
+      correct=np.array([True, False, True, True]),
+    ),
+    rollout_s=0.0,
+    reward_s=0.0,
+  )
+
+
+def test_a_record_is_of_its_question_with_final_answers_in_one_form():
+  answered = _answered([r"\boxed{ \dfrac{1}{2} }", "#1", "#2", "#3"])
+  first, second = (summary.record(answered, n) for n in (0, 1))
+  assert (first["id"], second["id"]) == ("a", "b")
+  assert first["correct"] == [True, False]
+  assert second["correct"] == [True, False]  # what has no score is wrong
+  assert first["final"] == [r"\frac{1}{2}", "1"]
+  assert second["tokens"] == [3, 8]
+  assert second["finish_reason"] == ["stop", "length"]
+
+
+def test_held_out_answers_are_counted(monkeypatch):
+  answered = _answered(["1"] * 4)
+  monkeypatch.setattr(answers, "answer", lambda *_, **__: answered)
+
+  class Prompts:
+    def __len__(self):
+      return 4
+
+    def take(self, first, count):
+      return answered.questions, [np.zeros(1)] * count, np.arange(count)
+
+  result, _ = benchmarks.evaluate(
+    *(None, None, Prompts(), None, None),
+    eos_ids=(0,),
+    max_new_tokens=BUDGET,
+    temperature=0.0,
+    max_rows=4,
+    key=jax.random.key(0),
+  )
+  assert (result.correct, result.questions, result.unscorable) == (2, 4, 1)
+  assert (result.length, result.truncated_share) == (3.5, 0.25)
+  assert result.interval == scoring.wilson_interval(2, 4)
+  assert benchmarks.Result.from_metrics(result.metrics()) == result
+
+
 def _record(correct, final):
   return {
     "correct": correct,
     "scored": [True] * len(correct),
     "final": final,
-    "tokens": [4] * len(correct),
+    "tokens": list(range(1, len(correct) + 1)),
     "finish_reason": ["stop", "length"] * (len(correct) // 2),
   }
 
@@ -340,13 +421,14 @@ def test_several_samples_are_counted_by_question():
   )
   for value, low, high in found["scores"].values():
     assert low <= value <= high
+  assert found["tokens"][0] == 2.5
   assert found["truncated_share"] == 0.5
   assert found["unscorable_share"] == 0
 
 
 def test_the_mean_of_five_needs_all_five():
   results = {
-    name: {"scores": {"pass@1": [value, 0, 1]}}
+    name: {"scores": {"avg@2": [value, 0, 1], "pass@2": [1, 1, 1]}}
     for name, value in zip("abcde", (0.5, 0.1, 0.2, 0, 0), strict=True)
   }
   value, low, high = summary.mean_of("abcde", results)
@@ -361,7 +443,10 @@ def test_a_narrow_screen_shows_every_score(monkeypatch, capsys):
   monkeypatch.setenv("TERM", "dumb")
   monkeypatch.setattr("rich.console.Console.is_terminal", True)
   records = [_record([True, False] * 4, ["1", "2"] * 4)] * 3
-  tables.show({"olympiadbench": summary.summarise(records)}, None, {})
+  found = summary.summarise(records)
+  found["scores"]["avg@8"] = [0.5, 0.25, 0.75]
+  tables.show({"olympiadbench": found}, None, {})
   words = capsys.readouterr().out.split()
+  assert "50.0% 25.0% to 75.0%" in " ".join(words)
   assert {"olympiadbench", "avg@8", "pass@8", "maj@8", "50.0%"} <= set(words)
   assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(words)

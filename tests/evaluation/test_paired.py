@@ -74,6 +74,13 @@ def test_mean_of_one_benchmark_is_its_difference():
   np.testing.assert_allclose(paired.mean_of([(a, b)]), paired.by_question(a, b))
 
 
+def test_mean_of_one_benchmark_of_single_answers_is_its_difference():
+  a, b = np.array([[0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 1]])
+  np.testing.assert_allclose(
+    paired.mean_of([(a, b)])[:3], paired.by_question(a, b)[:3]
+  )
+
+
 @pytest.mark.parametrize("samples", [1, 8])
 def test_mean_of_differences_holds_the_truth_as_often_as_it_says(samples):
   """The paper's five, two models that agree on most questions."""
@@ -132,6 +139,22 @@ def test_the_interval_holds_the_truth_over_new_seeds_and_new_questions(
     trials += 1
   # Where neither source is there, the larger part is kept: it may be wide.
   assert 0.93 < held / trials < (0.97 if of_seeds else 0.995)
+
+
+def test_the_interval_over_seeds_and_questions_by_hand():
+  """v_s = v_q = 0.0004, v_e = 0.000025, two degrees of freedom."""
+  d = np.array([[0.10, 0.05], [0.05, 0.02]])
+  value, low, high, _ = paired.crossed(np.zeros((2, 2)), d)
+  half = 4.302652729911275 * math.sqrt(2 * 0.0004 - 0.000025)
+  np.testing.assert_allclose(
+    (value, low, high), (0.055, 0.055 - half, 0.055 + half)
+  )
+
+
+def test_a_difference_of_accuracies_lies_between_minus_one_and_one():
+  a, b = np.array([[0.0], [0.0]]), np.array([[1.0], [0.5]])
+  assert paired.crossed(a, b).high == 1
+  assert paired.crossed(b, a).low == -1
 
 
 def test_equal_models_do_not_differ():
