@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   try:
     groups = runs.group([runs.read(path) for path in chosen.run_dirs])
     reference = _reference([group.name for group in groups], chosen.reference)
-  except config.ConfigError as error:
+    summary = figures.summarise(groups, reference, chosen.target)
+    written = page.write(chosen.out, groups, summary, chosen.title)
+  except (config.ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  summary = figures.summarise(groups, reference, chosen.target)
-  written = page.write(chosen.out, groups, summary, chosen.title)
   table = rich.table.Table("", "seeds", "accuracy (95% interval)")
   for name, row in summary["groups"].items():
     accuracy = page.estimate(row["accuracy"])

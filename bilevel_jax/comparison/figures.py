@@ -51,7 +51,8 @@ def summarise(
       at the start to that of the best group.
   """
   by_name = {group.name: group for group in groups}
-  best = max((_mean_last(group) for group in groups), default=math.nan)
+  last = [mean for mean in map(_mean_last, groups) if math.isfinite(mean)]
+  best = max(last, default=math.nan)
   if target is None:
     starts = [
       run.curve(ACCURACY, "steps")[1][0]

@@ -127,6 +127,8 @@ def _finals(summary: Mapping[str, Any]) -> str:
 
 
 def _targets(summary: Mapping[str, Any]) -> str:
+  if not math.isfinite(summary["target"]):
+    return "<p>No run was evaluated.</p>"
   rows = []
   for name, row in summary["groups"].items():
     found = row["to_target"]

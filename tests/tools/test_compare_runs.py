@@ -211,6 +211,23 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
   assert "config.json" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_refused(four, capsys):
+  assert compare_runs.main([*four, "--out", "/dev/null/x"]) == 2
+  assert "error: " in capsys.readouterr().err
+
+
+def test_runs_that_were_never_evaluated_spoil_no_number(four, tmp_path):
+  nan = float("nan")
+  never = write(tmp_path / "never", "sft", 1, (nan, nan, nan))
+  read = lambda paths: runs.group([runs.read(path) for path in paths])
+  with_it = figures.summarise(read([never, *four]), "bridge")
+  assert with_it["target"] == figures.summarise(read(four), "bridge")["target"]
+  assert compare_runs.main([never, "--out", str(tmp_path / "out")]) == 0
+  text = (tmp_path / "out" / "comparison.html").read_text()
+  assert "No run was evaluated." in text
+  assert "nan%" not in text
+
+
 def test_an_unknown_reference_is_refused(four, capsys):
   assert compare_runs.main([*four, "--reference", "sft"]) == 2
   assert "bridge; grpo" in capsys.readouterr().err
