@@ -122,6 +122,12 @@ def _curves(
         axes.xaxis.set_major_formatter("{x:,.0f}")
       axes.xaxis.get_major_locator().set_params(nbins=5)
       axes.yaxis.set_major_formatter("{x:.2f}")
+      if not axes.lines:
+        axes.set_xticks([])
+        middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(
+          0.5, 0.5, "unknown, or no range\nthat all seeds share", **middle
+        )
     _look_at_the_lines(panels)
   return picture if drawn else None
 

@@ -211,6 +211,17 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
   assert "config.json" in capsys.readouterr().err
 
 
+def test_a_panel_without_a_curve_says_so(tmp_path):
+  run = write(tmp_path / "one", "grpo", 1, (0.1, 0.2, 0.3))
+  path = tmp_path / "one" / "metrics.jsonl"
+  path.write_text(path.read_text().replace("training/update_flops", "x"))
+  groups = runs.group([runs.read(run)])
+  summary = figures.summarise(groups, "grpo")
+  steps, _, flops, _ = pictures.draw(groups, summary)["accuracy"].axes
+  assert [text.get_text()[:7] for text in flops.texts] == ["unknown"]
+  assert not steps.texts
+
+
 def test_a_place_that_cannot_be_written_is_refused(four, capsys):
   assert compare_runs.main([*four, "--out", "/dev/null/x"]) == 2
   assert "error: " in capsys.readouterr().err
