@@ -102,6 +102,9 @@ def steps(
     )
     with processes.together():
       first = _resume(story, checkpoints) if settings.resume else 0
+      over = _over(story, first)
+      if over and directory.report.exists():
+        raise TrainingStopped(f"nothing to train: {over}")
     processes.on_first(lambda: directory.start(settings, first))
     with (
       checkpoints,
@@ -122,6 +125,22 @@ def steps(
         writers.step(0, before.metrics() if before else {})
       elif story.streams.held_out is not None:
         before = benchmarks.Result.from_metrics(directory.logged_at(0))
+      if over:  # it was killed between its last step and the end
+        logged = directory.logged_at(first)
+        after = None
+        if before is not None:  # and so it was after the last step
+          after = benchmarks.Result.from_metrics(logged)
+        _finish(story, directory, screen, before, after)
+        yield Step(
+          number=first,
+          metrics=logged,
+          completions=[],
+          before=before,
+          after=after,
+          files=directory,
+          run=story,
+        )
+        return
       for done in range(first + 1, settings.steps + 1):
         profile.before(done)
         taken = step_lib.take(story, done - 1)
@@ -147,8 +166,7 @@ def steps(
           save()
         if done == end:
           checkpoints.wait()
-          _finish(story, directory, screen)
-          screen.closing(before, after, directory.path)
+          _finish(story, directory, screen, before, after)
         try:
           yield Step(
             number=done,
@@ -202,12 +220,15 @@ def _finish(
   story: run_lib.Run,
   directory: run_directory.RunDirectory,
   screen: display.Display,
+  before: benchmarks.Result | None,
+  after: benchmarks.Result | None,
 ) -> None:
-  """Exports the weights and writes the report."""
+  """Exports the weights, writes the report, and says what came of it."""
   if story.settings.checkpoints.export:
     screen.note(f"exporting weights to {directory.export}")
     sources.export(directory.export, story.settings, story.model, story.state)
   processes.on_first(lambda: report.write(directory.path))
+  screen.closing(before, after, directory.path)
 
 
 def _evaluate(
@@ -253,19 +274,20 @@ def _resume(story: run_lib.Run, checkpoints: checkpoint.Checkpoints) -> int:
       f"cannot resume: {story.settings.model.weights} has other weights than "
       "the run in run_dir started from"
     )
-  if done >= story.settings.steps:
-    raise TrainingStopped(
-      f"nothing to train: the run has done {done} steps of steps "
-      f"{story.settings.steps}"
-    )
   story.state, story.host = state, host
-  if budget := run_lib.spent(story):
-    raise TrainingStopped(
-      f"nothing to train: the run has sampled {host['tokens']} tokens, its "
-      f"updates took {host['update_flops']:g} operations, and its budget is "
-      f"{budget}"
-    )
   return done
+
+
+def _over(story: run_lib.Run, done: int) -> str | None:
+  """Returns why there is no step left to do after so many, if so."""
+  if done >= story.settings.steps:
+    return f"the run has done {done} steps of steps {story.settings.steps}"
+  if budget := run_lib.spent(story):
+    return (
+      f"the run has sampled {story.host['tokens']} tokens, its updates took "
+      f"{story.host['update_flops']:g} operations, and its budget is {budget}"
+    )
+  return None
 
 
 def _stop_if_non_finite(story: run_lib.Run, done: int) -> None:

@@ -132,6 +132,44 @@ def test_resuming_a_finished_run_says_so_and_fails(directory):
     train.run(tiny_run.parsed(directory, "finished", resume=True))
 
 
+@pytest.mark.parametrize("killed", ["sources.export", "report.write"])
+@pytest.mark.parametrize("budget", [None, 60])
+def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
+  directory, killed, budget
+):
+  """The last checkpoint is there; weights or the page are not."""
+  name = f"{killed}-{budget}"
+  changes = {"training__max_sampled_tokens": budget}
+  whole = tiny_run.parsed(directory, f"{name}-whole", **changes)
+  expected = train.run(whole)
+  assert (expected.number < 4) == (budget is not None)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(f"bilevel_jax.training.{killed}", _killed)
+    with pytest.raises(InterruptedError):
+      train.run(tiny_run.parsed(directory, name, **changes))
+  resumed = tiny_run.parsed(directory, name, resume=True, **changes)
+  step = train.run(resumed)
+  assert (step.number, step.before, step.after) == (
+    expected.number,
+    expected.before,
+    expected.after,
+  )
+  _assert_same_run(whole, resumed)
+  files = [path.name for path in sorted(step.files.export.iterdir())]
+  assert files == [p.name for p in sorted(expected.files.export.iterdir())]
+  weights = "export/model.safetensors"
+  assert (step.files.path / weights).read_bytes() == (
+    expected.files.path / weights
+  ).read_bytes()
+  assert step.files.report.exists()
+  with pytest.raises(train.TrainingStopped, match="nothing to train"):
+    train.run(resumed)
+
+
+def _killed(*_, **__):
+  raise InterruptedError
+
+
 def test_resuming_with_other_weights_is_refused(directory, tmp_path):
   settings = tiny_run.settings(directory, "other")
   settings.model.weights = str(tiny_run.weights(tmp_path))

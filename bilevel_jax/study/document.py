@@ -14,6 +14,8 @@ def render(numbers: Mapping[str, Any]) -> str:
   Args:
     numbers: what tools/study.py writes as JSON.
   """
+  tokens = numbers["sampled_tokens"]
+  budget = "" if tokens is None else f"{tokens:,} sampled tokens, and "
   lines = [
     f"# Results: {numbers['name']}",
     "",
@@ -27,17 +29,16 @@ def render(numbers: Mapping[str, Any]) -> str:
     f"searches included; {numbers['hours']:.1f} hours of training in all. "
     f"Versions: {numbers['versions']}.",
     "",
-    f"Budget of a run: {numbers['sampled_tokens']:,} sampled tokens, and at "
-    f"most {numbers['steps']} steps. Update FLOPs are the model's "
-    "floating-point operations in gradients and log-probs "
+    f"Budget of a run: {budget}at most {numbers['steps']} steps. Update FLOPs "
+    "are the model's floating-point operations in gradients and log-probs "
     "(`training/update_flops`); they are not known of hypergradients of second "
     "order. Learning rates: each method's own search over the same points, one "
     "seed that is not reported, by accuracy on "
     f"{numbers['validation_questions']} validation questions. "
     "Accuracies are greedy, mean over seeds, with 95% intervals (Student's t "
     "over seeds; the base: Wilson's over questions). Differences: a table's "
-    "reference less the row, paired by seed and question, both "
-    "as random effects; p by Holm's method within a table's column.",
+    "reference less the row, paired by seed and question, both as random "
+    "effects; p by Holm's method within a table's column.",
   ]
   if numbers["findings"]:
     lines += ["", "## What was found", ""]

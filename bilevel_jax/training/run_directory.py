@@ -72,11 +72,11 @@ class RunDirectory:
 
   @property
   def report(self) -> pathlib.Path:
-    """Curves and sample completions, as a page."""
+    """Curves and sample completions, as a page; written last."""
     return self.path / "report.html"
 
   def start(self, settings: config.Config, step: int) -> None:
-    """Writes config.json, and drops what was logged after the step.
+    """Writes config.json, and drops the report and what was logged later.
 
     Args:
       settings: of the run.
@@ -88,6 +88,7 @@ class RunDirectory:
         {"config": config.to_dict(settings), "versions": _versions()}, indent=2
       ),
     )
+    self.report.unlink(missing_ok=True)
     # A run that starts at 0 evaluates its start again.
     kept = step if step else -1
     metrics.truncate(self.metrics, kept)

@@ -215,6 +215,9 @@ def test_the_document_has_no_number_of_its_own(tmp_path):
   with pytest.raises(config.ConfigError, match=r"no 'ppo' .*B / ppo / same"):
     document.render(whole | {"findings": "[[B / ppo / same]]"})
   assert "3 of 7" in text
+  assert "Budget of a run: 100 sampled tokens, and at most 4 steps." in text
+  without = document.render(whole | {"findings": "", "sampled_tokens": None})
+  assert "Budget of a run: at most 4 steps." in without
   assert "| bridge | 2 | 0.001 | 87.5% " in text
   assert "grpo (0 of 2 seeds), rank 2 (0 of 1 seeds)" in text
   head, *rows = [line for line in text.splitlines() if line.startswith("|")]
