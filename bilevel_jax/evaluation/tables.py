@@ -69,10 +69,12 @@ def _differences(found: Mapping[str, Any]) -> rich.table.Table:
 
 
 def _table(*headings: str) -> rich.table.Table:
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, collapse_padding=True)
   table.add_column("", no_wrap=True)
   for heading in headings:
-    table.add_column(heading, justify="right", overflow="fold")
+    # Only headings may be folded: numbers and intervals stay in one piece.
+    whole = heading in ("95%", "difference")
+    table.add_column(heading, justify="right", overflow="fold", no_wrap=whole)
   return table
 
 
