@@ -125,11 +125,12 @@ def steps(
         writers.step(0, before.metrics() if before else {})
       elif story.streams.held_out is not None:
         before = benchmarks.Result.from_metrics(directory.logged_at(0))
-      if over:  # it was killed between its last step and the end
+      if over:  # it ended after its last step and before its report
         logged = directory.logged_at(first)
-        after = None
-        if before is not None:  # and so it was after the last step
+        if "evaluation/correct" in logged:
           after = benchmarks.Result.from_metrics(logged)
+        else:  # it was to have more steps then
+          after = _evaluate(story, first, writers, screen)
         _finish(story, directory, screen, before, after)
         yield Step(
           number=first,

@@ -166,6 +166,18 @@ def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
     train.run(resumed)
 
 
+def test_a_run_that_is_to_have_no_more_steps_is_brought_to_its_end(directory):
+  for step in train.steps(tiny_run.parsed(directory, "shortened")):
+    assert step.after is None
+    break
+  step = train.run(
+    tiny_run.parsed(directory, "shortened", resume=True, steps=1)
+  )
+  assert step.number == 1
+  assert step.after is not None
+  assert step.files.report.exists()
+
+
 def _killed(*_, **__):
   raise InterruptedError
 

@@ -139,7 +139,6 @@ def why(steps):
   )
   beta = "optimizer.adapter.learning_rate"
   no_gain = {"method.gain_weight": 0.0}
-  four_times = _FOUR_TIMES
   return {
     "beta 0": change(**{beta: 0.0}),
     "beta 3e-3": change(**{beta: 3e-3}),
@@ -156,8 +155,8 @@ def why(steps):
         "beta 3e-3, gain x 5": {beta: 3e-3, "method.gain_weight": 5.0},
       }.items()
     },
-    "rollouts x 4": change(**four_times),
-    "rollouts x 4, no gain": change(**four_times, **no_gain),
+    "rollouts x 4": change(**_FOUR_TIMES),
+    "rollouts x 4, no gain": change(**_FOUR_TIMES, **no_gain),
     "beta 3e-3, one level": plan.Arm(
       changes={
         "method.name": "mixed",
