@@ -18,18 +18,26 @@ import importlib.metadata
 import json
 import pathlib
 import sys
-import tempfile
 import zlib
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
 
-from bilevel_jax import compile_cache, config, loading, types
+from bilevel_jax import (
+  command_line,
+  compile_cache,
+  config,
+  errors,
+  own_code,
+  types,
+  weights,
+)
 from bilevel_jax.data import corpora
+from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.evaluation import (
   against,
   benchmark_table,
@@ -38,56 +46,35 @@ from bilevel_jax.evaluation import (
   summary,
   tables,
 )
-from bilevel_jax.models import sources
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers, cache, sampling
 from bilevel_jax.rollout import layout as layouts
 from bilevel_jax.training import meshes
+from bilevel_jax.weights import sampler
 
-# Of settings that are named in messages.
-_FLAGS = {
-  "reward.verifiers": "--verifier",
-  "tokenizer.prompt": "--template",
-  "tokenizer.system_prompt": "--system",
+_BOUNDS = command_line.SAMPLING | {
+  name: {"at least": 1}
+  for name in ("samples", "max_new_tokens", "rows", "limit")
+}
+# Verifiers that no benchmark can have, and why.
+_REFUSED = {
+  "regex": "whose pattern is a setting of a run",
+  "reasoning_gym": "which scores its own tasks alone",
 }
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    self.exit(2, f"error: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
+  """Returns the exit code of `command_line.run`."""
   options = _parse(arguments)
-  try:
-    _check(options)
-    with tempfile.TemporaryDirectory() as scratch:
-      _evaluate(options, pathlib.Path(scratch))
-  except (config.ConfigError, OSError) as error:
-    message = str(error)
-    for setting, flag in _FLAGS.items():
-      message = message.replace(setting, flag)
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("\ninterrupted: the same command goes on from here", file=sys.stderr)
-    return 130
-  return 0
+  return command_line.run(
+    lambda: _evaluate(options),
+    when_interrupted="interrupted: the same command goes on from here",
+  )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-  parser = _Parser(
-    prog="python -m bilevel_jax.evaluate",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-
-  def add(name: str, help: str, kind: Any = str, default: Any = None, **more):
-    if default is not None:
-      help += f" (default {default})"
-    parser.add_argument(name, help=help, type=kind, default=default, **more)
-
+  parser = command_line.Parser("python -m bilevel_jax.evaluate", __doc__)
+  add = parser.add
   add("--weights", "where the model is", required=True)
   add("--revision", "branch, tag or commit of a hub id")
   add(
@@ -125,40 +112,35 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-  for name in ("samples", "max_new_tokens", "rows", "limit"):
-    value = getattr(options, name)
-    if value is not None and value < 1:
-      flag = name.replace("_", "-")
-      raise config.ConfigError(f"--{flag} must be at least 1, got {value}")
+  command_line.check_bounds(options, _BOUNDS)
   if options.dtype not in (None, "float32", "bfloat16"):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--dtype takes float32 or bfloat16, got {options.dtype!r}"
     )
   if options.samples > 1 and options.temperature == 0:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--samples {options.samples} at --temperature 0 would all be the same"
     )
-  try:
-    sampling.rules(_drawing(options), 1)
-    sampling.key(options.seed)
-  except ValueError as error:
-    message = str(error).replace("sampling.", "--").replace("_", "-")
-    raise config.ConfigError(message) from None
   if "" in (options.stop or ()):
-    raise config.ConfigError("--stop must not be empty, got ''")
-  if options.verifier == "regex":
-    raise config.ConfigError(
-      "--verifier takes no regex, whose pattern is a setting of a run; name a "
-      "function of your own, package.module.function"
+    raise errors.ConfigError("--stop must not be empty, got ''")
+  if options.template is not None:
+    tokenizer_lib.check_prompt(options.template, "--template")
+  if options.verifier in _REFUSED:
+    raise errors.ConfigError(
+      f"--verifier takes no {options.verifier}, "
+      f"{_REFUSED[options.verifier]}; name a function of your own, "
+      "package.module.function"
     )
-  verifiers.build({options.verifier: 1.0})
+  if options.verifier not in verifiers.NAMES:
+    own_code.function(options.verifier, "--verifier", verifiers.NAMES)
 
 
-def _drawing(options: argparse.Namespace) -> types.Sampling:
+def _sampling(options: argparse.Namespace) -> types.Sampling:
   return types.Sampling(temperature=options.temperature, top_p=options.top_p)
 
 
-def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
+def _evaluate(options: argparse.Namespace) -> None:
+  _check(options)
   console = rich.console.Console(stderr=True, highlight=False)
   names = list(dict.fromkeys(options.benchmarks.split(",")))
   asked = {
@@ -168,24 +150,23 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
   overlap = None
   if options.check_overlap is not None:
     overlap = _overlap(options.check_overlap, asked, console)
-  wording = loading.wording(
-    options.weights,
+  opened = weights.open(options.weights, revision=options.revision)
+  prompt_format = sampler.prompt_format(
+    opened,
     config.Tokenizer(),
     system=options.system,
     template=options.template,
   )
-  settings = _settings(options, wording, asked)
+  settings = _settings(options, opened, prompt_format, asked)
   together = result_files.merged(options.out, settings)
   earlier = {
     out: against.read(out, settings, asked) for out in options.against or ()
   }
   devices = jax.local_devices()
   with console.status(f"reading {options.weights}"):
-    model = loading.load(
-      options.weights,
-      scratch,
-      wording,
-      revision=options.revision,
+    model = sampler.make(
+      opened,
+      prompt_format,
       dtype=options.dtype,
       place=functools.partial(meshes.for_sampling, devices=devices),
     )
@@ -247,16 +228,15 @@ def _evaluate(options: argparse.Namespace, scratch: pathlib.Path) -> None:
 
 def _settings(
   options: argparse.Namespace,
-  wording: config.Tokenizer,
+  opened: weights.Opened,
+  prompt_format: config.Tokenizer,
   asked: dict[str, list[types.Question]],
 ) -> dict[str, Any]:
   """What the scores depend on, as JSON."""
   return {
     "weights": options.weights,
     "revision": options.revision,
-    "weights_hash": sources.fingerprint(
-      options.weights, revision=options.revision
-    ),
+    "weights_hash": opened.fingerprint(),
     "benchmarks": {
       name: {
         "from": str(options.data)
@@ -272,10 +252,10 @@ def _settings(
       }
       for name, questions in asked.items()
     },
-    "system_prompt": wording.system_prompt,
-    "prompt": wording.prompt,
-    "chat_template": wording.chat_template,
-    "use_chat_template": wording.use_chat_template,
+    "system_prompt": prompt_format.system_prompt,
+    "prompt": prompt_format.prompt,
+    "chat_template": prompt_format.chat_template,
+    "use_chat_template": prompt_format.use_chat_template,
     "samples": options.samples,
     "temperature": options.temperature,
     "top_p": options.top_p,
@@ -292,11 +272,11 @@ def _settings(
 
 
 def _check_length(
-  options: argparse.Namespace, model: loading.Model, name: str, longest: int
+  options: argparse.Namespace, model: sampler.Sampler, name: str, longest: int
 ) -> None:
   most = model.architecture.max_positions
   if longest + options.max_new_tokens > most:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the longest prompt of {name} and --max-new-tokens "
       f"{options.max_new_tokens} come to {longest + options.max_new_tokens} "
       f"tokens, but the model has {most} positions"
@@ -305,7 +285,7 @@ def _check_length(
 
 def _answer(
   options: argparse.Namespace,
-  model: loading.Model,
+  model: sampler.Sampler,
   scorer: pool.Scorer,
   name: str,
   questions: list[types.Question],
@@ -331,7 +311,7 @@ def _answer(
       max_new_tokens=options.max_new_tokens,
       eos_ids=model.tokenizer.eos_ids,
       stop=tuple(options.stop or ()),
-      sampling=_drawing(options),
+      sampling=_sampling(options),
       key=key,
     ),
     model.tokenizer,

@@ -17,18 +17,28 @@ they ended goes to stderr.
 import argparse
 import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn, TextIO
+from typing import NamedTuple, TextIO
 
 import jax
 import numpy as np
 import rich.console
 
-from bilevel_jax import compile_cache, config, loading, types
+from bilevel_jax import (
+  command_line,
+  compile_cache,
+  config,
+  errors,
+  types,
+  weights,
+)
 from bilevel_jax.data import tokenizer as tokenizer_lib
-from bilevel_jax.rollout import engine, sampling
+from bilevel_jax.rollout import engine
+from bilevel_jax.weights import sampler
 
+_BOUNDS = command_line.SAMPLING | {
+  name: {"at least": 1} for name in ("samples", "max_new_tokens")
+}
 _SEGMENT = 8  # tokens between two looks at what came
 
 
@@ -48,7 +58,7 @@ def load(
   system: str | None = None,
   template: str | None = None,
   dtype: str | None = None,
-) -> loading.Model:
+) -> sampler.Sampler:
   """Returns a model on one device, ready for `complete`.
 
   Args:
@@ -64,20 +74,18 @@ def load(
   Raises:
     ConfigError: it cannot be found, read, or put together.
   """
-  wording = loading.wording(
-    source,
+  opened = weights.open(source, revision=revision)
+  prompt_format = sampler.prompt_format(
+    opened,
     config.Tokenizer(prompt="{question}"),
     system=system,
     template=template,
   )
-  with tempfile.TemporaryDirectory() as scratch:
-    return loading.load(
-      source, pathlib.Path(scratch), wording, revision=revision, dtype=dtype
-    )
+  return sampler.make(opened, prompt_format, dtype=dtype)
 
 
 def complete(
-  model: loading.Model,
+  model: sampler.Sampler,
   prompts: Sequence[str],
   *,
   samples: int = 1,
@@ -92,13 +100,8 @@ def complete(
   """Returns completions of prompts; the same for the same seed.
 
   Args:
-    model: from `load`, or `train.Step.model`.
     prompts: P texts, put into the model's template.
-    samples: G of each prompt.
-    max_new_tokens: longest completion, EOS included.
-    sampling: how tokens are drawn.
     stop: texts that end a completion, and are kept.
-    seed: of the draws.
     raw: whether to continue the prompts as they stand, without a template.
     segment: tokens between two calls of `watch`.
     watch: called with what there is so far.
@@ -135,119 +138,62 @@ def complete(
   )
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    self.exit(2, f"error: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
+  """Returns the exit code of `command_line.run`."""
   options = _parse(arguments)
-  try:
-    rollout = _generate(options, sys.stdout)
-  except (config.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print(file=sys.stderr)
-    return 130
-  print(_closing(rollout), file=sys.stderr)
-  return 0
+  return command_line.run(lambda: _generate(options))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-  parser = _Parser(
-    prog="python -m bilevel_jax.generate",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add("--weights", required=True, help="where the model is")
-  add("--revision", help="branch, tag or commit of a hub id")
-  add(
-    "--prompt", action="append", default=[], metavar="TEXT", help="repeatable"
-  )
+  parser = command_line.Parser("python -m bilevel_jax.generate", __doc__)
+  add = parser.add
+  add("--weights", "where the model is", required=True)
+  add("--revision", "branch, tag or commit of a hub id")
+  add("--prompt", "repeatable", action="append", metavar="TEXT")
   add(
     "--prompt-file",
+    "a prompt on each line that is not blank; - is stdin",
     metavar="FILE",
-    help="a prompt on each line that is not blank; - is stdin",
   )
-  add(
-    "--samples",
-    type=int,
-    default=1,
-    metavar="N",
-    help="of each prompt (default 1)",
-  )
-  add(
-    "--seed",
-    type=int,
-    default=0,
-    metavar="N",
-    help="same seed, same text (default 0)",
-  )
-  add(
-    "--temperature",
-    type=float,
-    default=1.0,
-    metavar="X",
-    help="0 is greedy (default 1)",
-  )
-  add(
-    "--top-p",
-    type=float,
-    default=1.0,
-    metavar="X",
-    help="nucleus kept (default 1)",
-  )
-  add("--top-k", type=int, default=0, metavar="N", help="0 keeps all (default)")
-  add(
-    "--min-p",
-    type=float,
-    default=0.0,
-    metavar="X",
-    help="least share of the top token's",
-  )
-  add(
-    "--max-new-tokens",
-    type=int,
-    default=256,
-    metavar="N",
-    help="a completion (default 256)",
-  )
+  add("--samples", "of each prompt", int, 1, metavar="N")
+  add("--seed", "same seed, same text", int, 0, metavar="N")
+  add("--temperature", "0 is greedy", float, 1.0, metavar="X")
+  add("--top-p", "nucleus kept", float, 1.0, metavar="X")
+  add("--top-k", "0 keeps all", int, 0, metavar="N")
+  add("--min-p", "least share of the top token's", float, 0.0, metavar="X")
+  add("--max-new-tokens", "longest completion", int, 256, metavar="N")
   add(
     "--stop",
+    "ends a completion, and is kept; repeatable",
     action="append",
-    default=[],
     metavar="TEXT",
-    help="ends a completion, and is kept; repeatable",
   )
-  add("--system", metavar="TEXT", help="system message")
+  add("--system", "system message", metavar="TEXT")
   add(
     "--template",
+    "the user's turn, with {question} where the prompt goes",
     metavar="TEXT",
-    help="the user's turn, with {question} where the prompt goes",
-  )
-  add(
-    "--raw", action="store_true", help="no template: continue the prompt itself"
   )
   add(
     "--dtype",
+    "of weights and cache (default float32 on a CPU, else bfloat16)",
     choices=("float32", "bfloat16"),
-    help="of weights and cache (default float32 on a CPU, else bfloat16)",
+  )
+  parser.add_argument(
+    "--raw", action="store_true", help="no template: continue the prompt itself"
   )
   return parser.parse_args(arguments)
 
 
-def _generate(options: argparse.Namespace, out: TextIO) -> types.Rollout:
+def _generate(options: argparse.Namespace) -> None:
   texts = _prompts(options)
-  drawing = types.Sampling(
+  rules = types.Sampling(
     temperature=options.temperature,
     top_p=options.top_p,
     top_k=options.top_k,
     min_p=options.min_p,
   )
-  _check(options, drawing)
+  _check(options)
   with rich.console.Console(stderr=True).status(f"reading {options.weights}"):
     model = load(
       options.weights,
@@ -256,22 +202,23 @@ def _generate(options: argparse.Namespace, out: TextIO) -> types.Rollout:
       template=options.template,
       dtype=options.dtype,
     )
-  return complete(
+  rollout = complete(
     model,
     texts,
     samples=options.samples,
     max_new_tokens=options.max_new_tokens,
-    sampling=drawing,
-    stop=options.stop,
+    sampling=rules,
+    stop=options.stop or (),
     seed=options.seed,
     raw=options.raw,
     segment=_SEGMENT,
-    watch=_Printer(model.tokenizer, texts, options.samples, out).show,
+    watch=_Printer(model.tokenizer, texts, options.samples, sys.stdout).show,
   ).rollout
+  print(_closing(rollout), file=sys.stderr)
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
-  prompts = list(options.prompt)
+  prompts: list[str] = [*(options.prompt or ())]
   if options.prompt_file is not None:
     path = options.prompt_file
     try:
@@ -281,32 +228,25 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         else pathlib.Path(path).read_text(encoding="utf-8")
       )
     except UnicodeDecodeError as error:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"--prompt-file must be UTF-8 text, got {path}: {error}"
       ) from None
     prompts += [line for line in text.splitlines() if line.strip()]
   if not prompts:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "--prompt or --prompt-file must give a prompt, got none"
     )
   return prompts
 
 
-def _check(options: argparse.Namespace, drawing: types.Sampling) -> None:
-  for name in ("samples", "max_new_tokens"):
-    if (value := getattr(options, name)) < 1:
-      flag = name.replace("_", "-")
-      raise config.ConfigError(f"--{flag} must be at least 1, got {value}")
+def _check(options: argparse.Namespace) -> None:
+  command_line.check_bounds(options, _BOUNDS)
   if options.raw and (options.system is not None or options.template):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "--raw must stand without --system and --template, got both"
     )
-  try:
-    sampling.rules(drawing, 1)
-    sampling.key(options.seed)
-  except ValueError as error:
-    message = str(error).replace("sampling.", "--").replace("_", "-")
-    raise config.ConfigError(message) from None
+  if options.template is not None:
+    tokenizer_lib.check_prompt(options.template, "--template")
 
 
 def _tokens(
@@ -318,7 +258,7 @@ def _tokens(
     )
   tokens = tokenizer.text_tokens(text)
   if not len(tokens):
-    raise config.ConfigError(f"a prompt must have a token, got {text!r}")
+    raise errors.ConfigError(f"a prompt must have a token, got {text!r}")
   return tokens
 
 

@@ -1,6 +1,6 @@
 """Trains as a config file says.
 
-  python -m bilevel_jax.main --config FILE.py [--config.FIELD=VALUE ...]
+  python -m bilevel_jax.main --config FILE.py[:NAME] [--config.FIELD=VALUE ...]
 
 FILE.py has a function get_config() that returns the settings. The shortest:
 
@@ -15,6 +15,7 @@ FILE.py has a function get_config() that returns the settings. The shortest:
 It may import modules beside it, and settings may name their functions.
 
   --config FILE.py         the settings
+  --config FILE.py:NAME    those of get_config(NAME), as configs/methods.py has
   --config.FIELD=VALUE     another value for one field, in Python's spelling:
                            --config.optimizer.base.learning_rate=1e-5
                            --config.data.questions.path=train.jsonl
@@ -28,8 +29,7 @@ it can) are told of each other by three flags, all or none:
   --processes N            how many there are
   --process I              which one this is, from 0
 
-Every field, its type, default and meaning: docs/reference/settings.md, made
-from bilevel_jax/config/schema.py.
+Every field, its type, default and meaning: docs/reference/settings.md.
 
 Exit code: 0 done; 1 ended before the last step (--config.resume=True goes on);
 2 something given cannot be used, and one sentence says what.
@@ -38,15 +38,17 @@ Exit code: 0 done; 1 ended before the last step (--config.resume=True goes on);
 import ast
 import itertools
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bilevel_jax import compile_cache, config, processes, train
+from bilevel_jax import compile_cache, config, errors, processes, train
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "a file of configs/, or your own", lock_config=True
@@ -56,6 +58,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "how many there are")
 _PROCESS = flags.DEFINE_integer("process", None, "which this is, from 0")
+# What config_flags puts around an error of the config file, with a traceback.
+_WRAPPED = "Error whilst parsing config file"
+_ML_COLLECTIONS = str(pathlib.Path(ml_collections.__file__).parent)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -89,9 +94,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     TypeError,
     ValueError,
   ) as error:
-    raise config.ConfigError(_one_sentence(error)) from None
+    raise errors.ConfigError(_what_is_wrong(error)) from None
   except OSError as error:
-    raise config.ConfigError(f"--config: {_one_sentence(error)}") from None
+    raise errors.ConfigError(f"--config: {_one_sentence(error)}") from None
 
 
 def _find_neighbours(arguments: Sequence[str]) -> None:
@@ -99,7 +104,34 @@ def _find_neighbours(arguments: Sequence[str]) -> None:
   for argument, following in itertools.pairwise([*arguments, ""]):
     name, _, value = argument.partition("=")
     if name in ("-config", "--config"):
-      sys.path.append(str(pathlib.Path(value or following).absolute().parent))
+      file = (value or following).split(":")[0]
+      sys.path.append(str(pathlib.Path(file).absolute().parent))
+
+
+def _what_is_wrong(error: BaseException) -> str:
+  """Returns a sentence, with the config file's line where it raised that."""
+  wrapped = _WRAPPED in str(error)
+  while _WRAPPED in str(error) and error.__context__ is not None:
+    error = error.__context__
+  if isinstance(error, errors.ConfigError):
+    return str(error)
+  frames = traceback.extract_tb(error.__traceback__)
+  own = [
+    frame
+    for frame in itertools.dropwhile(lambda f: f.name != "get_config", frames)
+    if not frame.filename.startswith(_ML_COLLECTIONS)
+  ]
+  if not own:
+    return ("--config: " if wrapped else "") + _one_sentence(error)
+  where = f"{own[-1].filename}, line {own[-1].lineno}"
+  # Words of a ConfigDict about a field that it does not have.
+  quoted = re.search(r"['\"](\w+)['\"]", str(error).replace("\\", ""))
+  absent = isinstance(error, (AttributeError, KeyError))
+  if own[-1] != frames[-1] and absent and quoted:
+    known = {part for path in config.defaults() for part in path.split(".")}
+    suggestion = config.suggestion(quoted[1], known)
+    return f"{where}: {quoted[1]} is not a field{suggestion}"
+  return f"{where}: {type(error).__name__}: {_one_sentence(error)}"
 
 
 def _one_sentence(error: BaseException) -> str:
@@ -128,7 +160,7 @@ def _set_aside(
       config.check_name(path)
       own = ".".join(path) not in fields
       if own and not equals:
-        raise config.ConfigError(f"{argument} must be followed by =VALUE")
+        raise errors.ConfigError(f"{argument} must be followed by =VALUE")
       if own or text == "None":
         changes.append((path, _literal(text)))
         continue
@@ -154,14 +186,14 @@ def read_settings(arguments: Sequence[str]) -> config.Config:
       rule.
   """
   if len(arguments) > 1:
-    raise config.ConfigError(f"unexpected argument {arguments[1]!r}")
+    raise errors.ConfigError(f"unexpected argument {arguments[1]!r}")
   if _CONFIG.value is None:
-    raise config.ConfigError("--config must name a config file, got none")
+    raise errors.ConfigError("--config must name a config file, got none")
   try:
     # What stands for a file that cannot be read fails on its first use.
     given = dict(_CONFIG.value.items())
   except OSError as error:
-    raise config.ConfigError(_one_sentence(error)) from None
+    raise errors.ConfigError(_one_sentence(error)) from None
   return config.parse(given)
 
 
@@ -178,7 +210,7 @@ def run() -> None:
   logging.set_verbosity(logging.ERROR)  # orbax warns where all is well
   try:
     app.run(main, flags_parser=parse_flags)
-  except config.ConfigError as error:
+  except errors.ConfigError as error:
     shared = isinstance(error, processes.SharedError)
     _say(f"error: {error}", shared)
     processes.leave(2, shared=shared)

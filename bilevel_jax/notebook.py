@@ -31,7 +31,6 @@ class Live:
     Args:
       charts: titles in `training.report.CHARTS`; one that has nothing to show
         is left out.
-      every: steps between two drawings.
       completions: of a step, shown below the curves.
     """
     self._charts = [chart for chart in report.CHARTS if chart.title in charts]
@@ -57,7 +56,6 @@ def picture(
   """Returns a PNG of the charts that have something to show, side by side.
 
   Args:
-    charts: of `training.report`.
     steps: what was logged, by steps done.
   """
   import matplotlib
@@ -82,7 +80,6 @@ def table(step: train.Step, count: int) -> str:
   """Returns HTML of some completions of a step with their rewards.
 
   Args:
-    step: of a run.
     count: rows, spread over the step.
   """
   every = max(1, len(step.completions) // count)

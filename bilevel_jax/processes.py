@@ -16,14 +16,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 
 _T = TypeVar("_T")
 _MESSAGE_BYTES = 2048
 _SHUTDOWN_S = 60  # that an orderly end waits for the other processes
 
 
-class SharedError(config.ConfigError):
+class SharedError(errors.ConfigError):
   """A ConfigError that every process of the run raises."""
 
 
@@ -35,8 +35,6 @@ def start(coordinator: str | None, count: int | None, index: int | None):
 
   Args:
     coordinator: HOST:PORT of the first process, any free port of its host.
-    count: processes of the run.
-    index: this one, from 0.
 
   Raises:
     ConfigError: only some are given, or they cannot be; or the cluster that
@@ -64,7 +62,7 @@ def start(coordinator: str | None, count: int | None, index: int | None):
     if alone and str(error) == "coordinator_address should be defined.":
       return  # nothing was detected
     reason = " ".join(str(error).split())
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "the processes of the run cannot join (--coordinator, --processes and "
       f"--process say how, where detection fails): {reason}"
     ) from None
@@ -82,19 +80,19 @@ def _check(coordinator, count, index) -> None:
   }
   got = [name for name, value in flags.items() if value is not None]
   if len(got) < len(flags):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "--coordinator, --processes and --process must be given together, got "
       f"only {' and '.join(got)}"
     )
   host, _, port = coordinator.rpartition(":")
   if not host or not port.isdecimal():
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--coordinator must be HOST:PORT, got {coordinator!r}"
     )
   if count < 1:
-    raise config.ConfigError(f"--processes must be at least 1, got {count}")
+    raise errors.ConfigError(f"--processes must be at least 1, got {count}")
   if not 0 <= index < count:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--process must be from 0 to {count - 1}, one less than --processes, "
       f"got {index}"
     )
@@ -162,7 +160,6 @@ def divide(
   spread.
 
   Args:
-    items: N.
     work: numbers of n items -> tree of numpy arrays [n, ...]; called once.
   """
   if not several():
@@ -186,7 +183,6 @@ def put(
   """Returns host arrays, the same in every process, on the devices.
 
   Args:
-    tree: numpy arrays.
     sharding: of every array, or a tree of shardings.
   """
   if not several():
@@ -218,7 +214,7 @@ def together() -> Iterator[None]:
     yield
   except SharedError:
     raise
-  except config.ConfigError as error:
+  except errors.ConfigError as error:
     if several():
       _meet(str(error))
     raise
@@ -255,7 +251,6 @@ def check_same(what: str, data: bytes) -> None:
 
   Args:
     what: the data's name, a plural.
-    data: anything.
 
   Raises:
     SharedError: they differ.
@@ -278,7 +273,7 @@ def check_mesh(mesh: jax.sharding.Mesh) -> None:
   present = {device.process_index for device in mesh.devices.flat}
   absent = sorted(set(range(jax.process_count())) - present)
   if absent:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "mesh.data x mesh.fsdp x mesh.tensor must reach the devices of all "
       f"{jax.process_count()} processes, got {mesh.size} devices, none of "
       f"process {absent[0]}"
@@ -289,7 +284,6 @@ def leave(code: int, *, shared: bool) -> None:
   """Exits, though other processes may be waiting for this one.
 
   Args:
-    code: exit code.
     shared: whether all leave now. Otherwise this one ends at once, without
       the usual farewell, and the others fail as soon as they notice.
   """

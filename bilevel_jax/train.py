@@ -7,7 +7,7 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from bilevel_jax import config, loading, processes
+from bilevel_jax import config, errors, processes
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers
@@ -23,6 +23,7 @@ from bilevel_jax.training import (
 )
 from bilevel_jax.training import run as run_lib
 from bilevel_jax.training import step as step_lib
+from bilevel_jax.weights import sampler
 
 
 class TrainingStopped(RuntimeError):
@@ -49,10 +50,10 @@ class Step:
   """What the run is made of. It moves on: its state is that of now, whose
   arrays the next step gives up."""
 
-  def model(self) -> loading.Model:
+  def model(self) -> sampler.Sampler:
     """Returns the policy as it is now, ready for `generate.complete`."""
     found = self.run.model
-    return loading.Model(
+    return sampler.Sampler(
       found.architecture, found.policy, self.run.weights(), found.tokenizer
     )
 
@@ -79,7 +80,6 @@ def steps(
   run can be resumed. Several processes must all break off at one step.
 
   Args:
-    settings: of the run.
     shown: whether the run is shown on the screen, as `run` shows it.
 
   Raises:
@@ -94,15 +94,15 @@ def steps(
   with processes.together():
     scorer = _scorer(settings.reward)
   with scorer:
-    story = run_lib.gather(settings, scorer)
+    run = run_lib.gather(settings, scorer)
     checkpoints = checkpoint.Checkpoints(
       directory.checkpoints,
       keep_last=settings.checkpoints.keep_last,
       keep_best=settings.checkpoints.keep_best,
     )
     with processes.together():
-      first = _resume(story, checkpoints) if settings.resume else 0
-      over = _over(story, first)
+      first = _resume(run, checkpoints) if settings.resume else 0
+      over = _over(run, first)
       if over and directory.report.exists():
         raise TrainingStopped(f"nothing to train: {over}")
     processes.on_first(lambda: directory.start(settings, first))
@@ -118,20 +118,20 @@ def steps(
         directory.path / "profile",
       ) as profile,
     ):
-      screen.note(_opening(story))
+      screen.note(_opening(run))
       before = None
       if first == 0:
-        before = _evaluate(story, 0, writers, screen)
+        before = _evaluate(run, 0, writers, screen)
         writers.step(0, before.metrics() if before else {})
-      elif story.streams.held_out is not None:
+      elif run.streams.held_out is not None:
         before = benchmarks.Result.from_metrics(directory.logged_at(0))
       if over:  # it ended after its last step and before its report
         logged = directory.logged_at(first)
         if "evaluation/correct" in logged:
           after = benchmarks.Result.from_metrics(logged)
         else:  # it was to have more steps then
-          after = _evaluate(story, first, writers, screen)
-        _finish(story, directory, screen, before, after)
+          after = _evaluate(run, first, writers, screen)
+        _finish(run, directory, screen, before, after)
         yield Step(
           number=first,
           metrics=logged,
@@ -139,27 +139,27 @@ def steps(
           before=before,
           after=after,
           files=directory,
-          run=story,
+          run=run,
         )
         return
       for done in range(first + 1, settings.steps + 1):
         profile.before(done)
-        taken = step_lib.take(story, done - 1)
+        taken = step_lib.run_step(run, done - 1)
         profile.after(done)
-        _log_completions(story, done, taken, writers, screen)
+        _log_completions(run, done, taken, writers, screen)
         screen.step(done, taken.metrics)
-        end = done if run_lib.spent(story) else settings.steps
+        end = done if run_lib.spent(run) else settings.steps
         after = None
         if run_lib.due(settings.evaluation.every, done, end):
-          after = _evaluate(story, done, writers, screen)
+          after = _evaluate(run, done, writers, screen)
         logged = taken.metrics | (after.metrics() if after else {})
         writers.step(done, logged)
-        _stop_if_non_finite(story, done)
+        _stop_if_non_finite(run, done)
         save = functools.partial(
           checkpoints.save,
           done,
-          story.state,
-          story.host,
+          run.state,
+          run.host,
           accuracy=None if after is None else after.accuracy,
         )
         terminated = processes.any_of(bool(asked_to_end))
@@ -167,7 +167,7 @@ def steps(
           save()
         if done == end:
           checkpoints.wait()
-          _finish(story, directory, screen, before, after)
+          _finish(run, directory, screen, before, after)
         try:
           yield Step(
             number=done,
@@ -176,7 +176,7 @@ def steps(
             before=before,
             after=after,
             files=directory,
-            run=story,
+            run=run,
           )
         except GeneratorExit:
           save()  # nothing happens where this step is saved already
@@ -201,113 +201,113 @@ def _scorer(reward: config.Reward) -> pool.Scorer:
 
 
 def _log_completions(
-  story: run_lib.Run,
+  run: run_lib.Run,
   done: int,
-  taken: step_lib.Taken,
+  taken: step_lib.StepResult,
   writers: metrics.Writers,
   screen: display.Display,
 ) -> None:
   """Writes some of the step's completions, and now and then shows them."""
   if taken.answers is None:
     return
-  logging = story.settings.logging
+  logging = run.settings.logging
   rows = answers.records(taken.answers, logging.completions_per_step)
   writers.completions(done, rows)
-  if run_lib.due(logging.show_every, done, story.settings.steps):
+  if run_lib.due(logging.show_every, done, run.settings.steps):
     screen.completions(done, rows)
 
 
 def _finish(
-  story: run_lib.Run,
+  run: run_lib.Run,
   directory: run_directory.RunDirectory,
   screen: display.Display,
   before: benchmarks.Result | None,
   after: benchmarks.Result | None,
 ) -> None:
   """Exports the weights, writes the report, and says what came of it."""
-  if story.settings.checkpoints.export:
+  if run.settings.checkpoints.export:
     screen.note(f"exporting weights to {directory.export}")
-    sources.export(directory.export, story.settings, story.model, story.state)
+    sources.export(directory.export, run.settings, run.model, run.state)
   processes.on_first(lambda: report.write(directory.path))
   screen.closing(before, after, directory.path)
 
 
 def _evaluate(
-  story: run_lib.Run,
+  run: run_lib.Run,
   step: int,
   writers: metrics.Writers,
   screen: display.Display,
 ) -> benchmarks.Result | None:
   """Returns and shows the accuracy on the held-out questions, if any."""
-  settings = story.settings
-  if story.streams.held_out is None:
+  settings = run.settings
+  if run.streams.held_out is None:
     return None
-  screen.note(f"evaluating on {len(story.streams.held_out)} questions")
+  screen.note(f"evaluating on {len(run.streams.held_out)} questions")
   result, records = benchmarks.evaluate(
-    story.model.policy,
-    story.weights(),
-    story.streams.held_out,
-    story.model.tokenizer,
-    story.scorer,
-    eos_ids=story.model.tokenizer.eos_ids,
+    run.model.policy,
+    run.weights(),
+    run.streams.held_out,
+    run.model.tokenizer,
+    run.scorer,
+    eos_ids=run.model.tokenizer.eos_ids,
     max_new_tokens=settings.evaluation.max_new_tokens
     or settings.rollout.max_new_tokens,
     temperature=settings.evaluation.temperature,
     max_rows=settings.rollout.max_rows,
     stop=settings.rollout.stop,
-    cache_bytes=story.cache_bytes,
+    cache_bytes=run.cache_bytes,
     key=run_lib.key(settings, "evaluation", step),
-    sharding=story.rows,
+    sharding=run.rows,
   )
   writers.answers(step, records)
   screen.evaluation(step, result)
   return result
 
 
-def _resume(story: run_lib.Run, checkpoints: checkpoint.Checkpoints) -> int:
+def _resume(run: run_lib.Run, checkpoints: checkpoint.Checkpoints) -> int:
   """Takes the latest complete checkpoint up; returns the steps it had done."""
-  restored = checkpoints.restore(story.state)
+  restored = checkpoints.restore(run.state)
   if restored is None:
     return 0  # the run was killed before its first checkpoint
   done, state, host = restored
-  if host["model"] != story.host["model"]:
-    raise config.ConfigError(
-      f"cannot resume: {story.settings.model.weights} has other weights than "
+  if host["model"] != run.host["model"]:
+    raise errors.ConfigError(
+      f"cannot resume: {run.settings.model.weights} has other weights than "
       "the run in run_dir started from"
     )
-  story.state, story.host = state, host
+  run.state, run.host = state, host
   return done
 
 
-def _over(story: run_lib.Run, done: int) -> str | None:
+def _over(run: run_lib.Run, done: int) -> str | None:
   """Returns why there is no step left to do after so many, if so."""
-  if done >= story.settings.steps:
-    return f"the run has done {done} steps of steps {story.settings.steps}"
-  if budget := run_lib.spent(story):
+  if done >= run.settings.steps:
+    return f"the run has done {done} steps of steps {run.settings.steps}"
+  if budget := run_lib.spent(run):
     return (
-      f"the run has sampled {story.host['tokens']} tokens, its updates took "
-      f"{story.host['update_flops']:g} operations, and its budget is {budget}"
+      f"the run has sampled {run.host['tokens']} tokens, its updates took "
+      f"{run.host['update_flops']:g} operations, and its budget is {budget}"
     )
   return None
 
 
-def _stop_if_non_finite(story: run_lib.Run, done: int) -> None:
-  limit = story.settings.training.max_skipped_in_a_row
-  if int(story.state.skipped_in_a_row) >= limit:
+def _stop_if_non_finite(run: run_lib.Run, done: int) -> None:
+  limit = run.settings.training.max_skipped_in_a_row
+  if int(run.state.skipped_in_a_row) >= limit:
     raise TrainingStopped(
       f"stopped at step {done}: {limit} updates in a row had a non-finite loss "
       "or gradient and were skipped"
     )
 
 
-def _opening(story: run_lib.Run) -> str:
+def _opening(run: run_lib.Run) -> str:
   """Returns what the run is about to do, in a few lines."""
-  settings, streams = story.settings, story.streams
+  settings, streams = run.settings, run.streams
   name = settings.model.weights or settings.model.preset
   lines = [
     f"{settings.method.name} on {name}"
-    f", {story.host['model']['parameters'] / 1e6:.2f}M parameters",
-    story.layout,
+    f", {run.host['model']['parameters'] / 1e6:.2f}M parameters",
+    run.layout,
     f"questions: {streams.prompts.counts}",
   ]
   if streams.demonstrations is not None:

@@ -118,6 +118,8 @@ class TokenBatch:
   segment_ids: Array  # [B, T] int32, 0 is padding
   weights: Array  # [B, T] float32; 0 on prompts, padding and column 0
   layout: Layout | None = None  # how to compute it; None: as it stands
+  ids: Array | None = None  # [B] int32, a demonstration's place among those of
+  # the run, 0 on empty rows; None: rollouts
   expert_logprobs: Array | None = None  # [B, T] float32, of another model
   group_advantages: Array | None = None  # [B, 1] of demonstrations in groups
 
@@ -137,7 +139,8 @@ class RLBatch(TokenBatch):
   questions: Array | None = None  # [B] int32, whose sample it is, in its step
   correct: Array | None = None  # [B] float32, 1 where the answer is right
   accuracy: Array | None = None  # [B] float32, right share of its group
-  temperatures: Array | None = None  # [B] float32, all one; None: the settings'
+  temperature: Array | None = None  # [] float32, of the samples; None: the
+  # settings'
 
 
 @pytree
@@ -162,6 +165,15 @@ class TrainState:
   rl_only_base: Tree | None
   optimizer_states: dict[str, Tree]  # by the field that each one moves
   extra: Tree  # a method's own state
+
+
+class Demonstration(NamedTuple):
+  """A prompt with its worked solution, as tokens."""
+
+  id: int  # its place among the demonstrations of the run, from 0
+  prompt: np.ndarray  # int32 token ids
+  solution: np.ndarray  # int32 token ids, the EOS included
+  logprobs: np.ndarray | None = None  # of the solution's tokens, float32
 
 
 class Question(NamedTuple):

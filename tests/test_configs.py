@@ -5,12 +5,13 @@ import pathlib
 
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import config, methods, train
 from bilevel_jax.study import plan
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 STUDIES = sorted((FOLDER / "studies").glob("*.py"))
 CONFIGS = sorted(FOLDER.glob("*.py"))
+METHODS = FOLDER / "methods.py"
 
 
 def _module(path):
@@ -23,10 +24,63 @@ def _module(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_parses_and_is_a_lab_notebook(path):
   module = _module(path)
-  settings = config.parse(module.get_config())
-  assert settings.run_dir == f"runs/{path.stem}"
+  for arguments in [(n,) for n in module.NAMES] if path == METHODS else [()]:
+    settings = config.parse(module.get_config(*arguments))
+    assert settings.run_dir == f"runs/{(*arguments, path.stem)[0]}"
   for word in (path.stem, "Hardware:", "Expected"):
     assert word in module.__doc__
+
+
+def test_every_method_has_a_name_and_differs_in_nothing_else():
+  module = _module(METHODS)
+  assert set(module.NAMES) == {*methods.METHODS, "two_stage"}
+  start = _module(FOLDER / "quickstart.py").get_config().to_dict()
+  start = dict(config.flat(start))
+  for name in module.NAMES:
+    changed = {
+      field: value
+      for field, value in config.flat(module.get_config(name).to_dict())
+      if start[field] != value
+    }
+    expected = {
+      "run_dir": f"runs/{name}",
+      "method.name": {"two_stage": "sft_then_rl"}.get(name, name),
+    }
+    if name == "bridge":
+      del expected["method.name"]
+    if name == "gta":
+      expected["data.solution"] = "guess {answer}:{solution}"
+      expected["method.gta.guess_end"] = ":"
+    assert changed == expected
+
+
+def test_the_page_of_methods_says_what_to_look_at_for_each():
+  page = (FOLDER.parent / "docs" / "methods.md").read_text()
+  rows = page.split("## What to look at")[1].split("\n## ")[0].splitlines()
+  named = " ".join(row.split("|")[1] for row in rows if row.startswith("|"))
+  for name in _module(METHODS).NAMES:
+    assert f"`{name}`" in named, name
+
+
+@pytest.mark.parametrize("name", _module(METHODS).NAMES)
+def test_every_method_runs(name, tmp_path, monkeypatch):
+  c = _module(METHODS).get_config(name)
+  c.run_dir = str(tmp_path / "run")
+  c.steps = 2  # of two stages, one each
+  c.data.questions.count = 8
+  c.data.demonstration_share = 1.0
+  c.data.evaluation.count = 1
+  c.data.prompts_per_step = 1
+  c.data.demonstrations_per_step = 2
+  c.rollout.max_new_tokens = 8
+  c.checkpoints.every = None
+  c.checkpoints.export = False
+  c.mesh.fsdp = 1
+  # Its charts take as long as an update.
+  monkeypatch.setattr(train.report, "write", lambda *unused: tmp_path)
+  done = train.run(config.parse(c))
+  assert done.number == 2
+  assert done.metrics["training/skipped_updates"] == 0
 
 
 @pytest.mark.parametrize("quick", [False, True])

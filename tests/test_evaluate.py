@@ -17,10 +17,10 @@ from bilevel_jax.evaluation import (
   summary,
   tables,
 )
-from bilevel_jax.models import huggingface
 from bilevel_jax.rewards import verifiers
 from bilevel_jax.rollout import answers, engine
 from bilevel_jax.training import meshes
+from bilevel_jax.weights import huggingface
 from tests import tiny_run
 
 BUDGET = 8

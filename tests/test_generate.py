@@ -13,8 +13,8 @@ import pytest
 
 from bilevel_jax import config, generate, types
 from bilevel_jax.data import tokenizer
-from bilevel_jax.models import huggingface
 from bilevel_jax.rollout import engine
+from bilevel_jax.weights import huggingface
 from tests import processes, tiny_run
 
 BUDGET = 12

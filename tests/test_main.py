@@ -1,5 +1,6 @@
 """Bad input: one sentence, exit code 2, before anything is computed."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,13 +8,13 @@ import sys
 import pytest
 from absl.testing import flagsaver
 
-from bilevel_jax import config, main, train
+from bilevel_jax import config, errors, main, train
 from tests import processes, tiny_run
 
 
 def _refused(settings) -> str:
   """The message of the ConfigError that the settings raise."""
-  with pytest.raises(config.ConfigError) as caught:
+  with pytest.raises(errors.ConfigError) as caught:
     train.run(config.parse(settings))
   message = str(caught.value)
   assert "\n" not in message
@@ -54,33 +55,44 @@ def _refused(settings) -> str:
       "method.name takes alternating, bridge",
     ),
     (
-      {"method.hypergradient": "one_step"},
-      "method.rl_only_base must be one_step, got persistent",
+      {"method.bridge.hypergradient": "one_step"},
+      "method.bridge.rl_only_base must be one_step, got persistent",
     ),
     (
-      {"method.hypergradient": "implicit", "method.rl_only_base": "one_step"},
-      "method.rl_only_base must be persistent or resync, got one_step",
+      {
+        "method.bridge.hypergradient": "implicit",
+        "method.bridge.rl_only_base": "one_step",
+      },
+      "method.bridge.rl_only_base must be persistent or resync, got one_step",
     ),
-    ({"method.compare_with": ("penalty",)}, "got 'penalty'"),
+    ({"method.bridge.compare_with": ("penalty",)}, "got 'penalty'"),
     ({"rl.dual_clip": 1.0}, "rl.dual_clip must be above 1, got 1.0"),
     (
       {"rl.dual_clip": 3.0, "rl.clip": "weight"},
       "got 3.0 with rl.clip weight",
     ),
     (
-      {"rl.dual_clip": 3.0, "method.hypergradient": "unrolled"},
-      "got 3.0 with method.surrogate dice",
+      {"rl.dual_clip": 3.0, "method.bridge.hypergradient": "unrolled"},
+      "rl.dual_clip must be None with method.bridge.surrogate=dice, which has "
+      "no clip, got 3.0",
     ),
     (
-      {"method.penalty_schedule": "adaptive", "method.penalty": 1.0},
-      "method.penalty must be from 0.01 to 0.99 where it is adaptive, got 1.0",
+      {
+        "method.bridge.penalty_schedule": "adaptive",
+        "method.bridge.penalty": 1.0,
+      },
+      "method.bridge.penalty must be from 0.01 to 0.99 where it is adaptive, "
+      "got 1.0",
     ),
     (
-      {"method.hypergradient": "unrolled", "model.attention": "cudnn"},
+      {"method.bridge.hypergradient": "unrolled", "model.attention": "cudnn"},
       "model.attention=cudnn has first ones only",
     ),
     (
-      {"method.hypergradient": "unrolled", "optimizer.base.eps_root": 0.0},
+      {
+        "method.bridge.hypergradient": "unrolled",
+        "optimizer.base.eps_root": 0.0,
+      },
       "the optimiser of base has no finite derivative at a zero gradient",
     ),
     ({"logging.profile_steps": (3, 2)}, "counted from 1, got 3, 2"),
@@ -194,8 +206,26 @@ def _command(*arguments: str) -> tuple[int, str]:
       "many",
     ),
     (["--config", "configs/quickstart.py", "surplus"], "surplus"),
+    (
+      ["--config", "configs/quickstart.py", "--config.method.penalty=0.3"],
+      "method.penalty is not a field, did you mean method.bridge.penalty?\n",
+    ),
+    (
+      ["--config", "configs/methods.py:chrod"],
+      "configs/methods.py:NAME takes alternating, bridge, chord, ",
+    ),
+    (["--config=configs/methods.py"], "two_stage, got no name\n"),
   ],
-  ids=["none", "missing", "misspelt", "wrong_type", "surplus"],
+  ids=[
+    "none",
+    "missing",
+    "misspelt",
+    "wrong_type",
+    "surplus",
+    "moved",
+    "no_such_name",
+    "no_name",
+  ],
 )
 def test_the_command_line_answers_with_one_sentence(arguments, sentence):
   code, said = _command(*arguments)
@@ -205,28 +235,94 @@ def test_the_command_line_answers_with_one_sentence(arguments, sentence):
   assert sentence in said
 
 
+def test_every_broken_rule_of_a_method_is_said_before_anything_is_read(
+  tmp_path,
+):
+  (tmp_path / "five.py").write_text("""
+from configs import quickstart
+
+def get_config():
+  c = quickstart.get_config()
+  c.model.weights = "there are none"
+  c.method.bridge.hypergradient = "one_step"
+  c.method.bridge.gain_weight = 0.5
+  c.method.bridge.compare_with = ("nonsense",)
+  c.method.bridge.penalty_schedule = "adaptive"
+  c.method.bridge.penalty = 0.0
+  return c
+""")
+  code, said = _command("--config", str(tmp_path / "five.py"))
+  assert code == 2
+  lines = said.removeprefix("error: ").strip().splitlines()
+  for line, words in zip(
+    lines,
+    [
+      "method.bridge.gain_weight must be 1 unless",
+      "method.bridge.compare_with must name hypergradients other than",
+      "method.bridge.rl_only_base must be one_step, got persistent",
+      "which the hypergradient one_step does not measure",
+      "method.bridge.penalty must be from 0.01 to 0.99",
+    ],
+    strict=True,
+  ):
+    assert words in line
+  assert "there are none" not in said
+
+
+@pytest.mark.parametrize("name", ["chrod", "no.such.module.build"])
+def test_a_method_that_does_not_exist_is_refused_with_the_settings(
+  directory, name
+):
+  settings = tiny_run.settings(directory, "unused")
+  settings.method.name = name
+  with pytest.raises(errors.ConfigError, match=f"^method.name.*{name}"):
+    config.parse(settings)
+
+
 @pytest.fixture
 def read(tmp_path, monkeypatch):
-  """Reads the settings of a file with a module beside it, and changes."""
-  (tmp_path / "beside_the_config.py").write_text("STEPS = 7")
-  (tmp_path / "own.py").write_text("""
+  """Reads the settings of a file with a module beside it, and changes.
+
+  `line` is in the file's get_config, `name` is what follows its colon.
+  """
+  (tmp_path / "beside_the_config.py").write_text("""
+import dataclasses
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import grpo
+
+STEPS = 7
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  weight: float = setting(0.0, "of the SFT loss")
+  sizes: tuple[int, ...] = setting((), "of groups")
+
+def build(options, setup):
+  return grpo.build(None, setup)
+""")
+  monkeypatch.delitem(sys.modules, "beside_the_config", raising=False)
+  monkeypatch.setattr(sys, "path", [*sys.path])
+  monkeypatch.setattr(sys, "argv", [])
+
+  def read(*changes, line="", name=None):
+    path = tmp_path / "own.py"
+    path.write_text(f"""
 import beside_the_config
 from bilevel_jax import config
 
-def get_config():
+def get_config({"" if name is None else "name"}):
   c = config.default_config()
   c.steps = beside_the_config.STEPS
   c.model.preset = "smollm2-135m"
   c.data.questions.task = "arithmetic"
-  c.method.options = {"weight": 1.0}
+  c.method.name = "beside_the_config.build"
+  c.method.options = {{"weight": 1.0}}
+  {line}
   return c
 """)
-  monkeypatch.setattr(sys, "path", [*sys.path])
-  monkeypatch.setattr(sys, "argv", [])
-
-  def read(*changes):
+    after = "" if name is None else f":{name}"
     with flagsaver.flagsaver():
-      given = ["main", f"--config={tmp_path / 'own.py'}", *changes]
+      given = ["main", f"--config={path}{after}", *changes]
       return main.read_settings(main.parse_flags(given))
 
   return read
@@ -238,23 +334,84 @@ def test_a_config_file_may_import_what_lies_beside_it(read):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_config_file_may_take_a_name(read):
+  settings = read(
+    "--config.steps=9", line="c.run_dir = f'runs/{name}'", name="a/b"
+  )
+  assert (settings.run_dir, settings.steps) == ("runs/a/b", 9)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+  ("line", "sentence"),
+  [
+    (
+      "c.method.penalty = 0.3",
+      "penalty is not a field, did you mean method.bridge.penalty?",
+    ),
+    (
+      "x = c.method.penalty",
+      "penalty is not a field, did you mean method.bridge.penalty?",
+    ),
+    (
+      "c.rollout.update({'sampels_per_prompt': 3})",
+      "sampels_per_prompt is not a field, did you mean samples_per_prompt?",
+    ),
+    ("c.metod.name = 'sft'", "metod is not a field, did you mean method?"),
+    ("c.steps = int('many')", "ValueError: invalid literal"),
+    ("{}['key']", "KeyError: key"),
+  ],
+)
+def test_an_error_of_a_config_file_has_its_line(read, line, sentence):
+  with pytest.raises(errors.ConfigError) as caught:
+    read(line=line)
+  where, _, said = str(caught.value).partition(": ")
+  assert where.endswith("own.py, line 12")
+  assert said.startswith(sentence)
+  assert "\n" not in said
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_what_a_config_file_raises_about_its_name_is_said_as_it_is(read):
+  line = "from bilevel_jax import errors; raise errors.ConfigError(name)"
+  with pytest.raises(errors.ConfigError, match=r"^no such thing$"):
+    read(line=line, name="no such thing")
+  with pytest.raises(
+    errors.ConfigError, match=r"^--config: get_config\(\) tak"
+  ):
+    main.parse_flags(["main", "--config=configs/quickstart.py:name"])
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_fields_can_be_none_and_groups_of_ones_own_can_grow(read):
   settings = read(
     "--config.rl.importance_cap=None",
-    "--config.method.options.weight=heavy",
+    "--config.method.options.weight=2",
     "--config.method.options.sizes=(1,2)",
     "--config.data.questions.fields.question=problem",
   )
   assert settings.rl.importance_cap is None
-  assert settings.method.options == {"weight": "heavy", "sizes": (1, 2)}
+  options = settings.method.options
+  assert dataclasses.asdict(options) == {"weight": 2.0, "sizes": (1, 2)}
   assert settings.data.questions.fields == {"question": "problem"}
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_options_of_a_method_of_ones_own_are_checked(read):
+  with pytest.raises(
+    errors.ConfigError,
+    match=r"^method.options.wieght is not a field, did you mean weight\?$",
+  ):
+    read("--config.method.options.wieght=2")
+  with pytest.raises(errors.ConfigError, match="weight must be a number, got"):
+    read("--config.method.options.weight=heavy")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_what_cannot_be_none_says_so(read):
-  with pytest.raises(config.ConfigError, match="steps must be an integer, got"):
+  with pytest.raises(errors.ConfigError, match="steps must be an integer, got"):
     read("--config.steps=None")
-  with pytest.raises(config.ConfigError, match="must be followed by =VALUE"):
+  with pytest.raises(errors.ConfigError, match="must be followed by =VALUE"):
     read("--config.method.options.weight")
 
 

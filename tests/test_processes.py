@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel_jax import config, processes
+from bilevel_jax import errors, processes
 from tests import processes as pairs
 
 SLURM = {
@@ -27,8 +27,8 @@ def test_one_process_has_it_all_to_itself():
   np.testing.assert_array_equal(processes.gather(np.arange(2)), [[0, 1]])
   assert processes.divide(3, list) == [0, 1, 2]
   assert processes.on_first(lambda: 3) == 3
-  with pytest.raises(config.ConfigError) as caught, processes.together():
-    raise config.ConfigError("plain")
+  with pytest.raises(errors.ConfigError) as caught, processes.together():
+    raise errors.ConfigError("plain")
   assert str(caught.value) == "plain"
   assert not isinstance(caught.value, processes.SharedError)
 
@@ -48,7 +48,7 @@ def test_one_process_has_it_all_to_itself():
   ],
 )
 def test_flags_that_do_not_add_up_are_refused(arguments, sentence):
-  with pytest.raises(config.ConfigError) as caught:
+  with pytest.raises(errors.ConfigError) as caught:
     processes.start(*arguments)
   assert sentence in str(caught.value)
 
@@ -89,5 +89,5 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_one_sentence(monkeypatch):
     raise RuntimeError("Kubernetes API Error:\n 403")
 
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
-  with pytest.raises(config.ConfigError, match=r"join .*Error: 403$"):
+  with pytest.raises(errors.ConfigError, match=r"join .*Error: 403$"):
     processes.start(None, None, None)

@@ -8,7 +8,7 @@ import chex
 import numpy as np
 import pytest
 
-from bilevel_jax import config, train
+from bilevel_jax import errors, train
 from bilevel_jax.data import tasks
 from bilevel_jax.training import meshes, sources, throughput
 from tests import tiny_run
@@ -120,10 +120,10 @@ def test_operations_that_are_not_counted_are_no_budget(directory):
   settings = tiny_run.parsed(
     directory,
     "uncounted",
-    method__hypergradient="unrolled",
+    method__bridge__hypergradient="unrolled",
     training__max_update_flops=1.0,
   )
-  with pytest.raises(config.ConfigError, match="hypergradient=unrolled"):
+  with pytest.raises(errors.ConfigError, match="whose operations are counted"):
     train.run(settings)
 
 
@@ -187,8 +187,8 @@ def test_every_hypergradient_trains_the_adapter(directory, form):
     directory,
     form,
     steps=2,
-    method__hypergradient=form,
-    method__rl_only_base="one_step",
+    method__bridge__hypergradient=form,
+    method__bridge__rl_only_base="one_step",
   )
   train.run(settings)
   lines = (directory / form / "metrics.jsonl").read_text().splitlines()
@@ -206,7 +206,7 @@ def test_sft_without_demonstrations_is_refused(directory):
     method__name="sft",
     data__demonstrations_per_step=0,
   )
-  with pytest.raises(config.ConfigError, match="demonstrations_per_step must"):
+  with pytest.raises(errors.ConfigError, match="demonstrations_per_step must"):
     train.run(settings)
 
 

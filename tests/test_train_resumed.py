@@ -4,7 +4,7 @@ import chex
 import numpy as np
 import pytest
 
-from bilevel_jax import config, train
+from bilevel_jax import config, errors, train
 from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("programs_of_any_name")
@@ -50,14 +50,14 @@ class _Stop:
       "rl__updates_per_rollout": 2,
       "optimizer__base__name": "sgd",
       "optimizer__base__momentum": 0.9,
-      "method__rl_only_base": "resync",
-      "method__resync_every": 3,
-      "method__penalty_schedule": "adaptive",
+      "method__bridge__rl_only_base": "resync",
+      "method__bridge__resync_every": 3,
+      "method__bridge__penalty_schedule": "adaptive",
     },
     {"method__name": "relift", "method__relift__buffer": 2},
     {"method__name": "trapo", "rollout__rounds_for_signal": 2},
   ],
-  ids=["adamw", "two_updates_sgd_resync", "held_back", "rounds"],
+  ids=["adamw", "two_updates_sgd_resync", "waiting", "rounds"],
 )
 def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
   """Two steps and two more are four, mid-epoch and mid-schedule."""
@@ -74,9 +74,9 @@ def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
   assert [step.number for step in train.steps(parted)] == [3, 4]
   _assert_same_run(whole, parted)
   logged = _logged(whole)[1:]
-  if name == "held_back":
+  if name == "waiting":
     assert any("sft/loss" in line for line in logged)
-    assert logged[1]["mix/held_back"] > 0  # where the other run stopped
+    assert logged[1]["mix/waiting"] > 0  # where the other run stopped
   if name == "rounds":
     assert min(line["rollout/guided_share"] for line in logged) > 0
 
@@ -188,5 +188,5 @@ def test_resuming_with_other_weights_is_refused(directory, tmp_path):
   train.run(config.parse(settings))
   tiny_run.weights(tmp_path, seed=1)
   settings.steps, settings.resume = settings.steps + 1, True
-  with pytest.raises(config.ConfigError, match="has other weights than"):
+  with pytest.raises(errors.ConfigError, match="has other weights than"):
     train.run(config.parse(settings))

@@ -8,8 +8,9 @@ import jax
 
 from bilevel_jax import config
 from bilevel_jax.data import tokenizer
-from bilevel_jax.models import huggingface_export, policy, presets
+from bilevel_jax.models import lora, policy, presets
 from bilevel_jax.training import checkpoint, learner, meshes, sources
+from bilevel_jax.weights import huggingface_export
 
 ARCHITECTURE = presets.Architecture(
   family="llama",
@@ -27,9 +28,7 @@ ARCHITECTURE = presets.Architecture(
 def make_policy(architecture=ARCHITECTURE, compute_dtype="float32", **changes):
   """Returns the Policy of the tiny model."""
   settings = {
-    "adapter_rank": 2,
-    "adapter_alpha": 2.0,
-    "adapter_targets": ("q", "v", "down"),
+    "adapter": lora.Spec(rank=2, alpha=2.0, targets=("q", "v", "down")),
     "compute_dtype": compute_dtype,
     "attention": "xla",
     "remat": "none",
@@ -103,7 +102,7 @@ def parsed(directory: pathlib.Path, run_dir: str, **changes) -> config.Config:
 
 def last_state(settings: config.Config):
   """Returns the last checkpoint of a run: step, state, where streams stood."""
-  model = sources.build_model(settings, sources.find(settings))
+  model = sources.build_model(settings, sources.open_model(settings))
   mesh, _ = meshes.make(settings, model.architecture)
   built = learner.build(settings, model.policy, mesh)
   abstract = learner.abstract_state(built.method, model.policy)

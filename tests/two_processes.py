@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bilevel_jax import config, processes
+from bilevel_jax import errors, processes
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
   def fail(guilty: int) -> None:
     with processes.together(), processes.together():
       if index == guilty:
-        raise config.ConfigError("size must be odd, got 4: Ä")
+        raise errors.ConfigError("size must be odd, got 4: Ä")
 
   for guilty in range(2):
     where = " (process 1)" if guilty else ""
@@ -82,7 +82,7 @@ def main() -> None:
 
   processes.check_mesh(mesh)
   with pytest.raises(
-    config.ConfigError, match="got 2 devices, none of process"
+    errors.ConfigError, match="got 2 devices, none of process"
   ):
     processes.check_mesh(
       jax.make_mesh(

@@ -205,31 +205,26 @@ def update(
   form: Form, model: language_model.LanguageModel
 ) -> tuple[Callable[..., Any], TrainState]:
   """Returns a method's whole update, optimisers included, and its state."""
-  settings = config.Method(name=form.method, **form.settings)
-  twice = settings.hypergradient != "penalty"
+  build, options, _ = methods.find(form.method)
   inner = optimizers.build(
     config.Optimizer(name=form.optimizer, learning_rate=1e-4), 100
   )
-  problem = model.problem("dice" if twice else "fixed_sample")
-  method = methods.METHODS[form.method](
-    settings,
-    contract.Ingredients(
-      problem=problem,
-      supervised=lambda weight: problem.upper,
-      reinforced=lambda **own: problem.lower,
-      base_optimizer=lambda learning_rate, updates: inner,
+  method = build(
+    options and options(**form.settings),
+    contract.Setup(
+      sft_loss=lambda: model.problem("fixed_sample").upper,
+      rl_loss=lambda surrogate="fixed_sample": model.problem(surrogate).lower,
+      base_optimizer=lambda learning_rate, updates, plain: inner,
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise="group_std"
       ),
       gradient=accumulation.gradient,
-      optimizers={"base": inner, "adapter": inner, "rl_only_base": inner},
+      optimizers={"base": inner, "adapter": inner},
       total_updates=100,
     ),
   )
-  state = method.init(
-    model.base, model.adapter if method.trains_adapter else None
-  )
-  return method.update, state
+  adapter = model.adapter if method.needs.adapter else None
+  return method.update, method.init(model.base, adapter)
 
 
 def naive_unroll(

@@ -42,9 +42,9 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bilevel_jax import config
-from bilevel_jax.models import huggingface
+from bilevel_jax import errors
 from bilevel_jax.training import throughput
+from bilevel_jax.weights import huggingface
 
 # A script finds its own directory only, and tools are no package.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
@@ -93,11 +93,11 @@ def benchmark(
 def _check_options(options):
   for first, second in (("weights", "peer"), ("weights", "preset")):
     if getattr(options, first) and getattr(options, second):
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"--{first} must stand without --{second}, got both"
       )
   if (options.bandwidth is None) != (options.tflops is None):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "--bandwidth and --tflops must be given together, got one of them"
     )
 
@@ -112,7 +112,7 @@ def _model(options, scratch):
 
 def _check(workload, run, contestant):
   if workload.lengths is not None and run["lengths"] != workload.lengths:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{contestant} must make completions of the lengths that it is asked "
       f"for, got {run['lengths'][:8]}... for {workload.lengths[:8]}..."
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import rich.console
 import rich.table
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.comparison import figures, page, runs
 
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reference = _reference([group.name for group in groups], chosen.reference)
     summary = figures.summarise(groups, reference, chosen.target)
     written = page.write(chosen.out, groups, summary, chosen.title)
-  except (config.ConfigError, OSError) as error:
+  except (errors.ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   table = rich.table.Table("", "seeds", "accuracy (95% interval)")
@@ -63,7 +63,7 @@ def _reference(names: list[str], asked: str | None) -> str:
   if asked is None:
     return next((name for name in names if name == "bridge"), names[0])
   if asked not in names:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--reference must be one of {'; '.join(names)}, got {asked!r}"
     )
   return asked

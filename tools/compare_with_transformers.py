@@ -27,11 +27,11 @@ import rich.table
 import torch
 import transformers
 
-from bilevel_jax import config, loading, types
-from bilevel_jax.data import json_lines
+from bilevel_jax import config, errors, types
+from bilevel_jax.data import json_lines, tokenizer
 from bilevel_jax.evaluation import result_files
-from bilevel_jax.models import huggingface
 from bilevel_jax.rewards import pool
+from bilevel_jax.weights import huggingface
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = parser.parse_args(arguments)
   try:
     compared = compare(options.evaluation, options.rows)
-  except (config.ConfigError, OSError) as error:
+  except (errors.ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
@@ -98,10 +98,10 @@ def compare(evaluation: pathlib.Path, rows: int) -> dict[str, Any]:
 def _settings(evaluation: pathlib.Path) -> dict[str, Any]:
   path = evaluation / "settings.json"
   if not path.is_file():
-    raise config.ConfigError(f"{evaluation} has no settings.json")
+    raise errors.ConfigError(f"{evaluation} has no settings.json")
   settings = json.loads(path.read_text("utf-8"))
   if settings["temperature"] or settings["stop"]:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{evaluation} must be greedy and without --stop, got temperature "
       f"{settings['temperature']} and stop {settings['stop']}"
     )
@@ -119,7 +119,7 @@ class _Peer:
       else huggingface.resolve(settings["weights"], settings["revision"])
     )
     words = ("system_prompt", "prompt", "chat_template", "use_chat_template")
-    self.tokenizer = loading.tokenizer(
+    self.tokenizer = tokenizer.of_settings(
       files, config.Tokenizer(**{name: settings[name] for name in words})
     )
     self._budget = settings["max_new_tokens"]

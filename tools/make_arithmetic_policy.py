@@ -24,7 +24,7 @@ import rich.table
 
 from bilevel_jax import config, train
 from bilevel_jax.data import tokenizer
-from bilevel_jax.models import huggingface
+from bilevel_jax.weights import huggingface
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from configs import arithmetic_guessing, arithmetic_pretraining

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags, logging
 
-from bilevel_jax import config, main
+from bilevel_jax import config, errors, main
 from bilevel_jax.models import presets
 from bilevel_jax.training import (
   compiled_update,
@@ -44,13 +44,13 @@ def report(arguments: Sequence[str]) -> None:
     settings = _replace(settings, attention="chunked")
   devices, memory = _DEVICES.value, _bytes(_MEMORY.value)
   if devices < 1:
-    raise config.ConfigError(f"--devices must be at least 1, got {devices}")
+    raise errors.ConfigError(f"--devices must be at least 1, got {devices}")
   if _COMPILE.value:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
   architecture = presets.of_hub_id(str(settings.model.weights))
   if architecture is None:
-    architecture = sources.find(settings).architecture
+    architecture = sources.open_model(settings).architecture
   chosen = meshes.choose(settings, architecture, devices, memory)
   print(f"mesh: {chosen.sizes}, {chosen.reason}")
   print(memory_plan.table(chosen.plan))
@@ -93,7 +93,7 @@ def _bytes(text: str | None) -> int | None:
     return None
   found = re.fullmatch(r"([\d.]+) ?(\w+)", text.strip())
   if found is None or found[2].upper() not in _UNITS:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--memory must be a number with one of MB, GB, MiB, GiB, got {text!r}"
     )
   return int(float(found[1]) * _UNITS[found[2].upper()])
@@ -105,6 +105,6 @@ if __name__ == "__main__":
   logging.set_verbosity(logging.ERROR)
   try:
     app.run(report, flags_parser=main.parse_flags)
-  except config.ConfigError as error:
+  except errors.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

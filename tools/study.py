@@ -26,7 +26,7 @@ import rich.console
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from bilevel_jax import compile_cache, config, train
+from bilevel_jax import compile_cache, errors, train
 from bilevel_jax.comparison import figures, page, runs
 from bilevel_jax.study import document, numbers, plan, work
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = _load(options.study, options.quick)
     regimes = _chosen(options.regimes, study.regimes, "--regimes")
     arms = _chosen(options.arms, _arms(study), "--arms")
-  except (config.ConfigError, OSError) as error:
+  except (errors.ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   out = options.out or pathlib.Path("runs") / study.name
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       print("stopped: the same command goes on from here", file=sys.stderr)
       code = 1
     _write(out, study, options)
-  except config.ConfigError as error:
+  except errors.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   console.print(f"results: {out / 'results.md'}")
@@ -88,7 +88,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _load(path: pathlib.Path, quick: bool) -> plan.Study:
   spec = importlib.util.spec_from_file_location(path.stem, path)
   if spec is None or spec.loader is None or not path.is_file():
-    raise config.ConfigError(f"STUDY.py must be a Python file, got {path}")
+    raise errors.ConfigError(f"STUDY.py must be a Python file, got {path}")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_study(quick=quick)
@@ -101,7 +101,7 @@ def _chosen(asked: str | None, known: Any, flag: str) -> list[str]:
   names = [name.strip() for name in asked.split(";")]
   for name in names:
     if name not in known:
-      raise config.ConfigError(f"{flag} takes {'; '.join(known)}, got {name!r}")
+      raise errors.ConfigError(f"{flag} takes {'; '.join(known)}, got {name!r}")
   return names
 
 

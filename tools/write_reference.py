@@ -62,16 +62,19 @@ def settings() -> str:
     "# Settings",
     "",
     "Every field that a config file or `--config.FIELD=VALUE` can set. This "
-    "page is written by `tools/write_reference.py` from "
-    "`bilevel_jax/config/schema.py`; no line of it was typed.",
+    "page is written by `tools/write_reference.py` from the dataclasses that "
+    "`bilevel_jax/config/schema.py` puts together, those of each method's file "
+    "in `bilevel_jax/methods` among them; no line of it was typed.",
     "",
     "On the command line a value has Python's spelling: "
     "`--config.steps=20`, `--config.resume=True`, "
     "`--config.rl.importance_cap=None`, "
     "`--config.reward.verifiers=\"('exact',)\"`. A *group* takes keys of your "
-    "own: `--config.data.questions.fields.question=problem`. A field that is "
-    "misspelt, of another type or out of its bounds is refused before "
-    "anything is computed, in one sentence.",
+    "own: `--config.data.questions.fields.question=problem`; those of "
+    "`method.options` are declared by the method's file "
+    "(`docs/how_to/own_method.md`). A field that is misspelt, of another type "
+    "or out of its bounds is refused before anything is computed, in one "
+    "sentence.",
     "",
   ]
   lines += _group(config.Config, "", "The run", "what all else belongs to")

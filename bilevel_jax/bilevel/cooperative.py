@@ -97,13 +97,10 @@ def cooperative(
   """Returns the derivative of F by the adapter.
 
   Args:
-    estimate: moves and differentiates `base`.
     rl_only_estimate: the same for `rl_only_base`, with its own optimiser.
     upper: gradient of the upper objective.
     lower: gradient of the lower objective.
-    base: lower-level variables now.
     rl_only_base: the copy now; `base` itself for a copy rebuilt each step.
-    adapter: upper-level variables.
     upper_batch: data of the upper objective.
     lower_batch: data of the lower objective.
     weight: the penalty, in [0, 1].
@@ -181,7 +178,6 @@ def first_order(
     upper: gradient of the upper objective.
     lower: gradient of the lower objective.
     base: lower-level variables, of both branches.
-    adapter: upper-level variables.
     upper_batch: data of the upper objective.
     lower_batch: data of the lower objective.
     weight: the penalty, in [0, 1].

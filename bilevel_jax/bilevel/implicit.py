@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.bilevel import mixed_mode, problem
 from bilevel_jax.bilevel.problem import (
   Estimator,
@@ -50,7 +50,6 @@ def implicit(
   """Returns the estimator of the implicit function theorem.
 
   Args:
-    solver: `conjugate_gradient`, `neumann` or `scaled`.
     damping: added to the lower level's second derivative.
     mixed_product: how products with second derivatives are taken.
 
@@ -58,7 +57,7 @@ def implicit(
     ConfigError: where `damping` is negative.
   """
   if damping < 0:
-    raise config.ConfigError(f"damping must be at least 0, got {damping}")
+    raise errors.ConfigError(f"damping must be at least 0, got {damping}")
 
   def estimate(
     upper: GradientFunction,
@@ -127,7 +126,6 @@ def conjugate_gradient(*, iterations: int, tolerance: float = 1e-6) -> Solver:
   residual then tells how far it came (more damping helps).
 
   Args:
-    iterations: most products with H.
     tolerance: relative residual that is good enough.
   """
 
@@ -176,7 +174,6 @@ def neumann(*, terms: int, step: float) -> Solver:
   residual is that of the sum without its last term: its own costs a product.
 
   Args:
-    terms: K, products with H.
     step: learning rate of the series.
   """
 

@@ -47,12 +47,8 @@ def product(
   any kernel, and float32 parameters, since the two differ in few bits.
 
   Args:
-    gradient: of the objective.
     base: where the derivative is taken.
     adapter: where the derivative is taken.
-    batch: of the objective.
-    vector: tree like `base`.
-    mixed_product: how.
   """
 
   def both(base: Tree) -> Product:
@@ -81,7 +77,6 @@ def base_gradient(
   nor into the batch.
 
   Args:
-    gradient: of the objective.
     mixed_product: how the derivative's products are taken.
   """
 
@@ -142,9 +137,7 @@ def add_scaled(x: Tree, scale: jax.typing.ArrayLike, y: Tree) -> Tree:
   """Returns x + scale * y, in x's dtypes.
 
   Args:
-    x: tree.
     scale: scalar.
-    y: tree like x.
   """
   return jax.tree.map(lambda a, b: (a + scale * b).astype(a.dtype), x, y)
 

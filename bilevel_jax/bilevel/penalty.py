@@ -43,6 +43,8 @@ class Updates(NamedTuple):
   base: Tree
   rl_only_base: Tree
   adapter: Tree
+  direct: Tree  # the part of the adapter's that the upper objective has
+  gain: Tree  # the part of the adapter's that the cooperative gain has
 
 
 def terms(
@@ -63,8 +65,6 @@ def terms(
   are never in memory together.
 
   Args:
-    problem: upper and lower objectives.
-    base: lower-level variables.
     rl_only_base: the copy that the lower gradient alone moves.
     adapter: upper-level variables, shared by all three branches.
     upper_batch: data of the upper objective.
@@ -103,20 +103,22 @@ def combine(
   gradient is exactly 0.
 
   Args:
-    terms: the three gradients.
     penalty: scalar lambda in [0, 1].
     gain_weight: of the gain, beside `penalty`; 0 leaves the adapter to the
       upper objective alone.
   """
   upper, lower, rl_only = terms
   # The cooperative gain is rl_only.loss - lower.loss; it is ascended.
-  minus_gain = jax.tree.map(
-    lambda x: weigh(gain_weight, x), excess(lower.adapter, 1, rl_only.adapter)
-  )
+  minus_gain = excess(lower.adapter, 1, rl_only.adapter)
+  scaled = lambda weight, tree: jax.tree.map(lambda x: weigh(weight, x), tree)
+  direct = scaled(1 - penalty, upper.adapter)
+  gain = scaled(penalty, scaled(gain_weight, minus_gain))
   return Updates(
     base=mix(penalty, upper.base, lower.base),
     rl_only_base=rl_only.base,
-    adapter=mix(penalty, upper.adapter, minus_gain),
+    adapter=jax.tree.map(jnp.add, direct, gain),
+    direct=direct,
+    gain=gain,
   )
 
 
@@ -125,8 +127,6 @@ def mix(penalty: jax.typing.ArrayLike, upper: Tree, lower: Tree) -> Tree:
 
   Args:
     penalty: scalar lambda in [0, 1].
-    upper: tree.
-    lower: tree like it.
   """
   return jax.tree.map(
     lambda u, v: weigh(1 - penalty, u) + weigh(penalty, v), upper, lower
@@ -137,9 +137,7 @@ def excess(x: Tree, weight: jax.typing.ArrayLike, y: Tree) -> Tree:
   """Returns x - weight y: exactly 0 where equal, just x where weight is 0.
 
   Args:
-    x: tree.
     weight: scalar.
-    y: tree like x.
   """
 
   # A compiler may fuse the product behind x into a multiply-add with -y, which
@@ -169,9 +167,6 @@ def one_step(
   The life of an RL-only base that is rebuilt in every step.
 
   Args:
-    optimizer: of the RL-only base.
-    state: its live state.
-    base: tree to start from.
     grad: gradient of the lower objective at `base`.
   """
   updates, _ = optimizer.update(grad, state, base)
@@ -184,10 +179,7 @@ def resync(
   """Returns `base` where `updates` is a multiple of `every`, else the other.
 
   Args:
-    base: tree.
-    rl_only_base: tree like it.
     updates: [] int32, updates applied so far.
-    every: updates between resynchronisations.
   """
   due = updates % every == 0
   return jax.tree.map(lambda b, r: jnp.where(due, b, r), base, rl_only_base)

@@ -75,22 +75,13 @@ def inner(x: Tree, y: Tree) -> jax.Array:
 
   jnp.vdot would flatten each array first, and so gather one that is split
   over devices on every one of them.
-
-  Args:
-    x: tree.
-    y: tree like it.
   """
   products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
   return jnp.asarray(optax.tree.sum(products))
 
 
 def agreement(upper: Tree, lower: Tree) -> Agreement:
-  """Returns the norms of two gradients and the cosine between them.
-
-  Args:
-    upper: tree.
-    lower: tree like it.
-  """
+  """Returns the norms of two gradients and the cosine between them."""
   norms = optax.tree.norm(upper), optax.tree.norm(lower)
   product = norms[0] * norms[1]
   cosine = jnp.where(
@@ -134,8 +125,6 @@ class Estimator(Protocol):
     Args:
       upper: gradient of the objective to differentiate.
       lower: gradient of the objective that base minimises.
-      base: lower-level variables now.
-      adapter: upper-level variables.
       upper_batch: data of the upper objective.
       lower_batch: data of the lower objective.
       optimizer_state: live state of the lower level's optimiser, a constant;
@@ -158,11 +147,8 @@ def hypergradient(
   """Returns the Hypergradient of two parts, with their norms.
 
   Args:
-    direct: tree like the adapter.
-    implicit: tree like the adapter.
     base: where the lower level's variables ended.
     optimizer_state: of the lower level there.
-    upper: the upper objective's gradient.
     lower_loss: scalar.
     lower_aux: what the lower objective returned beside its loss.
     **diagnostics: [], scalars to log beside the parts' norms.

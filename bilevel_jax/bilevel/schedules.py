@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.types import Tree
+
+BOUNDS = 0.01, 0.99
+"""Least and largest lambda of the adaptive rule."""
 
 
 class Penalty(NamedTuple):
@@ -41,8 +44,8 @@ def adaptive(
   start: float,
   target: float,
   rate: float = 0.1,
-  lowest: float = 0.01,
-  highest: float = 0.99,
+  lowest: float = BOUNDS[0],
+  highest: float = BOUNDS[1],
 ) -> Penalty:
   """Returns the rule that raises lambda while the gap is above a target.
 
@@ -54,22 +57,19 @@ def adaptive(
   that is not finite changes nothing.
 
   Args:
-    start: first lambda.
     target: gap to hold, above 0.
     rate: largest change of the logit in a step.
-    lowest: least lambda.
-    highest: largest lambda.
 
   Raises:
     ConfigError: where 0 < lowest <= start <= highest < 1 or target > 0 fails.
   """
   if not 0 < lowest <= start <= highest < 1:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "the penalty needs 0 < lowest <= start <= highest < 1, got "
       f"lowest {lowest}, start {start}, highest {highest}"
     )
   if not target > 0:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the target of the gap must be above 0, got {target}"
     )
   logit = jax.scipy.special.logit

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.bilevel import mixed_mode
 from bilevel_jax.bilevel.problem import (
   Estimator,
@@ -45,7 +45,6 @@ def unrolled(
 
   Args:
     optimizer: of the lower level, differentiable (`check_differentiable`).
-    steps: K, at least 1.
     batch_per_step: leaves of `lower_batch` are [K, ...], a batch for each
       step; else all steps see the whole of it.
     mixed_product: how products with second derivatives are taken.
@@ -54,7 +53,7 @@ def unrolled(
     ConfigError: where `steps` is less than 1.
   """
   if steps < 1:
-    raise config.ConfigError(f"steps must be at least 1, got {steps}")
+    raise errors.ConfigError(f"steps must be at least 1, got {steps}")
 
   def estimate(
     upper: GradientFunction,
@@ -114,7 +113,6 @@ def check_differentiable(
   of equal rewards gives).
 
   Args:
-    optimizer: to check.
     name: what the message calls it.
     example: small tree of parameters that it accepts; a matrix and a vector
       by default.
@@ -132,18 +130,18 @@ def check_differentiable(
     at_random = jax.vjp(update, random)[1](random)[0]
     at_zero = jax.vjp(update, optax.tree.zeros_like(random))[1](random)[0]
   except (TypeError, ValueError, NotImplementedError) as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{name} cannot be differentiated ({error}): the unrolled hypergradient "
       "needs an optimiser that can; take sgd or adamw, or the penalty"
     ) from error
   if not optax.tree.norm(at_random) > 0:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{name} has no derivative (its updates are signs of gradients, or do "
       "not depend on them): the unrolled hypergradient would leave out the "
       "lower level; take sgd or adamw, or the penalty"
     )
   if not jnp.isfinite(optax.tree.norm(at_zero)):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{name} has no finite derivative at a zero gradient: give Adam an "
       "eps_root such as 1e-16, and clip with training.optimizers"
     )

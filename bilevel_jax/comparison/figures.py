@@ -96,7 +96,6 @@ def difference(
 
   Args:
     group: the one it is compared with.
-    reference: the reference.
   """
   ours, theirs = reference.by_seed(), group.by_seed()
   seeds = [seed for seed in ours if seed in theirs]
@@ -128,10 +127,6 @@ def to_target(group: runs_lib.Group, target: float) -> dict[str, Any]:
 
   The first evaluation at or above the target counts, so the figures are as
   fine as the evaluations are frequent.
-
-  Args:
-    group: runs of a method.
-    target: the accuracy.
   """
   found = []
   for run in group.runs:
@@ -157,9 +152,6 @@ def cost(group: runs_lib.Group) -> dict[str, Any]:
 
   `seconds` are totals by phase; `other` is what a step takes beside them.
   The first step, which compiles, is one phase of its own.
-
-  Args:
-    group: runs of a method.
   """
   each = [_seconds(run) for run in group.runs]
   total = lambda run, name: float(run.cost[name][-1])
@@ -184,11 +176,6 @@ def band(
 
   The runs' curves are put on one axis by straight lines between their points,
   as far as all of them reach. The bounds are Student's t; NaN with one seed.
-
-  Args:
-    group: runs of a method.
-    metric: a logged number.
-    against: one of runs.AGAINST.
   """
   curves = [run.curve(metric, against) for run in group.runs]
   curves = [(x, y) for x, y in curves if len(x)]

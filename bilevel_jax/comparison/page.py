@@ -36,7 +36,6 @@ def write(
     out: directory, made if need be.
     groups: of runs that differ by seed.
     summary: what `figures.summarise` returned for them.
-    title: of the page.
   """
   out.mkdir(parents=True, exist_ok=True)
   drawn = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bilevel_jax import config, methods
+from bilevel_jax import config, errors, methods
 from bilevel_jax.training import metrics, run_directory
 
 # Settings that do not make two runs different ways of training.
@@ -78,7 +78,6 @@ class Run:
 
     Args:
       metric: name of a logged number.
-      against: one of AGAINST.
     """
     found = np.array(
       [values.get(metric, np.nan) for values in self.steps.values()]
@@ -107,9 +106,6 @@ class Group:
 def read(path: str | pathlib.Path) -> Run:
   """Returns what a run left.
 
-  Args:
-    path: a run directory.
-
   Raises:
     ConfigError: it has no settings or no metrics.
   """
@@ -119,7 +115,7 @@ def read(path: str | pathlib.Path) -> Run:
   for line in metrics.read(files.metrics):
     steps.setdefault(line["step"], {}).update(line)
   if not steps:
-    raise config.ConfigError(f"{path} must hold a run, got no metrics.jsonl")
+    raise errors.ConfigError(f"{path} must hold a run, got no metrics.jsonl")
   answers = metrics.read(files.answers)
   last = max((line["step"] for line in answers), default=0)
   return Run(
@@ -134,9 +130,6 @@ def read(path: str | pathlib.Path) -> Run:
 def read_settings(path: str | pathlib.Path) -> dict[str, Any]:
   """Returns a run's settings by dotted names.
 
-  Args:
-    path: a run directory.
-
   Raises:
     ConfigError: it has none.
   """
@@ -144,7 +137,7 @@ def read_settings(path: str | pathlib.Path) -> dict[str, Any]:
   try:
     given = json.loads(files.settings.read_text(encoding="utf-8"))["config"]
   except (OSError, ValueError, KeyError) as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{path} must be a run directory with a config.json, got: {error}"
     ) from None
   # Settings that are younger than the run had their defaults in it.
@@ -157,9 +150,6 @@ def group(runs: Sequence[Run]) -> list[Group]:
   A group is named by its method, and by the settings that runs of that method
   do not share, or by a letter where they are many. Settings of other methods do
   not count, nor does what moves no number of a step.
-
-  Args:
-    runs: in any order.
 
   Raises:
     ConfigError: two runs differ in nothing, not even in the seed.
@@ -181,7 +171,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     )
     for one, other in itertools.pairwise(found):
       if one.seed == other.seed:
-        raise config.ConfigError(
+        raise errors.ConfigError(
           f"{one.path} and {other.path} have the same settings and seed "
           f"{one.seed}: give one of them"
         )

@@ -5,11 +5,11 @@
 every broken rule at once.
 """
 
-from bilevel_jax.config.parsing import ConfigError as ConfigError
 from bilevel_jax.config.parsing import check_name as check_name
 from bilevel_jax.config.parsing import default_config as default_config
 from bilevel_jax.config.parsing import defaults as defaults
 from bilevel_jax.config.parsing import flat as flat
 from bilevel_jax.config.parsing import parse as parse
+from bilevel_jax.config.parsing import suggestion as suggestion
 from bilevel_jax.config.parsing import to_dict as to_dict
 from bilevel_jax.config.schema import *  # noqa: F403 -- the schema is the API

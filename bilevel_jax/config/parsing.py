@@ -5,17 +5,14 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_collections
 from ml_collections import config_dict
 
+from bilevel_jax import errors, methods
 from bilevel_jax.config import schema
-
-
-class ConfigError(ValueError):
-  """Something that the user gave cannot be used; the message says the rule."""
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -34,13 +31,38 @@ def parse(
   Raises:
     ConfigError: one line for every unknown field, wrong type and broken rule.
   """
-  errors: list[str] = []
-  parsed = _freeze(schema.Config, config, "", errors)
-  if not errors:
-    errors.extend(_broken_rules(parsed))
-  if errors:
-    raise ConfigError("\n".join(errors))
+  broken: list[str] = []
+  parsed = _freeze(schema.Config, config, "", broken)
+  if not broken:
+    parsed = _with_own_options(parsed, broken)
+  if not broken:
+    broken.extend(_broken_rules(parsed))
+  if broken:
+    raise errors.ConfigError("\n".join(broken))
   return parsed
+
+
+def _with_own_options(
+  config: schema.Config, broken: list[str]
+) -> schema.Config:
+  """Returns the settings with those of a method of the user's own typed."""
+  method = config.method
+  try:
+    options = methods.find(method.name).options
+  except errors.ConfigError as error:
+    broken.append(str(error))
+    return config
+  if method.name in methods.METHODS or options is None:
+    if given := ", ".join(method.options):
+      broken.append(
+        "method.options is for a method of your own whose module has a "
+        f"dataclass Options, got {given} with method.name {method.name}"
+      )
+    return config
+  own = _freeze(options, method.options, "method.options.", broken)
+  return dataclasses.replace(
+    config, method=dataclasses.replace(method, options=own)
+  )
 
 
 def check_name(path: Sequence[str]) -> None:
@@ -56,9 +78,8 @@ def check_name(path: Sequence[str]) -> None:
   for depth, name in enumerate(path):
     hints = typing.get_type_hints(cls)
     if name not in hints:
-      raise ConfigError(
-        f"{'.'.join(path[: depth + 1])} is not a field"
-        f"{_suggestion(name, hints)}"
+      raise errors.ConfigError(
+        f"{'.'.join(path[: depth + 1])} is not a field{suggestion(name, hints)}"
       )
     cls = hints[name]
     if not dataclasses.is_dataclass(cls):
@@ -89,6 +110,11 @@ def defaults() -> dict[str, Any]:
 def _broken_rules(config: schema.Config) -> Iterator[str]:
   """Yields a sentence for each rule between several fields that is broken."""
   rollout, data, rl = config.rollout, config.data, config.rl
+  if rl.dual_clip is not None and rl.clip != "objective":
+    yield (
+      "rl.dual_clip is a bound of rl.clip=objective, got "
+      f"{rl.dual_clip} with rl.clip {rl.clip}"
+    )
   if config.model.weights is None and config.model.preset is None:
     yield "model.weights or model.preset must be set, got neither"
   if rollout.max_new_tokens < 1:
@@ -123,7 +149,7 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       f"data.demonstrations_per_step must be a multiple of the {updates} "
       f"updates of a step, got {data.demonstrations_per_step}"
     )
-  yield from _broken_method_rules(config.method)
+  yield from methods.find(config.method.name).rules(config.method.own, config)
   traced = list(config.logging.profile_steps)
   if traced and (len(traced) > 2 or not 1 <= traced[0] <= traced[-1]):
     yield (
@@ -140,46 +166,6 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
     yield (
       f"reward.weights must have one for each of the {len(reward.verifiers)} "
       f"reward.verifiers, got {len(reward.weights)}"
-    )
-
-
-def _broken_method_rules(method: schema.Method) -> Iterator[str]:
-  if method.gain_weight != 1 and method.hypergradient != "penalty":
-    yield (
-      "method.gain_weight must be 1 unless method.hypergradient is penalty, "
-      f"got {method.gain_weight} and {method.hypergradient}"
-    )
-  forms = typing.get_args(typing.get_type_hints(type(method))["hypergradient"])
-  for name in method.compare_with:
-    if name not in forms or name == method.hypergradient:
-      yield (
-        "method.compare_with must name hypergradients other than "
-        f"{method.hypergradient}, of {', '.join(forms)}, got {name!r}"
-      )
-  wanted, copy = (
-    (method.hypergradient, *method.compare_with),
-    method.rl_only_base,
-  )
-  if "one_step" in wanted and copy != "one_step":
-    yield (
-      "the hypergradient one_step starts both branches at the base: "
-      f"method.rl_only_base must be one_step, got {copy}"
-    )
-  if "implicit" in wanted and copy == "one_step":
-    yield (
-      "the hypergradient implicit needs an RL-only base of its own: "
-      "method.rl_only_base must be persistent or resync, got one_step"
-    )
-  adaptive = method.penalty_schedule == "adaptive"
-  if adaptive and method.hypergradient == "one_step":
-    yield (
-      "method.penalty_schedule=adaptive follows the cooperative gain, which "
-      "the hypergradient one_step does not measure"
-    )
-  if adaptive and not 0.01 <= method.penalty <= 0.99:
-    yield (
-      "method.penalty must be from 0.01 to 0.99 where it is adaptive, got "
-      f"{method.penalty}"
     )
 
 
@@ -214,34 +200,43 @@ def _without_none(hint: Any) -> tuple[Any, ...]:
   return (hint,)
 
 
-def _freeze(cls: type, given: Any, prefix: str, errors: list[str]) -> Any:
+def _freeze(cls: type, given: Any, prefix: str, broken: list[str]) -> Any:
   if not isinstance(given, (Mapping, ml_collections.ConfigDict)):
-    errors.append(f"{prefix[:-1]} must be a group of fields, got {given!r}")
+    broken.append(f"{prefix[:-1]} must be a group of fields, got {given!r}")
     return cls()
   hints = typing.get_type_hints(cls)
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for name in given:
     if name not in fields:
-      errors.append(f"{prefix}{name} is not a field{_suggestion(name, fields)}")
+      broken.append(f"{prefix}{name} is not a field{suggestion(name, fields)}")
   values = {}
   for name, field in fields.items():
     if name not in given:
       continue
     item, path = given[name], prefix + name
     if dataclasses.is_dataclass(hints[name]):
-      values[name] = _freeze(hints[name], item, path + ".", errors)
+      values[name] = _freeze(hints[name], item, path + ".", broken)
     else:
-      values[name] = _convert(item, hints[name], path, errors)
-      _check_bounds(values[name], field.metadata["rules"], path, errors)
+      values[name] = _convert(item, hints[name], path, broken)
+      rules = field.metadata.get("rules", {})
+      _check_bounds(values[name], rules, path, broken)
   return cls(**values)
 
 
-def _suggestion(name: str, fields: Mapping[str, Any]) -> str:
-  close = difflib.get_close_matches(name, fields, n=1)
+def suggestion(name: str, fields: Iterable[str] = ()) -> str:
+  """Returns what ends the message about a name that no field has.
+
+  Args:
+    name: that was given, without its groups.
+    fields: that it could have been instead; a field of another group that has
+      the very name comes first.
+  """
+  moved = [path for path in defaults() if path.endswith(f".{name}")]
+  close = moved or difflib.get_close_matches(name, fields, n=1)
   return f", did you mean {close[0]}?" if close else ""
 
 
-def _convert(item: Any, hint: Any, path: str, errors: list[str]) -> Any:
+def _convert(item: Any, hint: Any, path: str, broken: list[str]) -> Any:
   optional = type(None) in typing.get_args(hint)
   if item is None and optional:
     return None
@@ -250,7 +245,7 @@ def _convert(item: Any, hint: Any, path: str, errors: list[str]) -> Any:
   if origin is Literal:
     choices = typing.get_args(hint)
     if item not in choices:
-      errors.append(f"{path} must be one of {', '.join(choices)}, got {item!r}")
+      broken.append(f"{path} must be one of {', '.join(choices)}, got {item!r}")
     return item
   if origin is tuple and isinstance(item, (tuple, list)):
     return tuple(item)
@@ -263,7 +258,7 @@ def _convert(item: Any, hint: Any, path: str, errors: list[str]) -> Any:
   if origin in (int, float, str, bool) and type(item) is origin:
     return item
   or_none = " or None" if optional else ""
-  errors.append(
+  broken.append(
     f"{path} must be {_NAMES.get(origin, origin)}{or_none}, got {item!r}"
   )
   return item
@@ -280,7 +275,7 @@ _NAMES = {
 
 
 def _check_bounds(
-  value: Any, rules: Mapping[str, float], path: str, errors: list[str]
+  value: Any, rules: Mapping[str, float], path: str, broken: list[str]
 ) -> None:
   if not isinstance(value, (int, float)):
     return
@@ -293,4 +288,4 @@ def _check_bounds(
   for rule, bound in rules.items():
     if not holds[rule](bound):
       words = rule.replace("_", " ")
-      errors.append(f"{path} must be {words} {bound}, got {value}")
+      broken.append(f"{path} must be {words} {bound}, got {value}")

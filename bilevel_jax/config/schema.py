@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any, Literal
 
-from bilevel_jax.config import comparators, losses
-from bilevel_jax.config.fields import section, setting
+from bilevel_jax import methods
+from bilevel_jax.config import losses
+from bilevel_jax.data.settings import Source, Tokenizer
+from bilevel_jax.fields import section, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,48 +48,6 @@ class Adapter:
   def scale(self) -> float:
     """What A @ B is multiplied by."""
     return self.alpha / self.rank
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-  path: str | None = setting(None, "directory or hub id; default: the weights'")
-  chat_template: str | None = setting(
-    None, "Jinja chat template that replaces the tokenizer's own"
-  )
-  system_prompt: str | None = setting(None, "system message, if any")
-  prompt: str = setting(
-    "{question}\nPlease reason step by step, and put your final answer within "
-    "\\boxed{{}}.",
-    "text of the user's turn, formatted with the question's fields",
-  )
-  use_chat_template: bool = setting(
-    True, "wrap the prompt in the chat template where there is one"
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """Where examples come from: a task, a file, or the hub."""
-
-  path: str | None = setting(
-    None, "JSONL or JSONL.gz file; beside `hub`, a copy with our names"
-  )
-  hub: str | None = setting(None, "Hugging Face dataset id or directory")
-  name: str | None = setting(None, "configuration name of the hub dataset")
-  revision: str | None = setting(None, "branch, tag or commit of the dataset")
-  split: str = setting(
-    "train", "split of the hub dataset, or of the task: train or test"
-  )
-  task: str | None = setting(
-    None, "procedural task: arithmetic, countdown, or reasoning_gym/NAME"
-  )
-  task_options: dict[str, Any] = setting({}, "arguments of the task")
-  fields: dict[str, str] = setting(
-    {}, "our field -> their field, for id, question, answer, solution"
-  )
-  first: int = setting(0, "examples to skip at the start", at_least=0)
-  count: int | None = setting(None, "examples to keep; default all", at_least=1)
-  seed: int = setting(0, "seed of a procedural task", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,71 +137,43 @@ class RolloutSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(comparators.Sections):
-  """BRIDGE's settings, and a section for each other method that has any."""
+class Expert:
+  weights: str | None = setting(
+    None,
+    "directory, run, hub id or .gguf file of the other model that a method "
+    "asks: kdrl's teacher, or what wrote the demonstrations of pear; default: "
+    "the weights that the run begins with",
+  )
+  revision: str | None = setting(None, "hub revision of `weights`")
+
+
+_Sections: Any = dataclasses.make_dataclass(
+  "_Sections",
+  [
+    (name, module.Options, section(module.Options, f"of the method {name}"))
+    for name, module in methods.METHODS.items()
+    if hasattr(module, "Options")
+  ],
+  frozen=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(_Sections):
+  """How SFT and RL are combined, and a section for each method's settings."""
 
   name: str = setting(
-    "bridge", "a name of docs/methods.md, or a dotted path to your own"
+    methods.DEFAULT, "a name of docs/methods.md, or the dotted path of your own"
   )
-  options: dict[str, Any] = setting({}, "settings of a method of your own")
-  penalty: float = setting(
-    0.5, "lambda: weight of RL against SFT", at_least=0, at_most=1
+  options: dict[str, Any] = setting(
+    {}, "settings of a method of your own, which its class Options declares"
   )
-  penalty_end: float | None = setting(
-    None, "lambda at the last step; default: constant", at_least=0, at_most=1
-  )
-  penalty_schedule: Literal["linear", "cosine", "adaptive"] = setting(
-    "linear", "way from penalty to penalty_end; adaptive: to hold a gap"
-  )
-  penalty_target: float = setting(
-    0.02, "adaptive: reward that joint training may trail by", above=0
-  )
-  penalty_rate: float = setting(
-    0.1, "adaptive: largest change of lambda's logit in an update", above=0
-  )
-  gain_weight: float = setting(
-    1.0,
-    "of the cooperative gain in the adapter's gradient; hypergradient=penalty",
-    at_least=0,
-  )
-  hypergradient: Literal["penalty", "unrolled", "implicit", "one_step"] = (
-    setting("penalty", "how the adapter's gradient is estimated")
-  )
-  compare_with: tuple[str, ...] = setting(
-    (), "other hypergradients whose cosine with ours is logged, at their cost"
-  )
-  surrogate: Literal["dice", "fixed_sample"] = setting(
-    "dice", "RL loss of the second-order hypergradients"
-  )
-  mixed_product: Literal["exact", "finite_difference"] | None = setting(
-    None,
-    "second derivatives: a jvp, or a difference of two gradients; default: "
-    "exact, but for one_step, which is to be cheap, a difference",
-  )
-  inner_steps: int = setting(1, "K of `unrolled`", at_least=1)
-  solver: Literal["conjugate_gradient", "neumann"] = setting(
-    "conjugate_gradient", "of `implicit`"
-  )
-  solver_iterations: int = setting(
-    8, "most products of the solver with the Hessian", at_least=1
-  )
-  solver_tolerance: float = setting(
-    1e-3, "relative residual that ends conjugate_gradient", at_least=0
-  )
-  neumann_step: float = setting(1e-2, "learning rate of neumann", above=0)
-  damping: float = setting(
-    1.0, "added to the Hessian of `implicit`", at_least=0
-  )
-  rl_only_base: Literal["persistent", "one_step", "resync"] = setting(
-    "persistent", "life of the RL-only base: never reset, rebuilt, or reset"
-  )
-  resync_every: int = setting(10, "updates between resets", at_least=1)
-  rl_only_ratio: Literal["behaviour", "on_policy"] = setting(
-    "behaviour", "what the RL-only branch's ratio is taken against"
-  )
-  rl_only_optimizer: Literal["same", "sgd"] = setting(
-    "same", "optimiser of the RL-only base: like the base's, or plain SGD"
-  )
+  expert: Expert = section(Expert, "another model, which some methods ask")
+
+  @property
+  def own(self) -> Any:
+    """The settings of the method that is chosen; empty where it has none."""
+    return getattr(self, self.name, self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +205,7 @@ class Optimizer:
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
   base: Optimizer = section(Optimizer, "of the base (and the RL-only base)")
-  adapter: Optimizer = section(Optimizer, "of the adapter, the upper level")
+  adapter: Optimizer = section(Optimizer, "of the adapter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,7 +315,7 @@ class Config:
   )
   steps: int = setting(100, "steps: one rollout batch each", at_least=1)
   model: Model = section(Model, "the language model")
-  adapter: Adapter = section(Adapter, "LoRA factors, the upper level")
+  adapter: Adapter = section(Adapter, "LoRA factors of the policy")
   tokenizer: Tokenizer = section(Tokenizer, "text to tokens")
   data: Data = section(Data, "questions and demonstrations")
   reward: Reward = section(Reward, "how a completion is scored")
@@ -397,3 +329,13 @@ class Config:
   checkpoints: Checkpoints = section(Checkpoints, "what is saved, and when")
   logging: Logging = section(Logging, "what is shown and written")
   mesh: Mesh = section(Mesh, "how devices are laid out")
+
+  @property
+  def updates_per_step(self) -> int:
+    """Optimiser updates of one step."""
+    return self.rl.updates_per_rollout * self.rl.passes_per_rollout
+
+  @property
+  def total_updates(self) -> int:
+    """Optimiser updates of the whole run."""
+    return self.steps * self.updates_per_step

@@ -6,12 +6,12 @@ so a run that is resumed at a position sees exactly what it would have seen.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 
 Overlong = Literal["drop", "truncate"]
 
@@ -56,8 +56,6 @@ def order(size: int, start: int, count: int, seed: int) -> np.ndarray:
 
   Args:
     size: examples in the stream, at least 1.
-    start: examples drawn so far.
-    count: examples to draw.
     seed: of the order; each epoch is a permutation of its own.
   """
   positions = np.arange(start, start + count)
@@ -84,23 +82,19 @@ class Prompts:
     """Encodes every prompt.
 
     Args:
-      questions: the examples.
-      encoder: makes prompts of questions.
-      max_tokens: longest prompt, in tokens.
       overlong: `drop` leaves longer prompts out; `truncate` keeps their end,
         where a chat template has the header of the answer.
-      seed: of the order.
 
     Raises:
       ConfigError: no question, or every prompt is too long.
     """
     if not questions:
-      raise config.ConfigError("a stream needs at least one question, got none")
+      raise errors.ConfigError("a stream needs at least one question, got none")
     encoded = [encoder.prompt_tokens(question) for question in questions]
     fits = [len(tokens) <= max_tokens for tokens in encoded]
     keep = [fit or overlong == "truncate" for fit in fits]
     if not any(keep):
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"data.max_prompt_tokens is {max_tokens}, but the shortest of "
         f"{len(encoded)} prompts has {min(map(len, encoded))} tokens"
       )
@@ -125,10 +119,6 @@ class Prompts:
   ) -> tuple[list[types.Question], list[np.ndarray], np.ndarray]:
     """Returns `count` examples from `position` on.
 
-    Args:
-      position: examples drawn so far.
-      count: examples to draw.
-
     Returns:
       The questions; their prompts, arrays of int32; and [count] uint32 ids
       that name their random streams: the positions, so that a question that
@@ -144,9 +134,8 @@ class Demonstrations:
   """A stream of prompts with their worked solutions.
 
   Attributes:
-    pairs: prompt and solution tokens of every example, in no order.
-    logprobs: of each of their solutions' tokens, under what wrote them, where
-      every example has them in a field `logprobs`; else None, until it is set.
+    examples: every one of them, by its id, with the log-probs of its solution
+      under what wrote it where every example came with a field `logprobs`.
   """
 
   def __init__(
@@ -177,7 +166,7 @@ class Demonstrations:
     """
     solved = [question for question in questions if question.solution]
     if not solved:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"none of the {len(questions)} demonstrations has a solution"
       )
     used = max(round(share * len(solved)), 1 if share > 0 else 0)
@@ -199,16 +188,24 @@ class Demonstrations:
       )
       if length <= max_tokens or (truncate and len(prompt) < max_tokens)
     ]
-    self.pairs = [pair for _, pair in fitted]
-    self._by_id = {question.id: pair for question, pair in fitted}
-    self.logprobs = _given_logprobs(fitted)
-    if encoded and not self.pairs:
+    logprobs = _given_logprobs(fitted) or [None] * len(fitted)
+    self.examples = [
+      types.Demonstration(number, *pair, values)
+      for number, ((_, pair), values) in enumerate(
+        zip(fitted, logprobs, strict=True)
+      )
+    ]
+    self._by_question = {
+      question.id: example
+      for (question, _), example in zip(fitted, self.examples, strict=True)
+    }
+    if encoded and not self.examples:
       shortest = (
         f"prompt has {min(len(prompt) for prompt, _ in encoded)} tokens"
         if truncate
         else f"prompt plus solution has {min(lengths)} tokens"
       )
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"data.max_demonstration_tokens is {max_tokens}, but the shortest "
         f"{shortest}, of {len(encoded)} demonstrations"
       )
@@ -217,53 +214,44 @@ class Demonstrations:
       given=len(questions),
       without_solution=len(questions) - len(solved),
       not_in_share=len(solved) - used,
-      dropped=used - len(self.pairs),
-      truncated=len(self.pairs) - fitting,
-      kept=len(self.pairs),
+      dropped=used - len(self.examples),
+      truncated=len(self.examples) - fitting,
+      kept=len(self.examples),
     )
 
   def __len__(self) -> int:
-    return len(self.pairs)
+    return len(self.examples)
 
-  def take(
-    self, position: int, count: int
-  ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns `count` pairs from `position` on; none of an empty share.
-
-    Args:
-      position: examples drawn so far.
-      count: examples to draw.
-
-    Returns:
-      (prompt tokens, solution tokens), arrays of int32.
-    """
-    if not self.pairs:
+  def take(self, position: int, count: int) -> list[types.Demonstration]:
+    """Returns `count` examples from `position` on; none of an empty share."""
+    if not self.examples:
       return []
-    return [
-      self.pairs[i] for i in order(len(self), position, count, self._seed)
-    ]
+    return self.at(order(len(self), position, count, self._seed))
 
-  def take_logprobs(self, position: int, count: int) -> list[np.ndarray] | None:
-    """Returns `logprobs` of what `take` returns, float32; None without them.
-
-    Args:
-      position: examples drawn so far.
-      count: examples to draw.
-    """
-    if self.logprobs is None or not self.pairs:
-      return None
-    chosen = order(len(self), position, count, self._seed)
-    return [self.logprobs[i] for i in chosen]
+  def at(self, ids: Iterable[int]) -> list[types.Demonstration]:
+    """Returns the examples with these ids."""
+    return [self.examples[i] for i in ids]
 
   def of(
     self, questions: Sequence[types.Question]
-  ) -> list[tuple[np.ndarray, np.ndarray] | None]:
-    """Returns each question's own pair, by its id; None where there is none."""
-    return [self._by_id.get(question.id) for question in questions]
+  ) -> list[types.Demonstration | None]:
+    """Returns each question's own example, by its id; None: it has none."""
+    return [self._by_question.get(question.id) for question in questions]
 
-  def named(self, ids: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the pairs of questions that have one, by their ids."""
-    return [self._by_id[name] for name in ids]
+  def set_logprobs(self, logprobs: Sequence[np.ndarray]) -> None:
+    """Gives each example the log-probs of its solution's tokens.
+
+    Args:
+      logprobs: [tokens] float32 of each example, in order of `examples`.
+    """
+    self.examples = [
+      example._replace(logprobs=values)
+      for example, values in zip(self.examples, logprobs, strict=True)
+    ]
+    self._by_question = {
+      name: self.examples[example.id]
+      for name, example in self._by_question.items()
+    }
 
 
 def _given_logprobs(
@@ -279,7 +267,7 @@ def _given_logprobs(
   for question, (_, solution) in examples:
     values = question.meta["logprobs"]
     if len(values) < len(solution):
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"the field logprobs of the demonstration {question.id} must have a "
         f"number for each of its {len(solution)} tokens, its end included, got "
         f"{len(values)}"

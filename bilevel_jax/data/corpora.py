@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bilevel_jax import config, types
-from bilevel_jax.data import json_lines, tasks
+from bilevel_jax import errors, types
+from bilevel_jax.data import json_lines, settings, tasks
 
 FIELDS = ("id", "question", "answer", "solution")
 _BETWEEN = {"answer": ",", "solution": "\n\n"}  # where there are several
@@ -18,7 +18,7 @@ _BETWEEN = {"answer": ",", "solution": "\n\n"}  # where there are several
 _Row = tuple[str, str, Mapping[str, Any]]
 
 
-def load(source: config.Source) -> list[types.Question]:
+def load(source: settings.Source) -> list[types.Question]:
   """Returns the questions that a source names.
 
   A row's `question` and `answer` must be there; of several answers, or
@@ -39,7 +39,7 @@ def load(source: config.Source) -> list[types.Question]:
   """
   unknown = [name for name in source.fields if name not in FIELDS]
   if unknown:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"fields maps {', '.join(FIELDS)} to a field of the data, got "
       f"{unknown[0]!r}"
     )
@@ -57,14 +57,14 @@ def load(source: config.Source) -> list[types.Question]:
   elif source.hub is not None:
     name, rows = source.hub, _hub_rows(source)
   else:
-    raise config.ConfigError("a source needs one of path, hub, task, got none")
+    raise errors.ConfigError("a source needs one of path, hub, task, got none")
   # A file beside a hub id is a copy of it with our own names.
   fields = {} if source.path and source.hub else source.fields
   return [_question(row, fields) for row in _slice(rows, name, source)]
 
 
 def _slice(
-  rows: Iterable[_Row], name: str, source: config.Source
+  rows: Iterable[_Row], name: str, source: settings.Source
 ) -> Iterator[_Row]:
   stop = None if source.count is None else source.first + source.count
   seen = 0
@@ -72,10 +72,10 @@ def _slice(
     if seen > source.first:
       yield row
   if not seen:
-    raise config.ConfigError(f"{name} has no examples")
+    raise errors.ConfigError(f"{name} has no examples")
   if seen <= source.first or (stop is not None and seen < stop):
     wanted = "at least one" if source.count is None else source.count
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{name} has {seen} examples, but first is {source.first} and count is "
       f"{wanted}"
     )
@@ -83,7 +83,7 @@ def _slice(
 
 def _file_rows(path: pathlib.Path) -> Iterator[_Row]:
   if not path.is_file():
-    raise config.ConfigError(f"data file {path} does not exist")
+    raise errors.ConfigError(f"data file {path} does not exist")
   stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
   # The first two bytes, not the name, say whether a file is compressed.
   try:
@@ -96,12 +96,12 @@ def _file_rows(path: pathlib.Path) -> Iterator[_Row]:
           where = f"{path} line {number}"
           yield where, f"{stem}-{number}", json_lines.parse(line, where)
   except UnicodeDecodeError as error:
-    raise config.ConfigError(f"{path} is not UTF-8 text: {error}") from error
+    raise errors.ConfigError(f"{path} is not UTF-8 text: {error}") from error
   except (OSError, EOFError, zlib.error) as error:
-    raise config.ConfigError(f"{path} cannot be read: {error}") from error
+    raise errors.ConfigError(f"{path} cannot be read: {error}") from error
 
 
-def _hub_rows(source: config.Source) -> Iterator[_Row]:
+def _hub_rows(source: settings.Source) -> Iterator[_Row]:
   import datasets
 
   hub = str(source.hub)
@@ -117,7 +117,7 @@ def _hub_rows(source: config.Source) -> Iterator[_Row]:
       )
   except Exception as error:  # the hub's clients raise dozens of types
     reason = " ".join(str(error).split())
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"data set {hub} (name {source.name}, split {source.split}) cannot be "
       f"loaded: {type(error).__name__}: {reason}"
     ) from error
@@ -146,7 +146,7 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
     if field in _BETWEEN and _are_texts(value):
       value = _BETWEEN[field].join(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"{where}: field {name!r} must be text or a number, got "
         f"{json_lines.kind(value)}"
       )
@@ -178,9 +178,9 @@ def _are_texts(value: Any) -> bool:
   )
 
 
-def _missing(name: str, row: _Row) -> config.ConfigError:
+def _missing(name: str, row: _Row) -> errors.ConfigError:
   where, _, values = row
-  return config.ConfigError(
+  return errors.ConfigError(
     f"{where} lacks the field {name!r}, it has {', '.join(values) or 'none'} "
     "(`fields` maps our names to theirs)"
   )
@@ -194,7 +194,6 @@ def rewritten(
   A question that has no solution gets one if the template asks for none.
 
   Args:
-    questions: the examples.
     template: formatted with question, answer, solution, id and the meta's
       fields.
 
@@ -215,7 +214,7 @@ def rewritten(
     try:
       return template.format(**fields)
     except (LookupError, AttributeError, ValueError, TypeError) as error:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"data.solution {template!r} must use only fields of the question "
         f"({', '.join(fields)}), got {error} for question {question.id}"
       ) from error

@@ -4,16 +4,13 @@ import json
 import pathlib
 from typing import Any
 
-from bilevel_jax import config
+from bilevel_jax import errors
 
 
 def whole(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
   """Returns the lines of a file with their objects; [] where there is none.
 
   A last line that a kill has torn, so that it has no end, is left out.
-
-  Args:
-    path: of the file.
 
   Raises:
     ConfigError: another line is no JSON object.
@@ -29,28 +26,20 @@ def whole(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
 def parse(line: str | bytes, where: str) -> dict[str, Any]:
   """Returns the object that a line holds.
 
-  Args:
-    line: JSON.
-    where: it stands, for messages.
-
   Raises:
     ConfigError: it is not JSON, or no object.
   """
   try:
     row = json.loads(line)
   except ValueError as error:
-    raise config.ConfigError(f"{where} is not JSON: {error}") from error
+    raise errors.ConfigError(f"{where} is not JSON: {error}") from error
   if not isinstance(row, dict):
-    raise config.ConfigError(f"{where} must be a JSON object, got {kind(row)}")
+    raise errors.ConfigError(f"{where} must be a JSON object, got {kind(row)}")
   return row
 
 
 def kind(value: Any) -> str:
-  """Returns what a value of JSON is called.
-
-  Args:
-    value: as `json.loads` returns it.
-  """
+  """Returns what a value of JSON is called."""
   names = {
     dict: "an object",
     list: "a list",

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 
 DEFAULT_COUNT = 10_000
 SPLITS = ("train", "test")
@@ -36,10 +36,7 @@ def generate(
   """Returns questions `first` to `first + count` of a task's sequence.
 
   Args:
-    task: `arithmetic`, `countdown`, or `reasoning_gym/NAME`.
-    first: questions to skip.
     count: questions to return; default `DEFAULT_COUNT`.
-    seed: of the sequence.
     split: `train` or `test`; the two have no question in common.
     options: arguments of the task (`arithmetic`, `countdown`, or those of the
       reasoning-gym data set's configuration).
@@ -48,7 +45,7 @@ def generate(
     ConfigError: an unknown task, split or option, or too few questions.
   """
   if split not in SPLITS:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the split of a procedural task must be one of {', '.join(SPLITS)}, "
       f"got {split!r}"
     )
@@ -67,7 +64,7 @@ def generate(
     name = f"{task}-{split}-{seed}-{len(found)}"
     found[question.question] = question._replace(id=name)
   if len(found) < wanted:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"task {task} has too few questions with these options: {wanted} "
       f"wanted, {len(found)} distinct ones found"
     )
@@ -91,7 +88,6 @@ def arithmetic(
   written is an integer from `min_value` to `max_value`.
 
   Args:
-    rng: source of randomness.
     steps: operations, or the least and the most of them.
     max_operand: operands are integers from 1 to this.
     operators: the ones to draw from, of `+-*/`.
@@ -135,7 +131,6 @@ def countdown(
   on the way a positive integer; the solution shows that way.
 
   Args:
-    rng: source of randomness.
     numbers: how many numbers, or the least and the most.
     max_number: numbers are from 1 to this.
     max_target: largest value that may appear.
@@ -174,7 +169,7 @@ def _draws(task: str, seed: int, options: dict[str, Any]) -> _Draws:
   if task.startswith("reasoning_gym/"):
     return _reasoning_gym(task.removeprefix("reasoning_gym/"), seed, options)
   if task not in _TASKS:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"task must be one of {', '.join(_TASKS)}, reasoning_gym/NAME, "
       f"got {task!r}"
     )
@@ -182,11 +177,11 @@ def _draws(task: str, seed: int, options: dict[str, Any]) -> _Draws:
   allowed = make.__kwdefaults__
   for name, value in options.items():
     if name not in allowed:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"task {task} takes the options {', '.join(allowed)}, got {name!r}"
       )
     if rule := _broken_rule(name, value):
-      raise config.ConfigError(f"task {task}: {name} {rule}, got {value!r}")
+      raise errors.ConfigError(f"task {task}: {name} {rule}, got {value!r}")
 
   rng = random.Random(f"{task}/{seed}")
   return (make(rng, **options) for _ in itertools.repeat(None))
@@ -231,13 +226,13 @@ def _reasoning_gym(name: str, seed: int, options: dict[str, Any]) -> _Draws:
     import reasoning_gym
     from reasoning_gym import factory
   except ImportError as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"task reasoning_gym/{name} needs the package reasoning-gym: install "
       "the extra `tasks` (pip install 'bilevel_jax[tasks]')"
     ) from error
   if name not in factory.DATASETS:
     close = difflib.get_close_matches(name, factory.DATASETS, n=1)
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"reasoning_gym has no data set {name!r}"
       + (f", did you mean {close[0]}?" if close else "")
     )
@@ -247,7 +242,7 @@ def _reasoning_gym(name: str, seed: int, options: dict[str, Any]) -> _Draws:
       name, **{"seed": seed, "size": 1_000_000, **options}
     )
   except (AssertionError, TypeError, ValueError) as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"task reasoning_gym/{name} refuses {options}: {error}"
     ) from error
 

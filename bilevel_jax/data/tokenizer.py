@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
+from bilevel_jax.data import settings
 
 CHARACTERS = "0123456789+-*/()=?.,:#; \n{}\\abcdefghijklmnopqrstuvwxyz"
 
@@ -46,19 +47,14 @@ class Tokenizer:
   """
 
   def __init__(
-    self,
-    tokenizer: Any,
-    files: pathlib.Path,
-    *,
-    system_prompt: str | None,
-    prompt: str,
-    use_chat_template: bool,
+    self, tokenizer: Any, files: pathlib.Path, wanted: settings.Tokenizer
   ):
     self.files = files
     self._tokenizer = tokenizer
-    self._system_prompt = system_prompt
-    self._prompt = prompt
-    self._chat = use_chat_template and tokenizer.chat_template is not None
+    self._system_prompt = wanted.system_prompt
+    self._prompt = wanted.prompt
+    has_template = tokenizer.chat_template is not None
+    self._chat = wanted.use_chat_template and has_template
     self.vocab_size = max(tokenizer.get_vocab().values()) + 1
     eos_ids = _generation_eos_ids(files)
     if tokenizer.eos_token_id is not None:
@@ -72,7 +68,7 @@ class Tokenizer:
         self._before_end, end_id = before, turn_end
         eos_ids.append(turn_end)
     if end_id is None:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"the tokenizer in {files} must name what ends a text, got no "
         "eos_token in tokenizer_config.json and no eos_token_id in "
         "generation_config.json"
@@ -114,7 +110,7 @@ class Tokenizer:
     """
     text = question.solution
     if text is None:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"question {question.id} must have a solution to be a demonstration"
       )
     if self._chat:
@@ -142,7 +138,7 @@ class Tokenizer:
   def check_fits(self, embedding_rows: int) -> None:
     """Raises ConfigError when some token has no row in the embedding."""
     if self.vocab_size > embedding_rows:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"the tokenizer in {self.files} has ids up to {self.vocab_size - 1}, "
         "they must be below the number of rows in the model's embedding, "
         f"{embedding_rows}"
@@ -154,7 +150,7 @@ class Tokenizer:
     try:
       return self._prompt.format(**fields)
     except (LookupError, AttributeError, ValueError, TypeError) as error:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"the prompt {self._prompt!r} must use only fields of the question "
         f"({', '.join(fields)}), got {error} for question {question.id}"
       ) from error
@@ -170,7 +166,7 @@ class Tokenizer:
         messages, tokenize=False, add_generation_prompt=solution is None
       )
     except Exception as error:  # a template is a program: it can raise anything
-      raise config.ConfigError(
+      raise errors.ConfigError(
         "the chat template must render a dialogue"
         f"{'' if self._system_prompt is None else ' with a system prompt'}, "
         f"got {type(error).__name__}: {_one_line(error)}"
@@ -179,7 +175,7 @@ class Tokenizer:
   def _template_tail(self) -> str:
     _, solution, tail = self._render("question", _PROBE).rpartition(_PROBE)
     if not solution:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         "the chat template must render the assistant's turns, got one that "
         "leaves them out"
       )
@@ -191,7 +187,7 @@ class Tokenizer:
         text, add_special_tokens=add_special_tokens, verbose=False
       )
     except Exception as error:  # what the `tokenizers` package raises
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"the tokenizer in {self.files} must know every character of "
         f"{text[:200]!r}, got: {_one_line(error)}"
       ) from error
@@ -201,42 +197,32 @@ class Tokenizer:
 
 
 def load(
+  source: str | pathlib.Path, *, revision: str | None = None, **fields: Any
+) -> Tokenizer:
+  """Returns what `of_settings` does, of settings with these fields."""
+  return of_settings(source, settings.Tokenizer(**fields), revision)
+
+
+def of_settings(
   source: str | pathlib.Path,
-  *,
-  chat_template: str | None = None,
-  system_prompt: str | None = None,
-  prompt: str = config.Tokenizer.prompt,
-  use_chat_template: bool = True,
+  wanted: settings.Tokenizer,
   revision: str | None = None,
 ) -> Tokenizer:
   """Returns the tokenizer of a directory or of a model on the hub.
 
   Args:
     source: a directory with tokenizer.json (or an older format that
-      transformers reads), or a hub id.
-    chat_template: Jinja template that replaces the tokenizer's own.
-    system_prompt: system message that starts every prompt.
-    prompt: the user's turn, formatted with `question`, `id` and whatever the
-      question's `meta` has.
-    use_chat_template: False: the bare prompt and a newline, even where there
-      is a chat template.
-    revision: hub revision.
+      transformers reads), or a hub id; in place of the settings' path.
 
   Raises:
     ConfigError: nothing there, unreadable, or a bad template or prompt.
   """
-  _check_prompt(prompt)
+  check_prompt(wanted.prompt)
   directory = _directory(source, revision)
   tokenizer = _read(directory)
-  if chat_template is not None:
-    tokenizer.chat_template = chat_template
-  return Tokenizer(
-    tokenizer,
-    directory,
-    system_prompt=system_prompt,
-    prompt=prompt,
-    use_chat_template=use_chat_template,
-  )
+  if wanted.chat_template is not None:
+    tokenizer.chat_template = wanted.chat_template
+  return Tokenizer(tokenizer, directory, wanted)
 
 
 def character_tokenizer(
@@ -250,7 +236,6 @@ def character_tokenizer(
 
   Args:
     directory: where to write; made if need be.
-    alphabet: the characters, each once.
   """
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers
@@ -260,7 +245,7 @@ def character_tokenizer(
   special = ["<pad>", "<eos>"]
   vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
   if len(vocabulary) != len(special) + len(alphabet):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the alphabet must have each character once, got {alphabet!r}"
     )
   tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary))
@@ -289,17 +274,25 @@ def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
   path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_prompt(prompt: str) -> None:
+def check_prompt(prompt: str, setting: str = "tokenizer.prompt") -> None:
+  """Returns nothing if a question can be put into the text.
+
+  Args:
+    setting: what to call it in a message.
+
+  Raises:
+    ConfigError: it is no format string, or has no field.
+  """
   try:
     fields = {field for _, field, _, _ in string.Formatter().parse(prompt)}
   except ValueError as error:
-    raise config.ConfigError(
-      f"tokenizer.prompt must be a format string (write {{{{ and }}}} for "
+    raise errors.ConfigError(
+      f"{setting} must be a format string (write {{{{ and }}}} for "
       f"braces), got {prompt!r}: {error}"
     ) from error
   if not fields - {None}:
-    raise config.ConfigError(
-      f"tokenizer.prompt must have a field such as {{question}}, got {prompt!r}"
+    raise errors.ConfigError(
+      f"{setting} must have a field such as {{question}}, got {prompt!r}"
     )
 
 
@@ -310,7 +303,7 @@ def _directory(
   if path.is_dir():
     return path
   if path.exists():
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"tokenizer.path must be a directory or a hub id, got the file {source}"
     )
   import huggingface_hub
@@ -322,7 +315,7 @@ def _directory(
       )
     )
   except Exception as error:  # network, rights, names: a zoo of exceptions
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"tokenizer.path must be a directory or a hub id, got {str(source)!r}, "
       f"which is no directory here and could not be fetched: "
       f"{_one_line(error)}"
@@ -341,7 +334,7 @@ def _read(directory: pathlib.Path) -> Any:
       directory, trust_remote_code=False
     )
   except Exception as error:  # each format has its own ways to be broken
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{directory} must hold a readable tokenizer (tokenizer.json), got "
       f"{type(error).__name__}: {_one_line(error)}"
     ) from error
@@ -366,12 +359,12 @@ def _generation_eos_ids(directory: pathlib.Path) -> list[int]:
   try:
     eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
   except (ValueError, AttributeError, OSError) as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{path} must be a JSON object, got: {_one_line(error)}"
     ) from error
   eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
   if not all(type(token) is int for token in eos):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"eos_token_id in {path} must be an integer or a list of integers, got "
       f"{eos!r}"
     )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.evaluation import (
   benchmark_table,
   paired,
@@ -38,7 +38,6 @@ def read(
   """Returns the records of an earlier evaluation of the same benchmarks.
 
   Args:
-    out: its directory.
     settings: what the scores of the evaluation beside it depend on.
     asked: the questions of each benchmark.
 
@@ -49,13 +48,13 @@ def read(
   """
   theirs = result_files.read_settings(out)
   if theirs is None:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--against takes the --out of an earlier evaluation, got {out}"
     )
   ours = json.loads(json.dumps(settings))
   for name, value in ours.items():
     if name not in _FREE and theirs.get(name) != value:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"--against {out} has {name} {theirs.get(name)!r}, not {value!r}: only "
         "the weights may differ"
       )
@@ -63,7 +62,7 @@ def read(
   for name, questions in asked.items():
     there = theirs["benchmarks"].get(name)
     if there is None:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"--against {out} has no answers to {name}, only to "
         f"{', '.join(theirs['benchmarks'])}"
       )
@@ -82,10 +81,6 @@ def compare(
   For each benchmark, and for the mean of the paper's five where all are there:
   the accuracies before and now, their difference as [value, low, high] with a
   95% interval over questions, and a two-sided p-value.
-
-  Args:
-    earlier: what `read` returned.
-    records: of the same benchmarks.
   """
   pairs = {
     name: (_accuracies(earlier.records[name]), _accuracies(ours))
@@ -128,7 +123,7 @@ def _records(
     out / "records" / f"{name}.jsonl", questions
   )
   if len(records) < len(questions):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--against {out} has answers to {len(records)} of {len(questions)} "
       f"questions of {name}: its own command goes on from there"
     )

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bilevel_jax import config, types
+from bilevel_jax import config, errors, types
 from bilevel_jax.data import corpora
 
 
@@ -103,7 +103,6 @@ def load(
   """Returns the questions of a benchmark.
 
   Args:
-    name: one of BENCHMARKS.
     directory: of local copies; None: the hub.
     limit: the first of them alone.
 
@@ -111,7 +110,7 @@ def load(
     ConfigError: an unknown name, or nothing there.
   """
   if name not in BENCHMARKS:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--benchmarks takes {', '.join(BENCHMARKS)}, got {name!r}"
     )
   source, file = BENCHMARKS[name]
@@ -120,7 +119,7 @@ def load(
   paths = [directory / f"{file}{end}" for end in (".jsonl", ".jsonl.gz")]
   found = [path for path in paths if path.is_file()]
   if not found:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--data must have {file}.jsonl or {file}.jsonl.gz for {name}, got "
       f"{directory}"
     )

@@ -76,15 +76,7 @@ def evaluate(
   """Returns pass@1 on every question of a stream, and a record of each answer.
 
   Args:
-    policy: the architecture.
-    weights: what `policy.merge` returned.
-    prompts: the held-out questions.
-    tokenizer: makes text of tokens.
-    scorer: decides what is correct.
     eos_ids: tokens that end a completion.
-    max_new_tokens: longest completion, EOS included.
-    temperature: 0 is greedy.
-    max_rows: rows decoded at once.
     key: of the samples, where the temperature is not 0.
     stop: strings that end a completion.
     cache_bytes: bound on the KV cache of a device; None: none.

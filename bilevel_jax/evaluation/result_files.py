@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.data import json_lines
 
 
@@ -27,7 +27,7 @@ def merged(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return new
   for name, value in new.items():
     if name != "benchmarks" and value != old.get(name):
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"--out {out} has results for another {name}: {old.get(name)!r}, not "
         f"{value!r}; name another directory"
       )
@@ -38,9 +38,6 @@ def merged(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_settings(out: pathlib.Path) -> dict[str, Any] | None:
   """Returns the settings of an earlier evaluation; None: it is not there.
-
-  Args:
-    out: its directory.
 
   Raises:
     ConfigError: they cannot be read.
@@ -53,7 +50,7 @@ def read_settings(out: pathlib.Path) -> dict[str, Any] | None:
     for name in found["benchmarks"]:
       found["benchmarks"][name]["sha256"]
   except (ValueError, LookupError, TypeError) as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{path} must hold an evaluation's settings, got: {error}"
     ) from error
   return found
@@ -69,7 +66,6 @@ def check_same(
 
   Args:
     where: the others are, for messages.
-    name: of the benchmark.
     there: what settings say of the others.
     asked: what they say of ours.
 
@@ -77,7 +73,7 @@ def check_same(
     ConfigError: they are others.
   """
   if there["sha256"] != asked["sha256"]:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{where} asked other questions of {name}: {there['questions']} from "
       f"{there['from']}, not {asked['questions']} from {asked['from']}"
     )
@@ -86,10 +82,6 @@ def check_same(
 def claim(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
   """Makes the directory, with its settings.
 
-  Args:
-    out: the directory.
-    settings: what `merged` returned.
-
   Raises:
     ConfigError: it cannot be written.
   """
@@ -97,7 +89,7 @@ def claim(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
     (out / "records").mkdir(parents=True, exist_ok=True)
     _replace(out / "settings.json", settings)
   except OSError as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"--out {out} cannot be written: {error.strerror}"
     ) from error
 
@@ -108,7 +100,6 @@ def read(
   """Returns the records of an earlier call; a line half written is cut off.
 
   Args:
-    path: of the records.
     questions: that they answer, in this order.
 
   Raises:
@@ -137,7 +128,7 @@ def matching(
   records = [record for _, record in found][: len(questions)]
   for record, question in zip(records, questions, strict=False):
     if record.get("question") != question.question:
-      raise config.ConfigError(f"{path} holds answers to other questions")
+      raise errors.ConfigError(f"{path} holds answers to other questions")
   return records, sum(len(line) for line, _ in found)
 
 
@@ -152,7 +143,6 @@ def write(
   """Writes scores.json.
 
   Args:
-    out: the directory.
     settings: what the scores depend on.
     results: a summary for each benchmark.
     mean_of_five: of the paper's five, where all are there, with its interval.

@@ -27,7 +27,6 @@ def wilson_interval(
   equation 4 of Brown, Cai and DasGupta 2001).
 
   Args:
-    successes: right answers.
     n: answers; questions are independent, so one answer a question.
     confidence: share of intervals that hold the truth.
 
@@ -59,7 +58,6 @@ def accuracy(
   Args:
     scores: [questions] or [questions, samples], each in [0, 1].
     confidence: share of intervals that hold the truth.
-    seed: of the bootstrap.
   """
   scores = np.asarray(scores, np.float64)
   if scores.ndim == 2:
@@ -85,8 +83,6 @@ def bootstrap(
   Args:
     values: [questions], one number a question.
     confidence: share of intervals that hold the truth.
-    resamples: bootstrap samples.
-    seed: of the resampling.
   """
   values = np.asarray(values, np.float64)
   mean = float(values.mean())

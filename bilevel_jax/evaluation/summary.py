@@ -17,7 +17,6 @@ def record(answered: answers.Answers, number: int) -> dict[str, Any]:
   """Returns what is kept of a question: JSON, all its samples.
 
   Args:
-    answered: questions with their samples.
     number: of the question among them.
   """
   rollout, scores = answered.rollout, answered.scores
@@ -87,7 +86,6 @@ def mean_of(
   It is [value, low, high], as the scores are.
 
   Args:
-    names: of the benchmarks.
     results: a summary for each benchmark.
   """
   if not all(name in results for name in names):

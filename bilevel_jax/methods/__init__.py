@@ -1,81 +1,55 @@
 """Every way of combining SFT and RL, under one contract."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from bilevel_jax.config import own_code
-from bilevel_jax.methods import (
-  alternating,
-  bridge,
-  chord,
-  contract,
-  data_mix,
-  dft,
-  grpo,
-  gta,
-  hpt,
-  implicit_reward,
-  interleaved,
-  kdrl,
-  luffy,
-  merge,
-  meta_gradient,
-  mixed,
-  non_decoupling,
-  pear,
-  prefix_rft,
-  progressive,
-  relift,
-  sasr,
-  sft,
-  sft_then_rl,
-  shuffle,
-  srft,
-  staged,
-  trapo,
-  uft,
-)
+from bilevel_jax import own_code
+from bilevel_jax.methods import contract
 
 METHODS = {
-  "alternating": alternating.build,
-  "bridge": bridge.build,
-  "chord": chord.build,
-  "data_mix": data_mix.build,
-  "dft": dft.build,
-  "grpo": grpo.build,
-  "gta": gta.build,
-  "hpt": hpt.build,
-  "implicit_reward": implicit_reward.build,
-  "interleaved": interleaved.build,
-  "kdrl": kdrl.build,
-  "luffy": luffy.build,
-  "merge": merge.build,
-  "meta_gradient": meta_gradient.build,
-  "mixed": mixed.build,
-  "non_decoupling": non_decoupling.build,
-  "pear": pear.build,
-  "prefix_rft": prefix_rft.build,
-  "progressive": progressive.build,
-  "relift": relift.build,
-  "sasr": sasr.build,
-  "sft": sft.build,
-  "sft_then_rl": sft_then_rl.build,
-  "shuffle": shuffle.build,
-  "srft": srft.build,
-  "staged": staged.build,
-  "trapo": trapo.build,
-  "uft": uft.build,
+  name: importlib.import_module(f"{__name__}.{name}")
+  for name in (  # noqa: SIM905 -- a list would take a line for each name
+    "alternating bridge chord data_mix dft grpo gta hpt implicit_reward "
+    "interleaved kdrl luffy merge meta_gradient mixed non_decoupling pear "
+    "prefix_rft progressive relift sasr sft sft_then_rl shuffle srft staged "
+    "trapo uft"
+  ).split()
 }
+"""Name -> module with `build` and, where it has settings, `Options`; with
+`rules` for those that several settings have to keep."""
+
+DEFAULT = "bridge"
 
 
-def find(name: str) -> Callable[..., contract.Method]:
-  """Returns the function (settings.method, ingredients) -> Method.
+class Definition(NamedTuple):
+  """What a method's file defines."""
+
+  build: contract.Build
+  options: type | None
+  """Dataclass of its settings; None: it has none."""
+  rules: Callable[[Any, Any], Iterable[str]]
+  """(its options, the run's settings) -> a sentence for each broken rule."""
+
+
+def find(name: str) -> Definition:
+  """Returns the definition of a method.
 
   Args:
-    name: a key of METHODS, or a dotted path to a function of your own.
+    name: a key of METHODS, or the dotted path of a `build` of your own, beside
+      which its module may have `Options` and `rules`.
 
   Raises:
     ConfigError: neither, or one that cannot be imported.
   """
   if name in METHODS:
-    return METHODS[name]
-  return own_code.function(name, "method.name", METHODS)
+    module = METHODS[name]
+    build = module.build
+  else:
+    build = own_code.function(name, "method.name", METHODS)
+    module = importlib.import_module(own_code.split(name)[0])
+  return Definition(
+    build,
+    getattr(module, "Options", None),
+    getattr(module, "rules", lambda options, settings: ()),
+  )

@@ -88,7 +88,9 @@ def _part(
     used=jnp.ones_like(layout.used),
   )
   rows = jax.tree.map(
-    lambda x: jnp.where(_over(members, x), x, jnp.zeros_like(x)),
+    lambda x: (
+      jnp.where(_over(members, x), x, jnp.zeros_like(x)) if x.ndim else x
+    ),
     dataclasses.replace(batch, layout=None),
   )
   return dataclasses.replace(rows, layout=moved), members

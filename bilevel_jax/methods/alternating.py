@@ -1,30 +1,43 @@
 """The paper's baseline of alternation: steps of RL, then steps of SFT."""
 
-from bilevel_jax import config
+import dataclasses
+from collections.abc import Mapping
+
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options(updates.SFTRate):
+  rl_steps: int = setting(1, "steps of RL in a row", at_least=1)
+  sft_steps: int = setting(1, "steps of SFT after those of RL", at_least=1)
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns RL and SFT in turns, each with its own optimiser and its state."""
-  options, total = settings.alternating, ingredients.total_updates
-  round_steps = options.rl_steps + options.sft_steps
+  total, round_steps = (
+    setup.total_updates,
+    options.rl_steps + options.sft_steps,
+  )
   init, update = updates.by_turns(
-    ingredients,
-    rl_optimizer=ingredients.base_optimizer(
+    setup,
+    rl_optimizer=setup.base_optimizer(
       None, max(total * options.rl_steps // round_steps, 1)
     ),
-    sft_optimizer=ingredients.base_optimizer(
+    sft_optimizer=setup.base_optimizer(
       options.sft_learning_rate,
       max(total * options.sft_steps // round_steps, 1),
     ),
   )
 
-  def plan(step: int) -> contract.Plan:
-    reinforces = step % round_steps < options.rl_steps
-    return contract.Plan(rollouts=reinforces, demonstrations=not reinforces)
+  def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
+    del scalars
+    by_rl = step % round_steps < options.rl_steps
+    return contract.Plan(rollouts=by_rl, demonstrations=not by_rl)
 
   return contract.Method(
-    trains_adapter=False, init=init, plan=plan, update=update
+    needs=contract.Needs(demonstrations="required"),
+    init=init,
+    plan=plan,
+    update=update,
   )

@@ -9,56 +9,174 @@ losses to minimise:
                        + penalty (dL_RL - dL_RL(rl_only_base, adapter)) ]
 
 The rollouts were sampled from (base, adapter) and are shared: the RL-only
-branch is scored on the same tokens. What the paper leaves open is a setting
-(`config.Method`), the default first; the forms of the hypergradient are in
+branch is scored on the same tokens. What the paper leaves open is a setting,
+the default first; the forms of the hypergradient are in
 `methods.hypergradients`, the arithmetic in `bilevel`.
 """
 
 import dataclasses
 import functools
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import config
 from bilevel_jax.bilevel import penalty as penalty_form
 from bilevel_jax.bilevel import problem, schedules, unrolled
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, hypergradients
+from bilevel_jax.models import attention
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options(hypergradients.Options):
+  penalty: float = setting(
+    0.5, "lambda: weight of RL against SFT", at_least=0, at_most=1
+  )
+  penalty_end: float | None = setting(
+    None, "lambda at the last step; default: constant", at_least=0, at_most=1
+  )
+  penalty_schedule: Literal["linear", "cosine", "adaptive"] = setting(
+    "linear", "way from penalty to penalty_end; adaptive: to hold a gap"
+  )
+  penalty_target: float = setting(
+    0.02,
+    "reward that joint training may trail RL alone by, with "
+    "penalty_schedule=adaptive",
+    above=0,
+  )
+  penalty_rate: float = setting(
+    0.1,
+    "largest change of lambda's logit in an update, with "
+    "penalty_schedule=adaptive",
+    above=0,
+  )
+  resync_every: int = setting(
+    10, "updates between resets of the RL-only base, with resync", at_least=1
+  )
+  rl_only_optimizer: Literal["same", "sgd"] = setting(
+    "same", "optimiser of the RL-only base: like the base's, or plain SGD"
+  )
+
+
+def rules(options: Options, settings: Any) -> Iterator[str]:
+  """Yields a sentence for each rule that the settings break."""
+  form, copy = options.hypergradient, options.rl_only_base
+  if options.gain_weight != 1 and form != "penalty":
+    yield (
+      "method.bridge.gain_weight must be 1 unless method.bridge.hypergradient "
+      f"is penalty, got {options.gain_weight} and {form}"
+    )
+  forms = typing.get_args(typing.get_type_hints(Options)["hypergradient"])
+  for name in options.compare_with:
+    if name not in forms or name == form:
+      yield (
+        "method.bridge.compare_with must name hypergradients other than "
+        f"{form}, of {', '.join(forms)}, got {name!r}"
+      )
+  if "one_step" in options.wanted and copy != "one_step":
+    yield (
+      "the hypergradient one_step starts both branches at the base: "
+      f"method.bridge.rl_only_base must be one_step, got {copy}"
+    )
+  if "implicit" in options.wanted and copy == "one_step":
+    yield (
+      "the hypergradient implicit needs an RL-only base of its own: "
+      "method.bridge.rl_only_base must be persistent or resync, got one_step"
+    )
+  if options.penalty_schedule == "adaptive":
+    if form == "one_step":
+      yield (
+        "method.bridge.penalty_schedule=adaptive follows the cooperative gain, "
+        "which the hypergradient one_step does not measure"
+      )
+    low, high = schedules.BOUNDS
+    if not low <= options.penalty <= high:
+      yield (
+        f"method.bridge.penalty must be from {low} to {high} where it is "
+        f"adaptive, got {options.penalty}"
+      )
+  yield from _rules_of_second_order(options, settings)
+
+
+def _rules_of_second_order(options: Options, settings: Any) -> Iterator[str]:
+  exact = [
+    name
+    for name in options.second_order
+    if hypergradients.mixed_product(options, name) == "exact"
+  ]
+  kernel, rl = settings.model.attention, settings.rl
+  if exact and kernel not in ("auto", *attention.SECOND_ORDER):
+    yield (
+      f"the hypergradient {exact[0]} needs second derivatives, and "
+      f"model.attention={kernel} has first ones only: take chunked, or "
+      "method.bridge.mixed_product=finite_difference"
+    )
+  if not options.second_order or options.surrogate != "dice":
+    return
+  if rl.dual_clip is not None:
+    yield (
+      "rl.dual_clip must be None with method.bridge.surrogate=dice, which has "
+      f"no clip, got {rl.dual_clip}"
+    )
+  if (rl.ratio, rl.clip) != ("token", "objective"):
+    yield (
+      "method.bridge.surrogate=dice has no ratio and no clip: rl.ratio must be "
+      "token and rl.clip objective, or the surrogate fixed_sample, got "
+      f"{rl.ratio} and {rl.clip}"
+    )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns BRIDGE.
 
   Raises:
-    ConfigError: an optimiser that the hypergradient cannot differentiate, or
-      bounds of the adaptive penalty that contradict each other.
+    ConfigError: an optimiser that the hypergradient cannot differentiate.
   """
-  optimizers = ingredients.optimizers
-  wanted = (settings.hypergradient, *settings.compare_with)
-  _check_optimizers(wanted, ingredients)
-  rule = _penalty_rule(settings, ingredients.total_updates)
+  plain = options.rl_only_optimizer == "sgd"
+  optimizers = {
+    **setup.optimizers,
+    "rl_only_base": setup.base_optimizer(
+      None, setup.total_updates, plain=plain
+    ),
+  }
+  if not hypergradients.DIFFERENTIATES_OPTIMIZER.isdisjoint(options.wanted):
+    for name in ("base", "rl_only_base"):
+      unrolled.check_differentiable(
+        optimizers[name], f"the optimiser of {name}"
+      )
+  twice = bool(options.second_order)
+  levels = hypergradients.Levels(
+    problem.Problem(
+      upper=setup.sft_loss(),
+      lower=setup.rl_loss(
+        surrogate=options.surrogate if twice else "fixed_sample"
+      ),
+    ),
+    setup.gradient,
+    optimizers,
+  )
+  rule = _penalty_rule(options, setup.total_updates)
   propose, *others = [
-    hypergradients.FORMS[name](settings, ingredients) for name in wanted
+    hypergradients.FORMS[name](options, levels) for name in options.wanted
   ]
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     trees = {"base": base, "adapter": adapter}
-    if settings.rl_only_base != "one_step":
+    if options.rl_only_base != "one_step":
       # A copy of its own: the two are donated to the update separately.
       trees["rl_only_base"] = jax.tree.map(jnp.copy, base)
     unknown = jnp.full((), jnp.nan, jnp.float32)  # no update has measured it
-    return dataclasses.replace(
-      contract.new_state(optimizers, **trees),
-      extra={"penalty_rule": rule.init(), "gap": unknown},
-    )
+    extra = {"penalty_rule": rule.init(), "gap": unknown}
+    return contract.new_state(optimizers, extra=extra, **trees)
 
   def update(state: TrainState, batch: StepBatch):
-    if settings.rl_only_base == "resync":
-      state = _resynchronise(state, settings.resync_every)
+    if options.rl_only_base == "resync":
+      state = _resynchronise(state, options.resync_every)
     penalty, rule_state = rule.update(
       state.extra["penalty_rule"], state.extra["gap"]
     )
@@ -68,45 +186,51 @@ def build(
         proposal.gradients["adapter"],
         other(state, batch, penalty).gradients["adapter"],
       ).cosine
-      for name, other in zip(settings.compare_with, others, strict=True)
+      for name, other in zip(options.compare_with, others, strict=True)
     }
+    found = proposal.metrics
     # How far the joint policy is from the RL-only one, in reward.
-    gap = -proposal.metrics.get("bilevel/cooperative_gain", jnp.nan)
+    gap = -found.get("bilevel/cooperative_gain", jnp.nan)
     state, norms = contract.advance(
       proposal.state, optimizers, proposal.gradients
     )
     extra = {"penalty_rule": rule_state, "gap": jnp.float32(gap)}
-    return dataclasses.replace(state, extra=extra), {
-      "bilevel/penalty": penalty,
-      **proposal.metrics,
-      **cosines,
-      **norms,
-    }
+    return contract.Updated(
+      dataclasses.replace(state, extra=extra),
+      {"bilevel/penalty": penalty, **found, **cosines, **norms},
+      must_be_finite=(
+        norms,
+        [found[f"{part}/loss"] for part in ("sft", "rl")],
+        [found[f"{part}/gradient_norm"] for part in ("sft", "rl")],
+      ),
+    )
 
   plan = contract.Plan(
     rollouts=True,
     demonstrations=True,
-    old_logprobs=hypergradients.leaves_the_old_base(settings, wanted),
+    old_logprobs=hypergradients.leaves_the_old_base(options),
   )
+  # Joint SFT and RL, and RL once more at the RL-only base.
+  counted = contract.Gradients(sft=1, rl=2)
   return contract.Method(
-    trains_adapter=True,
+    needs=contract.Needs(
+      demonstrations="drawn",
+      adapter=True,
+      gradients=counted if options.wanted == ("penalty",) else None,
+      # A second derivative has a direction and a product.
+      trees=4 + 2 * twice,
+    ),
     init=init,
-    plan=lambda step: plan,
+    plan=lambda step, scalars: plan,
     update=update,
-    # Joint SFT and RL, and RL once more at the RL-only base.
-    gradients=contract.Gradients(sft=1, rl=2)
-    if wanted == ("penalty",)
-    else None,
   )
 
 
-def _penalty_rule(
-  settings: config.Method, total_updates: int
-) -> schedules.Penalty:
-  start, end = settings.penalty, settings.penalty_end
-  if settings.penalty_schedule == "adaptive":
+def _penalty_rule(options: Options, total_updates: int) -> schedules.Penalty:
+  start, end = options.penalty, options.penalty_end
+  if options.penalty_schedule == "adaptive":
     return schedules.adaptive(
-      start=start, target=settings.penalty_target, rate=settings.penalty_rate
+      start=start, target=options.penalty_target, rate=options.penalty_rate
     )
   end = start if end is None else end
   along = {
@@ -114,19 +238,8 @@ def _penalty_rule(
     "cosine": lambda count: (
       1 - optax.cosine_decay_schedule(1.0, total_updates)(count)
     ),
-  }[settings.penalty_schedule]
+  }[options.penalty_schedule]
   return schedules.scheduled(lambda count: start + (end - start) * along(count))
-
-
-def _check_optimizers(
-  wanted: tuple[str, ...], ingredients: contract.Ingredients
-) -> None:
-  if hypergradients.DIFFERENTIATES_OPTIMIZER.isdisjoint(wanted):
-    return
-  for name in ("base", "rl_only_base"):
-    unrolled.check_differentiable(
-      ingredients.optimizers[name], f"the optimiser of {name}"
-    )
 
 
 def _resynchronise(state: TrainState, every: int) -> TrainState:

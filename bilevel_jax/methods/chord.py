@@ -1,53 +1,72 @@
 """CHORD: (1 - mu) L_RL + mu L_SFT with a schedule of mu (arXiv 2508.11408)."""
 
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
 import optax
 
-from bilevel_jax import config
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 from bilevel_jax.objectives import token_weights
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
-  """Returns CHORD, with phi = p (1 - p) on demonstration tokens or without.
+@dataclasses.dataclass(frozen=True)
+class Options:
+  peak: float = setting(
+    0.1, "mu after the warm-up, SFT's weight", at_least=0, at_most=1
+  )
+  valley: float = setting(
+    0.1, "mu after the decay, SFT's weight", at_least=0, at_most=1
+  )
+  warmup_updates: int = setting(
+    0, "updates in which mu rises from 0 to the peak, linearly", at_least=0
+  )
+  decay_updates: int | None = setting(
+    None,
+    "updates in which mu falls from the peak to the valley; default: all that "
+    "follow the warm-up",
+    at_least=1,
+  )
+  token_weight: Literal["phi", "sft"] = setting(
+    "phi",
+    "weight of a demonstration's token: p (1 - p), or what sft.token_weight "
+    "says",
+  )
 
-  Raises:
-    ConfigError: a warm-up that leaves nothing of the run.
-  """
-  options, total = settings.chord, ingredients.total_updates
+
+def rules(options: Options, settings: Any) -> Iterator[str]:
+  """Yields a sentence for each rule that the settings break."""
+  total = settings.total_updates
   if options.warmup_updates >= total:
-    raise config.ConfigError(
+    yield (
       f"method.chord.warmup_updates must be below the {total} updates of the "
       f"run, got {options.warmup_updates}"
     )
-  mu = schedule(options, total)
 
-  def weigh(state, sft, rl, agreement):
-    del sft, rl, agreement
-    now = mu(state.updates)
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
+  """Returns CHORD, with phi = p (1 - p) on demonstration tokens or without."""
+  mu = schedule(options, setup.total_updates)
+
+  def weigh(found: updates.Found) -> updates.Mix:
+    now = mu(found.state.updates)
     return updates.Mix(sft_weight=now, rl_weight=1 - now)
 
   phi = options.token_weight == "phi"
-  return updates.joint_method(
-    ingredients,
+  return updates.joint(
+    setup,
     weigh,
-    objective=ingredients.supervised(token_weight=token_weights.uncertain)
+    objective=setup.sft_loss(token_weight=token_weights.uncertain)
     if phi
     else None,
   )
 
 
-def schedule(
-  options: config.comparators.Chord, total_updates: int
-) -> optax.Schedule:
+def schedule(options: Options, total_updates: int) -> optax.Schedule:
   """Returns mu by updates: 0 to the peak linearly, to the valley by a cosine.
 
   Update i of W warm-up updates has peak * (i + 1) / W.
-
-  Args:
-    options: peak, valley, warmup_updates, decay_updates.
-    total_updates: of the run.
   """
   peak, warmup = options.peak, options.warmup_updates
   cosine = optax.cosine_decay_schedule(

@@ -1,16 +1,25 @@
-"""What a method is: a tuple of pure functions, and what it is made from."""
+"""What a method is: static facts and pure functions; and what makes one."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+import jax.sharding
 import jax.typing
 import numpy as np
 import optax
 
-from bilevel_jax.bilevel import problem as bilevel_problem
-from bilevel_jax.rollout import rounds, routing
-from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
+from bilevel_jax.bilevel import problem
+from bilevel_jax.rollout import answers, rounds
+from bilevel_jax.types import (
+  Demonstration,
+  Metrics,
+  RLBatch,
+  StepBatch,
+  TokenBatch,
+  TrainState,
+  Tree,
+)
 
 
 class Plan(NamedTuple):
@@ -33,85 +42,228 @@ class Gradients(NamedTuple):
   rl: int = 1
 
 
+class Needs(NamedTuple):
+  """What of a run does not change from step to step."""
+
+  rollouts: bool = True
+  """Whether any step samples."""
+  demonstrations: Literal["drawn", "required", "own"] | None = None
+  """Drawn from their stream, none at all included; drawn, and there must be
+  some; or each question's own, and there must be some. None: never read."""
+  adapter: bool = False
+  """Whether `init` wants an adapter, or None in its place."""
+  reference: Literal["start", "own"] | None = "start"
+  """Policy of the KL term, where there is one: the one that the run began with,
+  or the tree `extra["reference"]` of the state. None: there is no KL term."""
+  expert: Literal["rollouts", "demonstrations"] | None = None
+  """What the log-probs under the model `method.expert` are wanted of."""
+  every_rollout: bool = False
+  """Whether a rollout without advantage has a gradient in it, or is read."""
+  gradients: Gradients | None = Gradients()
+  """For the operations that are counted; None: they are not known."""
+  trees: int = 1
+  """Gradients of the base's size in memory at once, for the memory plan."""
+
+
+class Groups(NamedTuple):
+  """What is known of a step's P questions with G samples each."""
+
+  rewards: np.ndarray  # [P, G]
+  correct: np.ndarray  # [P, G] bool
+  scored: np.ndarray  # [P, G] bool
+  truncated: np.ndarray  # [P, G] bool: cut for its length
+  prefix_lengths: np.ndarray  # [P, G] int, tokens that a sample began with
+  demonstrations: Sequence[Demonstration | None]  # P, each question's own
+
+  @property
+  def demonstrated(self) -> np.ndarray:
+    """[P] bool: the question has a demonstration of its own."""
+    return np.array([d is not None for d in self.demonstrations])
+
+
+class Host(Protocol):
+  """What a method's host-side program may ask of the run, in one step."""
+
+  plan: Plan
+  """Of this step."""
+  step: int
+  """Steps done before this one."""
+  steps: int
+  """Steps of the whole run."""
+  updates: int
+  """Updates of a step."""
+  parts: int
+  """Of them, those of one pass over the step's rollouts."""
+  memory: dict[str, Any]
+  """The method's own, kept from step to step and in checkpoints: JSON."""
+
+  def sample(self, guide: rounds.Guide | None = None) -> answers.Answers:
+    """Returns the policy's scored answers to the next questions.
+
+    Args:
+      guide: how much of its demonstration each begins with; None: nothing.
+    """
+    ...
+
+  def groups(self, answers: answers.Answers) -> Groups:
+    """Returns what a method may decide by, of those answers."""
+    ...
+
+  def rl(
+    self,
+    answers: answers.Answers,
+    *,
+    counted: np.ndarray | None = None,
+    advantages: np.ndarray | None = None,
+    count_from: np.ndarray | None = None,
+  ) -> list[RLBatch]:
+    """Returns the answers as the batches of the step's updates, on the devices.
+
+    Log-probs of older policies are those of this moment: to be called before
+    the first update.
+
+    Args:
+      answers: N = P * G of them.
+      counted: [P, G] bool, rows that have weight; None: all.
+      advantages: [P, G]; None: by `rl.advantage`.
+      count_from: [P, G] int, tokens at each completion's start that have no
+        weight; None: those that it was given.
+    """
+    ...
+
+  def demonstrations(self) -> list[Demonstration]:
+    """Returns an update's share of the step's demonstrations: the next ones."""
+    ...
+
+  def demonstrations_at(self, ids: Iterable[int]) -> list[Demonstration]:
+    """Returns the demonstrations with those ids."""
+    ...
+
+  def sft(
+    self,
+    demonstrations: Sequence[Demonstration],
+    *,
+    rows: int | None = None,
+    coefficients: np.ndarray | None = None,
+    group_advantages: np.ndarray | None = None,
+  ) -> TokenBatch:
+    """Returns demonstrations as an update's batch, on the devices.
+
+    Args:
+      rows: to pad to, so that few programs serve all steps; None: an update's
+        share of `data.demonstrations_per_step`.
+      coefficients: [n], what their tokens' weights are multiplied by.
+      group_advantages: [n], as TokenBatch has them.
+    """
+    ...
+
+  def text(self, tokens: Any) -> str:
+    """Returns the text of token ids."""
+    ...
+
+  def random(self) -> np.random.Generator:
+    """Returns the source of the step's own random choices, from its start."""
+    ...
+
+  def log(self, numbers: Mapping[str, float]) -> None:
+    """Adds to the step's line of metrics."""
+    ...
+
+
+def on_policy(host: Host) -> Iterator[StepBatch]:
+  """Yields rollouts, demonstrations or both, for each update of a step."""
+  rl: Sequence[RLBatch | None] = [None] * host.updates
+  if host.plan.rollouts:
+    rl = host.rl(host.sample())
+  for rollouts in rl:
+    demonstrations = None
+    if host.plan.demonstrations:
+      demonstrations = host.sft(host.demonstrations())
+    yield StepBatch(rl=rollouts, sft=demonstrations)
+
+
+Batches: TypeAlias = Callable[[Host], Iterator[StepBatch]]
+"""What each update of a step sees; runs on the host. An update is done before
+the next batch is asked for."""
+
+
+class Updated(NamedTuple):
+  """What an update returns."""
+
+  state: TrainState
+  metrics: Metrics
+  must_be_finite: Tree
+  """Losses and gradient norms: where one is not finite the state stays as it
+  was, and the update counts as skipped."""
+
+
 class Method(NamedTuple):
   """A way of combining SFT and RL. Hyper-parameters live in the closures."""
 
-  trains_adapter: bool
-  """Whether `init` wants an adapter, or None in its place."""
+  needs: Needs
   init: Callable[[Tree, Tree | None], TrainState]
   """(base, adapter) -> state."""
-  plan: Callable[[int], Plan]
-  """step -> what to sample and draw. Runs on the host."""
-  update: Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]
-  """(state, batch) -> (state, metrics). Jittable, and pure."""
-  narrow: Callable[[TrainState, Plan], Plan] | None = None
-  """(state, plan) -> what of the plan the step needs, where only the state
-  knows. Runs on the host, and waits for the state."""
-  route: routing.Router | None = None
-  """What becomes of a step's rollouts and demonstrations. Runs on the host; the
-  demonstrations, where planned, are then those of the step's own questions."""
-  guide: rounds.Guide | None = None
-  """How much of its demonstration each sample begins with. Runs on the host,
-  before each round of a step's sampling; its tokens count as `route` says."""
-  buffer: int | None = None
-  """Demonstrations that `route` holds back before an update of their own, with
-  no rollouts, ends the step; None: there is no such update."""
-  lead: str | None = None
-  """Text that ends a completion's lead, SFT's alone: the RL loss leaves out
-  what comes up to it, the SFT loss what comes after it; None: there is no lead.
-  Of methods without a route."""
-  reference: Callable[[TrainState], Tree | None] | None = None
-  """state -> base of the reference policy, or None for no reference; None: the
-  one the run began with, where the loss has a KL term."""
-  every_rollout: bool = False
-  """Whether a rollout without advantage has a gradient in it, or is read."""
-  expert: Literal["rollouts", "demonstrations"] | None = None
-  """What the log-probs under the model `method.expert` are wanted of."""
-  finish: Callable[[TrainState], TrainState] | None = None
-  """What becomes of the state when the last step is done. Jittable, and pure.
-  """
-  gradients: Gradients | None = Gradients()
-  """For the MFU that is logged; None: there is no such number."""
+  plan: Callable[[int, Mapping[str, float]], Plan]
+  """(steps done, scalars of the state's `extra`) -> what to sample and draw. To
+  read a scalar waits for the last update."""
+  update: Callable[[TrainState, StepBatch], Updated]
+  """Jittable, and pure."""
+  batches: Batches = on_policy
+  """host -> what each update of the step sees."""
+  placement: Sequence[tuple[str, jax.sharding.PartitionSpec]] = ()
+  """(pattern, mesh axes) of arrays of its own, by their paths in `extra`. What
+  none names lies as the parameter of its name; without one, on every device."""
 
 
-class Ingredients(NamedTuple):
+class Setup(NamedTuple):
   """What every method is built from, whatever it does with it."""
 
-  problem: bilevel_problem.Problem
-  """upper: the SFT loss of a TokenBatch; lower: the RL loss of an RLBatch."""
-  gradient: Callable[
-    [bilevel_problem.Objective], bilevel_problem.GradientFunction
-  ]
+  sft_loss: Callable[..., problem.Objective]
+  """(token_weight=..., context=..., with_entropy=...) -> the SFT loss of a
+  TokenBatch, as `terms.sft_objective`."""
+  rl_loss: Callable[..., problem.Objective]
+  """(prefix_loss=..., advantages=..., surrogate=..., with_entropy=...) -> the
+  RL loss of an RLBatch, as `terms.rl_objective`."""
+  gradient: Callable[[problem.Objective], problem.GradientFunction]
   """Makes an objective's gradient, accumulated over micro-batches or not."""
   optimizers: Mapping[str, optax.GradientTransformation]
-  """For each tree of TrainState that can move: base, adapter, rl_only_base."""
-  total_updates: int
-  """Updates of the whole run, for schedules."""
-  supervised: Callable[..., bilevel_problem.Objective]
-  """(token_weight=..., context=..., with_entropy=...) -> the SFT loss with
-  weights of its own on demonstration tokens, as `terms.sft_objective`."""
-  reinforced: Callable[..., bilevel_problem.Objective]
-  """(prefix_loss=..., advantages=...) -> the RL loss with a loss of its own on
-  tokens that were given, or advantages of its own, as `terms.rl_objective`."""
+  """Of the trees base and adapter of TrainState."""
   base_optimizer: Callable[..., optax.GradientTransformation]
-  """(peak learning rate, updates, scale=1.0) -> an optimiser like the base's in
-  all else; None: the base's own peak; scale: of either."""
+  """(peak learning rate, updates, scale=1.0, plain=False) -> an optimiser like
+  the base's in all else; None: the base's own peak; scale: of either; plain:
+  SGD at a constant rate, with the base's clip."""
   advantages: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
   """(rewards [P, G], scored [P, G]) -> advantages and baselines, [P, G]."""
+  total_updates: int
+  """Updates of the whole run, for schedules."""
   updates_per_step: int = 1
   reference_dtype: jax.typing.DTypeLike | None = None
   """Of a copy of the KL's reference policy; None: there is no KL term."""
+  demonstrations: int = 0
+  """How many there are: the ids of TokenBatch are below it."""
   seed: int = 0
   """Of a method's own random choices."""
 
+  @property
+  def steps(self) -> int:
+    """Steps of the whole run."""
+    return self.total_updates // self.updates_per_step
+
+
+Build: TypeAlias = Callable[[Any, Setup], Method]
+"""(the method's Options, setup) -> the method."""
+
 
 def new_state(
-  optimizers: Mapping[str, optax.GradientTransformation], **trees: Tree
+  optimizers: Mapping[str, optax.GradientTransformation],
+  extra: Tree = None,
+  **trees: Tree,
 ) -> TrainState:
   """Returns a TrainState with these trees and an optimiser state for each.
 
   Args:
     optimizers: by the name of the tree that each one moves.
+    extra: the method's own state; None: there is none.
     **trees: base, and adapter and rl_only_base where the method has them.
   """
   absent = {"adapter": None, "rl_only_base": None}
@@ -122,7 +274,7 @@ def new_state(
     optimizer_states={
       name: optimizers[name].init(tree) for name, tree in trees.items()
     },
-    extra={},
+    extra={} if extra is None else extra,
     **(absent | trees),
   )
 
@@ -138,8 +290,6 @@ def advance(
   no update here sees another's result.
 
   Args:
-    state: the state to move.
-    optimizers: by tree name.
     gradients: by tree name, to be minimised.
   """
   trees, optimizer_states = {}, dict(state.optimizer_states)
@@ -151,9 +301,6 @@ def advance(
     trees[name] = optax.apply_updates(getattr(state, name), updates)
     metrics[f"optimizer/{name}_gradient_norm"] = optax.tree.norm(gradient)
   state = dataclasses.replace(
-    state,
-    updates=state.updates + 1,
-    optimizer_states=optimizer_states,
-    **trees,
+    state, updates=state.updates + 1, optimizer_states=optimizer_states, **trees
   )
   return state, metrics

@@ -1,16 +1,23 @@
 """One batch of rollouts and demonstrations under one normaliser."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
-from bilevel_jax.types import StepBatch, TokenBatch, TrainState
+from bilevel_jax.types import TokenBatch
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  demonstration_advantage: float = setting(
+    1.0, "advantage that a demonstration's token counts with", at_least=0
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns the mean over all tokens of a step, whichever kind they are.
 
   A demonstration's token is a sampled one with the advantage
@@ -18,23 +25,14 @@ def build(
   tokens. One of the recipes of arXiv 2507.07562, whose definition could not
   be read: this one is ours. In `mixed` each part has a normaliser of its own.
   """
-  advantage = settings.data_mix.demonstration_advantage
+  advantage = options.demonstration_advantage
 
-  def update(state: TrainState, batch: StepBatch):
-    sft, rl = _tokens(batch.sft), _tokens(batch.rl)
+  def weigh(found: updates.Found) -> updates.Mix:
+    sft, rl = _tokens(found.batch.sft), _tokens(found.batch.rl)
     total = (sft + rl).clip(min=1)
-    mix = updates.Mix(sft_weight=advantage * sft / total, rl_weight=rl / total)
-    return updates.joint(ingredients, lambda *gradients: mix)(state, batch)
+    return updates.Mix(sft_weight=advantage * sft / total, rl_weight=rl / total)
 
-  plan = contract.Plan(rollouts=True, demonstrations=True)
-  return contract.Method(
-    trains_adapter=False,
-    init=lambda base, adapter: contract.new_state(
-      ingredients.optimizers, base=base
-    ),
-    plan=lambda step: plan,
-    update=update,
-  )
+  return updates.joint(setup, weigh)
 
 
 def _tokens(part: TokenBatch) -> jax.Array:

@@ -1,16 +1,11 @@
 """DFT: SFT with each token weighted by its probability (arXiv 2508.05629)."""
 
-from bilevel_jax import config
 from bilevel_jax.methods import contract, sft
 from bilevel_jax.objectives import token_weights
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+def build(options: object, setup: contract.Setup) -> contract.Method:
   """Returns SFT on -sg[p] log p, whatever `sft.token_weight` says."""
   return sft.build(
-    settings,
-    ingredients,
-    ingredients.supervised(token_weight=token_weights.probability),
+    options, setup, setup.sft_loss(token_weight=token_weights.probability)
   )

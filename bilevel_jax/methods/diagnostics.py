@@ -18,7 +18,6 @@ def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
   rounding.
 
   Args:
-    batch: rollouts.
     aux: what the RL objective returned of it, each [B, T].
   """
   mean = _token_mean(batch)
@@ -55,7 +54,6 @@ def rl_only_metrics(
   estimate on the shared rollouts, which the joint policy sampled.
 
   Args:
-    batch: rollouts.
     aux: what the RL objective returned of it at the base, each [B, T].
     rl_only_aux: the same at the RL-only base, each [B, T].
   """

@@ -1,15 +1,24 @@
 """HPT: each question to RL or SFT, by how often it is solved (2509.04419)."""
 
+import dataclasses
+
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.methods import contract, updates
-from bilevel_jax.rollout import routing
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import contract, routing, updates
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  gate: float = setting(
+    0.0, "share of right samples up to which a question goes to SFT", at_most=1
+  )
+  sft_weight: float = setting(
+    1.0, "weight of the SFT loss, beside 1 for the RL loss", at_least=0
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns hybrid post-training.
 
   A question whose samples are right more often than `method.hpt.gate` is
@@ -17,14 +26,14 @@ def build(
   question without one stays with RL; each question counts the same on either
   route, so that a lone demonstration does not weigh as much as all rollouts.
   """
-  options = settings.hpt
 
-  def route(groups: routing.Groups) -> routing.Route:
+  def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
+    del host
     scored = groups.scored.sum(axis=1)
     right = (groups.correct & groups.scored).sum(axis=1)
     accuracy = right / np.maximum(scored, 1)
     to_sft = groups.demonstrated & (accuracy <= options.gate)
-    advantages, _ = ingredients.advantages(groups.rewards, groups.scored)
+    advantages, _ = setup.advantages(groups.rewards, groups.scored)
     share = to_sft.mean()
     return routing.Route(
       rollouts=np.broadcast_to(~to_sft[:, None], groups.rewards.shape),
@@ -34,6 +43,5 @@ def build(
     )
 
   mix = updates.Mix(sft_weight=options.sft_weight, rl_weight=1.0)
-  return updates.joint_method(ingredients, lambda *gradients: mix)._replace(
-    route=route
-  )
+  method = updates.joint(setup, lambda found: mix)
+  return routing.on_own_demonstrations(method, route)

@@ -6,30 +6,104 @@
   one_step  `unrolled` with one step, to first order in it
 
 `docs/hypergradients.md` says when to use which. In the last three the RL loss
-is differentiated twice, so its surrogate matters (`method.surrogate`).
+is differentiated twice, so its surrogate matters (`method.bridge.surrogate`).
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import config
 from bilevel_jax.bilevel import cooperative, implicit, unrolled
 from bilevel_jax.bilevel import penalty as penalty_form
 from bilevel_jax.bilevel.mixed_mode import MixedProduct
 from bilevel_jax.bilevel.problem import (
   Agreement,
   Gradient,
+  GradientFunction,
   Hypergradient,
+  Objective,
+  Problem,
   agreement,
 )
-from bilevel_jax.methods import contract, diagnostics
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import diagnostics
 from bilevel_jax.types import Metrics, RLBatch, StepBatch, TrainState, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  hypergradient: Literal["penalty", "unrolled", "implicit", "one_step"] = (
+    setting("penalty", "how the adapter's gradient is estimated")
+  )
+  compare_with: tuple[str, ...] = setting(
+    (), "other hypergradients whose cosine with ours is logged, at their cost"
+  )
+  gain_weight: float = setting(
+    1.0,
+    "weight of the cooperative gain in the adapter's gradient, with "
+    "hypergradient=penalty",
+    at_least=0,
+  )
+  surrogate: Literal["dice", "fixed_sample"] = setting(
+    "dice", "RL loss of the second-order hypergradients"
+  )
+  mixed_product: Literal["exact", "finite_difference"] | None = setting(
+    None,
+    "second derivatives: a jvp, or a difference of two gradients; default: "
+    "exact, but for one_step, which is to be cheap, a difference",
+  )
+  inner_steps: int = setting(
+    1, "optimiser steps that hypergradient=unrolled goes through", at_least=1
+  )
+  solver: Literal["conjugate_gradient", "neumann"] = setting(
+    "conjugate_gradient", "linear solver of hypergradient=implicit"
+  )
+  solver_iterations: int = setting(
+    8, "most products of the solver with the Hessian", at_least=1
+  )
+  solver_tolerance: float = setting(
+    1e-3, "relative residual that ends solver=conjugate_gradient", at_least=0
+  )
+  neumann_step: float = setting(
+    1e-2, "learning rate of solver=neumann", above=0
+  )
+  damping: float = setting(
+    1.0, "multiple of the identity added to implicit's Hessian", at_least=0
+  )
+  rl_only_base: Literal["persistent", "one_step", "resync"] = setting(
+    "persistent", "life of the RL-only base: never reset, rebuilt, or reset"
+  )
+  rl_only_ratio: Literal["behaviour", "on_policy"] = setting(
+    "behaviour",
+    "policy that the RL-only branch's ratio is taken against: the one that "
+    "sampled, or the branch's own",
+  )
+
+  @property
+  def wanted(self) -> tuple[str, ...]:
+    """The forms that are computed, the one that moves the adapter first."""
+    return (self.hypergradient, *self.compare_with)
+
+  @property
+  def second_order(self) -> list[str]:
+    """The wanted forms that differentiate the losses twice."""
+    return [name for name in self.wanted if name in SECOND_ORDER]
+
+
+class Levels(NamedTuple):
+  """What the forms are made from."""
+
+  problem: Problem
+  """upper: the SFT loss of a TokenBatch; lower: the RL loss of an RLBatch."""
+  gradient: Callable[[Objective], GradientFunction]
+  """As in `contract.Setup`."""
+  optimizers: Mapping[str, optax.GradientTransformation]
+  """Of base, rl_only_base and adapter."""
 
 
 class Proposal(NamedTuple):
@@ -44,48 +118,42 @@ Form: TypeAlias = Callable[[TrainState, StepBatch, jax.Array], Proposal]
 """(state, batch, penalty) -> Proposal."""
 
 
-def penalty(settings: config.Method, ingredients: contract.Ingredients) -> Form:
+def penalty(options: Options, levels: Levels) -> Form:
   """Returns BRIDGE's penalty form: three gradients at the old parameters."""
-  rebuilt = settings.rl_only_base == "one_step"
+  rebuilt = options.rl_only_base == "one_step"
 
   def propose(state, batch, penalty):
     def rebuild(lower: Gradient) -> Tree:
       return penalty_form.one_step(
-        ingredients.optimizers["base"],
+        levels.optimizers["base"],
         state.optimizer_states["base"],
         state.base,
         lower.base,
       )
 
     terms = penalty_form.terms(
-      ingredients.problem,
+      levels.problem,
       state.base,
       state.rl_only_base,
       state.adapter,
       batch.sft,
       batch.rl,
-      gradient=ingredients.gradient,
-      rl_only_batch=functools.partial(_rl_only_batch, settings),
+      gradient=levels.gradient,
+      rl_only_batch=functools.partial(_rl_only_batch, options),
       rebuild=rebuild if rebuilt else None,
     )
-    gradients = penalty_form.combine(
-      terms, penalty, settings.gain_weight
-    )._asdict()
-    if rebuilt:
-      del gradients["rl_only_base"]
+    moves = penalty_form.combine(terms, penalty, options.gain_weight)
+    gradients = {"base": moves.base, "adapter": moves.adapter}
+    if not rebuilt:
+      gradients["rl_only_base"] = moves.rl_only_base
     upper, lower, rl_only = terms
-    zeros = optax.tree.zeros_like(state.adapter)
-    minus_gain = penalty_form.excess(lower.adapter, 1, rl_only.adapter)
     return Proposal(
       state,
       gradients,
       {
         "sft/loss": upper.loss,
         "rl/loss": lower.loss,
-        **diagnostics.parts_metrics(
-          penalty_form.mix(penalty, upper.adapter, zeros),
-          penalty_form.mix(penalty, zeros, minus_gain),
-        ),
+        **diagnostics.parts_metrics(moves.direct, moves.gain),
         **_mix(agreement(upper.base, lower.base), penalty),
         **diagnostics.rollout_metrics(batch.rl, lower.aux),
         **diagnostics.rl_only_metrics(batch.rl, lower.aux, rl_only.aux),
@@ -95,19 +163,19 @@ def penalty(settings: config.Method, ingredients: contract.Ingredients) -> Form:
   return propose
 
 
-def unroll(settings: config.Method, ingredients: contract.Ingredients) -> Form:
+def unroll(options: Options, levels: Levels) -> Form:
   """Returns the form that differentiates through the optimiser's steps.
 
   Both bases are where their K steps took them; only the adapter is left to
   its optimiser. The cooperative gain is that of the moved bases.
   """
-  upper, lower = map(ingredients.gradient, ingredients.problem)
-  kept = settings.rl_only_base != "one_step"
+  upper, lower = map(levels.gradient, levels.problem)
+  kept = options.rl_only_base != "one_step"
   estimators = {
     name: unrolled.unrolled(
-      ingredients.optimizers[name],
-      steps=settings.inner_steps,
-      mixed_product=mixed_product(settings, "unrolled"),
+      levels.optimizers[name],
+      steps=options.inner_steps,
+      mixed_product=mixed_product(options, "unrolled"),
     )
     for name in ("base", "rl_only_base")
   }
@@ -128,7 +196,7 @@ def unroll(settings: config.Method, ingredients: contract.Ingredients) -> Form:
       weight=penalty,
       optimizer_state=state.optimizer_states["base"],
       rl_only_state=state.optimizer_states[copy],
-      rl_only_batch=_unrolled_rl_only_batch(settings),
+      rl_only_batch=_unrolled_rl_only_batch(options),
     )
     state = _moved(state, "base", found.joint)
     if kept:
@@ -143,24 +211,21 @@ def unroll(settings: config.Method, ingredients: contract.Ingredients) -> Form:
   return propose
 
 
-def by_implicit_function(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> Form:
+def by_implicit_function(options: Options, levels: Levels) -> Form:
   """Returns the form that takes both bases to be where they are heading."""
-  upper, lower = map(ingredients.gradient, ingredients.problem)
-  if settings.solver == "neumann":
+  upper, lower = map(levels.gradient, levels.problem)
+  if options.solver == "neumann":
     solver = implicit.neumann(
-      terms=settings.solver_iterations, step=settings.neumann_step
+      terms=options.solver_iterations, step=options.neumann_step
     )
   else:
     solver = implicit.conjugate_gradient(
-      iterations=settings.solver_iterations,
-      tolerance=settings.solver_tolerance,
+      iterations=options.solver_iterations, tolerance=options.solver_tolerance
     )
   estimator = implicit.implicit(
     solver,
-    damping=settings.damping,
-    mixed_product=mixed_product(settings, "implicit"),
+    damping=options.damping,
+    mixed_product=mixed_product(options, "implicit"),
   )
 
   def propose(state, batch, penalty):
@@ -175,7 +240,7 @@ def by_implicit_function(
       batch.sft,
       batch.rl,
       weight=penalty,
-      rl_only_batch=functools.partial(_rl_only_batch, settings),
+      rl_only_batch=functools.partial(_rl_only_batch, options),
     )
     gradients = {
       "base": found.joint.upper.base,
@@ -198,15 +263,13 @@ def by_implicit_function(
   return propose
 
 
-def one_step(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> Form:
+def one_step(options: Options, levels: Levels) -> Form:
   """Returns the form that expands one step of both bases to first order.
 
   Nothing is evaluated after the step, so no cooperative gain is measured.
   """
-  upper, lower = map(ingredients.gradient, ingredients.problem)
-  optimizer = ingredients.optimizers["base"]
+  upper, lower = map(levels.gradient, levels.problem)
+  optimizer = levels.optimizers["base"]
 
   def propose(state, batch, penalty):
     found = cooperative.first_order(
@@ -219,7 +282,7 @@ def one_step(
       weight=penalty,
       optimizer=optimizer,
       optimizer_state=state.optimizer_states["base"],
-      mixed_product=mixed_product(settings, "one_step"),
+      mixed_product=mixed_product(options, "one_step"),
     )
     at_upper, at_lower = found.upper, found.lower
     gradients = {
@@ -241,7 +304,7 @@ def one_step(
   return propose
 
 
-FORMS: dict[str, Callable[[config.Method, contract.Ingredients], Form]] = {
+FORMS: dict[str, Callable[[Options, Levels], Form]] = {
   "penalty": penalty,
   "unrolled": unroll,
   "implicit": by_implicit_function,
@@ -252,53 +315,39 @@ SECOND_ORDER = frozenset({"unrolled", "implicit", "one_step"})
 DIFFERENTIATES_OPTIMIZER = frozenset({"unrolled", "one_step"})
 
 
-def second_order(settings: config.Method) -> list[str]:
-  """Returns the forms of a method that differentiate its losses twice."""
-  if settings.name != "bridge":
-    return []
-  wanted = (settings.hypergradient, *settings.compare_with)
-  return [name for name in wanted if name in SECOND_ORDER]
-
-
-def mixed_product(settings: config.Method, form: str) -> MixedProduct:
+def mixed_product(options: Options, form: str) -> MixedProduct:
   """Returns how a form takes its products with second derivatives."""
-  if settings.mixed_product is not None:
-    return settings.mixed_product
+  if options.mixed_product is not None:
+    return options.mixed_product
   return "finite_difference" if form == "one_step" else "exact"
 
 
-def leaves_the_old_base(
-  settings: config.Method, wanted: tuple[str, ...]
-) -> bool:
+def leaves_the_old_base(options: Options) -> bool:
   """Returns whether the RL loss is taken at other bases than the old one.
 
   Then the log-probs of the policy that sampled must come with the batch: a
   loss's own, stopped, would move along with the base.
-
-  Args:
-    settings: of the method.
-    wanted: forms that are used.
   """
-  return "unrolled" in wanted or any(
-    mixed_product(settings, name) == "finite_difference"
-    for name in SECOND_ORDER.intersection(wanted)
+  return "unrolled" in options.wanted or any(
+    mixed_product(options, name) == "finite_difference"
+    for name in options.second_order
   )
 
 
 def _rl_only_batch(
-  settings: config.Method, batch: RLBatch, aux: dict[str, jax.Array]
+  options: Options, batch: RLBatch, aux: dict[str, jax.Array]
 ) -> RLBatch:
   """The shared rollouts, as the RL-only branch's ratio needs them."""
-  if settings.rl_only_ratio == "on_policy":
+  if options.rl_only_ratio == "on_policy":
     return dataclasses.replace(batch, old_logprobs=None, sampler_logprobs=None)
   if batch.old_logprobs is None:
     return dataclasses.replace(batch, old_logprobs=aux["logprobs"])
   return batch
 
 
-def _unrolled_rl_only_batch(settings: config.Method):
+def _unrolled_rl_only_batch(options: Options):
   # Old log-probs are given here (`Plan.old_logprobs`): no aux is needed.
-  return lambda batch, aux: _rl_only_batch(settings, batch, {})
+  return lambda batch, aux: _rl_only_batch(options, batch, {})
 
 
 def _moved(state: TrainState, name: str, found: Hypergradient) -> TrainState:

@@ -1,68 +1,70 @@
 """SFT at a small learning rate, then DPO (arXiv 2507.00018)."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import config
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, diagnostics, sft_then_rl, updates
 from bilevel_jax.objectives import preferences
 from bilevel_jax.types import StepBatch, TrainState
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options(sft_then_rl.Stages):
+  sft_rate: float = setting(
+    0.25, "what SFT's learning rate is multiplied by", above=0
+  )
+  beta: float = setting(
+    0.1, "scale of DPO's log-ratios: how firmly it prefers", above=0
+  )
+
+
+def rules(options: Options, settings: Any) -> Iterator[str]:
+  """Yields a sentence for each rule that the settings break."""
+  del options
+  if settings.updates_per_step != 1:
+    yield (
+      "the method implicit_reward needs a question's samples in one update: "
+      "rl.updates_per_rollout and rl.passes_per_rollout must be 1, got "
+      f"{settings.rl.updates_per_rollout} and {settings.rl.passes_per_rollout}"
+    )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns SFT, then direct preference optimisation on the policy's samples.
 
   SFT is a special case of learning an implicit reward that its optimum does
   not hold close to the start; a smaller learning rate does
   (`method.implicit_reward.sft_rate`). The second stage prefers every right
   sample of a question to every wrong one; its reference is what SFT made.
-  Ours: the pairs are fresh rollouts; the stages are those of
-  `method.sft_then_rl`; the paper's losses from other f-divergences are left
-  out.
-
-  Raises:
-    ConfigError: several updates of a step's rollouts, which would part pairs.
+  Ours: the pairs are fresh rollouts; the stages are those of `sft_then_rl`; the
+  paper's losses from other f-divergences are left out.
   """
-  options = settings.implicit_reward
-  if ingredients.updates_per_step != 1:
-    raise config.ConfigError(
-      f"method {settings.name} needs a question's samples in one update: "
-      "rl.updates_per_rollout and rl.passes_per_rollout must be 1, got "
-      f"{ingredients.updates_per_step} updates"
-    )
 
   def preferred(optimizer: optax.GradientTransformation) -> updates.Update:
-    return _preferred(ingredients, optimizer, beta=options.beta)
+    return _preferred(setup, optimizer, beta=options.beta)
 
   # The reference is needed whether or not there is a KL term.
-  ingredients = ingredients._replace(
-    reference_dtype=ingredients.reference_dtype or jnp.float32
-  )
-  stages = dataclasses.replace(settings.sft_then_rl, reference="after_sft")
-  method = sft_then_rl.build(
-    dataclasses.replace(settings, sft_then_rl=stages),
-    ingredients,
-    sft_rate=options.sft_rate,
-    second=preferred,
+  setup = setup._replace(reference_dtype=setup.reference_dtype or jnp.float32)
+  method = sft_then_rl.stages(
+    options, setup, sft_rate=options.sft_rate, second=preferred
   )
 
-  def plan(step: int) -> contract.Plan:
-    stage = method.plan(step)
+  def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
+    stage = method.plan(step, scalars)
     return stage._replace(old_logprobs=stage.rollouts)
 
-  return method._replace(plan=plan, every_rollout=True)
+  needs = method.needs._replace(every_rollout=True)
+  return method._replace(plan=plan, needs=needs)
 
 
 def _preferred(
-  ingredients: contract.Ingredients,
-  optimizer: optax.GradientTransformation,
-  *,
-  beta: float,
+  setup: contract.Setup, optimizer: optax.GradientTransformation, *, beta: float
 ) -> updates.Update:
   """Returns base <- base - lr grad DPO, in micro-batches of any rows.
 
@@ -70,7 +72,7 @@ def _preferred(
   the update. So its gradient is that of a sum over rows: the loss's slope in
   a row's log-ratio, times grad log pi of the row.
   """
-  gradient = ingredients.gradient(ingredients.problem.lower)
+  gradient = setup.gradient(setup.rl_loss())
 
   def update(state: TrainState, batch: StepBatch):
     rows = batch.rl
@@ -95,10 +97,11 @@ def _preferred(
     state, norms = contract.advance(
       state, {"base": optimizer}, {"base": rl.base}
     )
-    return state, {
-      "rl/loss": loss,
-      **diagnostics.rollout_metrics(rows, rl.aux),
-      **norms,
-    }
+    metrics = {"rl/loss": loss, **norms}
+    return contract.Updated(
+      state,
+      metrics | diagnostics.rollout_metrics(rows, rl.aux),
+      must_be_finite=metrics,
+    )
 
   return update

@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.methods import contract, diagnostics, updates
-from bilevel_jax.rollout import routing
+from bilevel_jax.methods import contract, diagnostics, routing, updates
 from bilevel_jax.types import StepBatch, TrainState
 
+Options = updates.SFTRate
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns RL on all of a step's rollouts, then SFT on its unsolved questions.
 
   Each has its own optimiser; SFT learns from the demonstrations of questions
@@ -22,51 +20,47 @@ def build(
   of the recipes of arXiv 2507.07562, whose definition could not be read: this
   one is ours.
   """
-  total = ingredients.total_updates
+  total = setup.total_updates
   init, turn = updates.by_turns(
-    ingredients,
-    rl_optimizer=ingredients.base_optimizer(None, total),
-    sft_optimizer=ingredients.base_optimizer(
-      settings.interleaved.sft_learning_rate, total
-    ),
+    setup,
+    rl_optimizer=setup.base_optimizer(None, total),
+    sft_optimizer=setup.base_optimizer(options.sft_learning_rate, total),
   )
 
-  def route(groups: routing.Groups) -> routing.Route:
-    advantages, _ = ingredients.advantages(groups.rewards, groups.scored)
+  def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
+    del host
+    advantages, _ = setup.advantages(groups.rewards, groups.scored)
     solved = np.any(groups.correct & groups.scored, axis=1)
-    return routing.Route(
-      rollouts=np.ones(groups.rewards.shape, bool),
-      advantages=advantages,
-      demonstrations=groups.demonstrated & ~solved,
-      coefficients=np.ones(solved.shape),
-    )
+    return routing.Route(advantages, demonstrations=~solved)
 
   def update(state: TrainState, batch: StepBatch):
-    after_rl, metrics = turn(state, batch)
-    after_sft, sft_metrics = turn(after_rl, dataclasses.replace(batch, rl=None))
+    by_rl = turn(state, batch)
+    by_sft = turn(by_rl.state, dataclasses.replace(batch, rl=None))
     # An optimiser with momentum moves even where there is nothing to learn.
     learns = jnp.any(jnp.asarray(batch.sft.weights) != 0)
     state = jax.tree.map(
-      lambda new, old: jnp.where(learns, new, old),
-      after_sft,
-      after_rl,
+      lambda new, old: jnp.where(learns, new, old), by_sft.state, by_rl.state
     )
     norms = {
-      "sft/gradient_norm": sft_metrics["optimizer/base_gradient_norm"],
-      "rl/gradient_norm": metrics["optimizer/base_gradient_norm"],
+      "sft/gradient_norm": by_sft.metrics["optimizer/base_gradient_norm"],
+      "rl/gradient_norm": by_rl.metrics["optimizer/base_gradient_norm"],
     }
-    return dataclasses.replace(state, updates=after_rl.updates), {
-      **metrics,
-      **norms,
-      "sft/loss": sft_metrics["sft/loss"],
-      "mix/sft_share": diagnostics.sft_share(*norms.values()),
-    }
+    return contract.Updated(
+      dataclasses.replace(state, updates=by_rl.state.updates),
+      {
+        **by_rl.metrics,
+        **norms,
+        "sft/loss": by_sft.metrics["sft/loss"],
+        "mix/sft_share": diagnostics.sft_share(*norms.values()),
+      },
+      must_be_finite=(by_rl.must_be_finite, by_sft.must_be_finite),
+    )
 
   plan = contract.Plan(rollouts=True, demonstrations=True)
   return contract.Method(
-    trains_adapter=False,
+    needs=contract.Needs(demonstrations="own"),
     init=init,
-    plan=lambda step: plan,
+    plan=lambda step, scalars: plan,
     update=update,
-    route=route,
+    batches=routing.routed(route),
   )

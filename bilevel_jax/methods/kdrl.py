@@ -1,12 +1,14 @@
 """KDRL: RL and a teacher's opinion of the same samples (arXiv 2506.02208)."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config, types
-from bilevel_jax.methods import contract, grpo, updates
+from bilevel_jax import types
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import contract, updates
 from bilevel_jax.types import StepBatch, TrainState
 
 
@@ -17,9 +19,26 @@ class _Taught(types.RLBatch):
   teacher_weights: types.Array  # [B]
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  start: float = setting(5e-3, "first weight of the teacher, beta", at_least=0)
+  end: float = setting(
+    1e-3, "last weight of the teacher; `start`: it is constant", at_least=0
+  )
+  decay: float = setting(
+    5e-5, "what the teacher's weight loses in an update", at_least=0
+  )
+  estimate: Literal["k2", "k3"] = setting(
+    "k2", "estimate of the KL to the teacher; k2 alone has the KL's gradient"
+  )
+  listens: Literal["all", "wrong", "unsolved"] = setting(
+    "all",
+    "samples that hear the teacher: all, those that are wrong, or those of "
+    "questions without a right one",
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns RL plus beta KL(policy || teacher) on the policy's own samples.
 
   The estimate k2 = d^2 / 2, with d = log pi_teacher - log pi of a sampled
@@ -28,15 +47,16 @@ def build(
   whose gradient is not that of the KL, it is exp(d) - 1). Ours: the shift
   has the ratio and the clip of `rl.*`, which on policy are without effect.
   """
-  options = settings.kdrl
 
   def shifted(logprobs, entropies, batch):
     del entropies
     shift = opinion(batch.expert_logprobs - logprobs, options.estimate)
     return batch.advantages + batch.teacher_weights[:, None] * shift
 
-  reinforced = updates.reinforced(
-    ingredients, objective=ingredients.reinforced(advantages=shifted)
+  method = updates.rl_method(
+    setup,
+    objective=setup.rl_loss(advantages=shifted),
+    needs=contract.Needs(expert="rollouts", every_rollout=True),
   )
 
   def update(state: TrainState, batch: StepBatch):
@@ -51,16 +71,19 @@ def build(
     }[options.listens]
     fields = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
     taught = _Taught(**fields, teacher_weights=beta * listens)
-    state, metrics = reinforced(state, StepBatch(rl=taught, sft=None))
-    return state, {
-      **metrics,
-      "mix/teacher_weight": jnp.float32(beta),
-      "mix/taught_share": jnp.sum(listens * rows.scored)
-      / jnp.sum(rows.scored).clip(min=1),
-    }
+    done = method.update(state, StepBatch(rl=taught, sft=None))
+    taught_share = jnp.sum(listens * rows.scored) / jnp.sum(rows.scored).clip(
+      min=1
+    )
+    return done._replace(
+      metrics={
+        **done.metrics,
+        "mix/teacher_weight": jnp.float32(beta),
+        "mix/taught_share": taught_share,
+      }
+    )
 
-  method = grpo.build(settings, ingredients)
-  return method._replace(update=update, expert="rollouts", every_rollout=True)
+  return method._replace(update=update)
 
 
 def opinion(difference: jax.Array, estimate: str) -> jax.Array:

@@ -1,18 +1,26 @@
 """RL and SFT apart, from the same start; at the end their changes are added."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options(updates.SFTRate):
+  sft_share: float = setting(
+    0.5, "share of the steps that are of SFT", at_least=0, at_most=1
+  )
+  rl_weight: float = setting(0.5, "weight of what RL changed")
+  sft_weight: float = setting(0.5, "weight of what SFT changed")
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns start + a (after RL - start) + b (after SFT - start).
 
   RL comes first and SFT takes the steps that are left, from the start again;
@@ -21,39 +29,37 @@ def build(
   2507.07562 by linear task vectors; that both branches are trained in one
   run, on one budget of steps, is ours.
   """
-  options, per_step = settings.merge, ingredients.updates_per_step
-  total = ingredients.total_updates
-  sft_updates = per_step * round(options.sft_share * total / per_step)
-  rl_optimizer = ingredients.base_optimizer(None, max(total - sft_updates, 1))
-  sft_optimizer = ingredients.base_optimizer(
+  sft_steps = round(options.sft_share * setup.steps)
+  sft_updates = sft_steps * setup.updates_per_step
+  total = setup.total_updates
+  rl_optimizer = setup.base_optimizer(None, max(total - sft_updates, 1))
+  sft_optimizer = setup.base_optimizer(
     options.sft_learning_rate, max(sft_updates, 1)
   )
-  reinforced = updates.reinforced(ingredients, optimizer=rl_optimizer)
-  supervised = updates.supervised(ingredients, optimizer=sft_optimizer)
+  by_rl = updates.rl(setup, optimizer=rl_optimizer)
+  by_sft = updates.sft(setup, optimizer=sft_optimizer)
   rest = 1 - options.rl_weight - options.sft_weight
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     del adapter
-    return dataclasses.replace(
-      contract.new_state({"base": rl_optimizer}, base=base),
-      # Before SFT the start; then all that is added to b times SFT's branch.
-      extra={
-        "supervised": jnp.zeros((), bool),
-        "kept": jax.tree.map(jnp.copy, base),
-      },
-    )
+    # Before SFT the start; then all that is added to b times SFT's branch.
+    kept = jax.tree.map(jnp.copy, base)
+    extra = {"sft_begun": jnp.zeros((), bool), "kept": kept}
+    return contract.new_state({"base": rl_optimizer}, base=base, extra=extra)
 
   def update(state: TrainState, batch: StepBatch):
     if batch.rl is not None:
-      return reinforced(state, batch)
-    begun, kept = state.extra["supervised"], state.extra["kept"]
+      return by_rl(state, batch)
+    if batch.sft is None:
+      return contract.Updated(merged(state), {}, must_be_finite=())
+    begun, kept = state.extra["sft_begun"], state.extra["kept"]
     choose = lambda old, new: jax.tree.map(
       lambda x, y: jnp.where(begun, x, y), old, new
     )
     partly = jax.tree.map(
       lambda rl, start: options.rl_weight * rl + rest * start, state.base, kept
     )
-    return supervised(
+    return by_sft(
       dataclasses.replace(
         state,
         base=choose(state.base, kept),
@@ -62,28 +68,38 @@ def build(
             state.optimizer_states["base"], sft_optimizer.init(kept)
           )
         },
-        extra={
-          "supervised": jnp.ones((), bool),
-          "kept": choose(kept, partly),
-        },
+        extra={"sft_begun": jnp.ones((), bool), "kept": choose(kept, partly)},
       ),
       batch,
     )
 
-  def finish(state: TrainState) -> TrainState:
-    begun = state.extra["supervised"]
+  def merged(state: TrainState) -> TrainState:
+    begun = state.extra["sft_begun"]
 
-    def merged(base, kept):
+    def one(base, kept):
       without_sft = options.rl_weight * base + (1 - options.rl_weight) * kept
       return jnp.where(begun, options.sft_weight * base + kept, without_sft)
 
-    base = jax.tree.map(merged, state.base, state.extra["kept"])
+    base = jax.tree.map(one, state.base, state.extra["kept"])
     return dataclasses.replace(state, base=base)
 
-  def plan(step: int) -> contract.Plan:
-    first = step * per_step < total - sft_updates
+  def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
+    del scalars
+    first = step < setup.steps - sft_steps
     return contract.Plan(rollouts=first, demonstrations=not first)
 
+  def batches(host: contract.Host) -> Iterator[StepBatch]:
+    yield from contract.on_policy(host)
+    if host.step + 1 == host.steps:
+      yield StepBatch(rl=None, sft=None)  # the branches are added up
+
   return contract.Method(
-    trains_adapter=False, init=init, plan=plan, update=update, finish=finish
+    needs=contract.Needs(
+      rollouts=sft_steps < setup.steps,
+      demonstrations="required" if sft_steps else None,
+    ),
+    init=init,
+    plan=plan,
+    update=update,
+    batches=batches,
   )

@@ -14,35 +14,49 @@ bound. The optimiser's preconditioner is left out of d base' / d mu. AMFT's
 entropy rule is left out too: its text and its equation disagree in sign.
 """
 
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import config
 from bilevel_jax.bilevel import problem
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
-  """Returns the method that learns mu, SFT's weight, by meta-gradients.
+@dataclasses.dataclass(frozen=True)
+class Options:
+  start: float = setting(
+    0.5, "first mu, the weight of SFT", at_least=0, at_most=1
+  )
+  lowest: float = setting(0.05, "lower bound of mu", at_least=0, at_most=1)
+  highest: float = setting(0.95, "upper bound of mu", at_least=0, at_most=1)
+  rate: float = setting(
+    0.02, "largest change of mu in an update: that at a cosine of 1", at_least=0
+  )
 
-  Raises:
-    ConfigError: bounds that do not hold the first mu.
-  """
-  options = settings.meta_gradient
+
+def rules(options: Options, settings: Any) -> Iterator[str]:
+  """Yields a sentence for each rule that the settings break."""
+  del settings
   if not options.lowest <= options.start <= options.highest:
-    raise config.ConfigError(
+    yield (
       "method.meta_gradient.start must be from lowest to highest, got "
       f"{options.start} for {options.lowest} to {options.highest}"
     )
 
-  def weigh(state, sft, rl, agreement):
-    del agreement
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
+  """Returns the method that learns mu, SFT's weight, by meta-gradients."""
+
+  def weigh(found: updates.Found) -> updates.Mix:
+    before, sft, rl = found.state.extra, found.sft, found.rl
     # The RL loss falls along a direction that its gradient points along.
-    gain = problem.agreement(state.extra["direction"], rl.base).cosine
+    gain = problem.agreement(before["direction"], rl.base).cosine
     mu = jnp.clip(
-      state.extra["mu"] + options.rate * gain, options.lowest, options.highest
+      before["mu"] + options.rate * gain, options.lowest, options.highest
     )
     extra = {
       "mu": mu.astype(jnp.float32),
@@ -50,8 +64,8 @@ def build(
     }
     return updates.Mix(sft_weight=mu, rl_weight=1 - mu, extra=extra)
 
-  return updates.joint_method(
-    ingredients,
+  return updates.joint(
+    setup,
     weigh,
     extra=lambda base: {
       "mu": jnp.float32(options.start),

@@ -4,15 +4,23 @@ With `method.mixed.adapter` the base and the adapter both descend it: BRIDGE
 with one level in place of two, and no RL-only branch.
 """
 
-from bilevel_jax import config
+import dataclasses
+
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
-  """Returns the method that descends L_RL + `method.mixed.sft_weight` L_SFT."""
-  mix = updates.Mix(sft_weight=settings.mixed.sft_weight, rl_weight=1.0)
-  return updates.joint_method(
-    ingredients, lambda *gradients: mix, adapter=settings.mixed.adapter
+@dataclasses.dataclass(frozen=True)
+class Options:
+  sft_weight: float = setting(
+    1.0, "weight of the SFT loss, beside 1 for the RL loss", at_least=0
   )
+  adapter: bool = setting(
+    False, "whether an adapter descends the loss, too, by its own optimiser"
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
+  """Returns the method that descends L_RL + `sft_weight` L_SFT."""
+  mix = updates.Mix(sft_weight=options.sft_weight, rl_weight=1.0)
+  return updates.joint(setup, lambda found: mix, adapter=options.adapter)

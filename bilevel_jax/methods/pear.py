@@ -1,21 +1,44 @@
 """PEAR: SFT that prepares for RL, then RL (arXiv 2602.01058)."""
 
-from bilevel_jax import config
+import dataclasses
+from typing import Literal
+
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, sft_then_rl
 from bilevel_jax.objectives import continuation
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options(sft_then_rl.Options):
+  form: Literal["token", "block", "sequence"] = setting(
+    "token",
+    "what a token is weighed by: the tokens that follow, their blocks, or the "
+    "whole sequence",
+  )
+  gamma: float = setting(
+    0.999, "discount of each token that follows", above=0, at_most=1
+  )
+  block: int = setting(4, "tokens of a block, with form=block", at_least=1)
+  lowest_ratio: float = setting(
+    -0.08,
+    "lower bound of a token's log-ratio to what wrote it, nats",
+    at_most=0,
+  )
+  highest_ratio: float = setting(
+    0.3, "upper bound of a token's log-ratio to what wrote it, nats", at_least=0
+  )
+  lowest: float = setting(-10.0, "lower bound of a weight's log", at_most=0)
+  highest: float = setting(5.0, "upper bound of a weight's log", at_least=0)
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns SFT weighed by how the policy would go on, then RL.
 
   A demonstration's token weighs as much as the policy, rather than what wrote
   the demonstration, would make what follows it (`objectives.continuation`),
-  beside what `sft.token_weight` says. The stages are those of
-  `method.sft_then_rl`, whose `sft_share` of 1 is the first one alone.
+  beside what `sft.token_weight` says. The stages are those of `sft_then_rl`; a
+  `sft_share` of 1 is the first one alone.
   """
-  options = settings.pear
 
   def weights(logprobs, entropies, batch):
     del entropies
@@ -31,6 +54,10 @@ def build(
       bounds=(options.lowest, options.highest),
     )
 
-  return sft_then_rl.build(
-    settings, ingredients, objective=ingredients.supervised(context=weights)
-  )._replace(expert="demonstrations")
+  method = sft_then_rl.stages(
+    options,
+    setup,
+    reference=options.reference,
+    objective=setup.sft_loss(context=weights),
+  )
+  return method._replace(needs=method.needs._replace(expert="demonstrations"))

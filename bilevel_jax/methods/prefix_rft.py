@@ -8,27 +8,47 @@ advantage of the completion that they began, under the same ratio and clip, if
 they are among the most uncertain `top_share` of them.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.methods import contract, grpo, updates
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import contract, routing, updates
 from bilevel_jax.objectives import prefix_losses
-from bilevel_jax.rollout import rounds, routing
+from bilevel_jax.rollout import rounds
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  longest: float = setting(
+    0.95,
+    "largest share of a demonstration that is given",
+    at_least=0,
+    at_most=1,
+  )
+  lowest: float = setting(
+    0.0,
+    "smallest share of a demonstration that is given, at the end of the run",
+    at_least=0,
+    at_most=1,
+  )
+  top_share: float = setting(
+    0.2,
+    "share of the given tokens that is learned from, the most uncertain",
+    at_least=0,
+    at_most=1,
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns GRPO with a guided sample in each group.
 
   Its baseline, as in the code, is the mean of the others; theirs is their own.
   Ours: its scale is that of the whole group, where `rl.advantage` has one.
   """
-  options = settings.prefix_rft
-  steps = ingredients.total_updates // ingredients.updates_per_step
+  steps = setup.steps
 
   def guide(progress: rounds.Progress) -> np.ndarray:
     low = lowest_share(options, progress.step, steps)
@@ -38,28 +58,24 @@ def build(
     given[:, -1] = np.floor(shares * progress.solutions)
     return given
 
-  def route(groups: routing.Groups) -> routing.Route:
-    advantages = advantages_of(groups, ingredients.advantages)
-    return routing.of_rollouts(advantages, prefixes=groups.given > 0)
+  def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
+    del host
+    advantages = advantages_of(groups, setup.advantages)
+    return routing.Route(advantages, prefixes=groups.prefix_lengths > 0)
 
-  loss = prefix_losses.reinforced(options.top_share)
-  return grpo.build(settings, ingredients)._replace(
-    update=updates.reinforced(
-      ingredients, objective=ingredients.reinforced(prefix_loss=loss)
-    ),
-    guide=guide,
-    route=route,
+  loss = prefix_losses.policy_gradient(options.top_share)
+  return updates.rl_method(
+    setup,
+    objective=setup.rl_loss(prefix_loss=loss),
+    batches=routing.routed(route, guide),
+    needs=contract.Needs(demonstrations="own"),
   )
 
 
-def lowest_share(
-  options: config.comparators.PrefixRFT, step: int, steps: int
-) -> float:
+def lowest_share(options: Options, step: int, steps: int) -> float:
   """Returns `low` at a step: lowest + (longest - lowest) (1 + cos(pi t)) / 2.
 
   Args:
-    options: longest and lowest.
-    step: steps done before.
     steps: of the run; t is from 0 at the first to 1 at the last.
   """
   done = math.pi * step / max(steps - 1, 1)
@@ -68,7 +84,7 @@ def lowest_share(
 
 
 def advantages_of(
-  groups: routing.Groups,
+  groups: contract.Groups,
   rule: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> np.ndarray:
   """Returns [P, G]: guided samples against the mean of the unguided ones.
@@ -76,10 +92,9 @@ def advantages_of(
   r - mean of the n - 1 others is n / (n - 1) times r - mean of all n.
 
   Args:
-    groups: of the step.
     rule: (rewards, scored) -> (advantages, baselines), all [P, G].
   """
-  guided = groups.given > 0
+  guided = groups.prefix_lengths > 0
   unguided = groups.scored & ~guided
   advantages, _ = rule(groups.rewards, unguided)
   for column in np.flatnonzero(guided.any(axis=0)):

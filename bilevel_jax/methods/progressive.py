@@ -1,16 +1,29 @@
 """From imitation to RL: samples begin with less and less of a demonstration."""
 
+import dataclasses
+
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.methods import contract, grpo, trapo, updates
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import contract, routing, trapo
 from bilevel_jax.objectives import prefix_losses, token_weights
-from bilevel_jax.rollout import rounds, routing
+from bilevel_jax.rollout import rounds
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  guided_share: float = setting(
+    0.5,
+    "share of the steps whose samples begin with a part of a demonstration",
+    at_least=0,
+    at_most=1,
+  )
+  sft_weight: float = setting(
+    1.0, "weight of -log p on what a sample begins with", at_least=0
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns RL on what follows a beginning, and SFT on the beginning.
 
   All samples of a question begin with the same share of its demonstration: all
@@ -19,22 +32,12 @@ def build(
   their beginning. A recipe of arXiv 2507.07562, whose definition could not be
   read: this one is ours. `uft` has hints at random, and a trace of SFT on them.
   """
-  options = settings.progressive
-  steps = ingredients.total_updates // ingredients.updates_per_step
-
-  def route(groups: routing.Groups) -> routing.Route:
-    advantages, _ = ingredients.advantages(groups.rewards, groups.scored)
-    once = trapo.last_of_alike(groups.given)
-    return routing.of_rollouts(advantages, prefixes=once)
-
   loss = prefix_losses.likelihood(token_weights.one, options.sft_weight)
-  return grpo.build(settings, ingredients)._replace(
-    update=updates.reinforced(
-      ingredients, objective=ingredients.reinforced(prefix_loss=loss)
-    ),
-    guide=beginnings(options.guided_share * steps),
-    route=route,
-    every_rollout=True,
+  return routing.guided(
+    setup,
+    beginnings(options.guided_share * setup.steps),
+    loss,
+    trapo.last_of_alike,
   )
 
 

@@ -5,38 +5,70 @@ into a buffer, first in, first out; when that holds `buffer` of them, the step
 ends with an update of SFT on the oldest, with an optimiser of its own.
 """
 
-from bilevel_jax import config
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
-from bilevel_jax.rollout import routing
+from bilevel_jax.types import StepBatch
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options(updates.SFTRate):
+  buffer: int = setting(
+    16,
+    "demonstrations that an SFT update waits for (the code: 128)",
+    at_least=1,
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns RL interleaved with SFT on the hardest questions.
 
   Ours: no entropy bonus (0.001 in the code); at most one update of SFT a step,
   the rest waits; a question without a demonstration is left to RL.
   """
-  options, total = settings.relift, ingredients.total_updates
+  total = setup.total_updates
   init, update = updates.by_turns(
-    ingredients,
-    rl_optimizer=ingredients.base_optimizer(None, total),
-    sft_optimizer=ingredients.base_optimizer(options.sft_learning_rate, total),
+    setup,
+    rl_optimizer=setup.base_optimizer(None, total),
+    sft_optimizer=setup.base_optimizer(options.sft_learning_rate, total),
   )
 
-  def route(groups: routing.Groups) -> routing.Route:
-    advantages, _ = ingredients.advantages(groups.rewards, groups.scored)
-    failed = ~(groups.correct & groups.scored).any(axis=1)
+  def batches(host: contract.Host) -> Iterator[StepBatch]:
+    answers = host.sample()
+    groups = host.groups(answers)
+    right = (groups.correct & groups.scored).any(axis=1)
     # What could not be judged did not fail.
-    held_back = failed & groups.scored.any(axis=1) & groups.demonstrated
-    return routing.of_rollouts(advantages, held_back=held_back)
+    failed = np.logical_and(groups.scored.any(axis=1), ~right)
+    waiting = host.memory.setdefault("waiting", [])
+    waiting += [
+      demonstration.id
+      for question, demonstration in enumerate(groups.demonstrations)
+      if failed[question] and demonstration is not None
+    ]
+    chosen = []
+    if len(waiting) >= options.buffer:
+      chosen = host.demonstrations_at(waiting[: options.buffer])
+      del waiting[: options.buffer]
+    host.log(
+      {
+        "mix/demonstrated_questions": float(groups.demonstrated.mean()),
+        "mix/waiting": float(len(waiting)),
+      }
+    )
+    for rl in host.rl(answers):
+      yield StepBatch(rl=rl, sft=None)
+    if chosen:
+      yield StepBatch(rl=None, sft=host.sft(chosen, rows=options.buffer))
 
+  plan = contract.Plan(rollouts=True, demonstrations=False)
   return contract.Method(
-    trains_adapter=False,
+    needs=contract.Needs(demonstrations="own"),
     init=init,
-    plan=lambda step: contract.Plan(rollouts=True, demonstrations=False),
+    plan=lambda step, scalars: plan,
     update=update,
-    route=route,
-    buffer=options.buffer,
+    batches=batches,
   )

@@ -11,72 +11,85 @@ so that the host knows what to sample.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  warmup_steps: int = setting(
+    5, "steps of SFT before the first one that is drawn", at_least=1
+  )
+  gamma: float = setting(
+    1.0,
+    "weight of the warm-up's gradient norm: the higher, the more RL",
+    at_least=0,
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns SASR; the KL is to the policy that the warm-up made."""
-  options = settings.sasr
-  warmup_updates = options.warmup_steps * ingredients.updates_per_step
-  supervised = updates.supervised(ingredients)
-  reinforced = updates.reinforced(ingredients)
+  warmup_updates = options.warmup_steps * setup.updates_per_step
+  by_sft, by_rl = updates.sft(setup), updates.rl(setup)
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     del adapter
-    return dataclasses.replace(
-      contract.new_state(ingredients.optimizers, base=base),
+    return contract.new_state(
+      setup.optimizers,
+      base=base,
       extra={
         "warm_norm": jnp.float32(0),
         "last_norm": jnp.float32(0),
-        "supervised": jnp.ones((), bool),
-        **updates.reference_copy(ingredients, base),
+        "sft_next": jnp.ones((), bool),
+        **updates.reference_copy(setup, base),
       },
     )
 
   def update(state: TrainState, batch: StepBatch):
     extra, warming = dict(state.extra), state.updates < warmup_updates
     if batch.rl is None:
-      state, metrics = supervised(state, batch)
-      norm = jnp.float32(metrics["optimizer/base_gradient_norm"])
+      done = by_sft(state, batch)
+      norm = jnp.float32(done.metrics["optimizer/base_gradient_norm"])
       extra["last_norm"] = norm
       extra["warm_norm"] = jnp.where(warming, norm, extra["warm_norm"])
-      for name, copy in updates.reference_copy(ingredients, state.base).items():
+      copies = updates.reference_copy(setup, done.state.base)
+      for name, copy in copies.items():
         extra[name] = jax.tree.map(
           lambda new, old: jnp.where(warming, new, old), copy, extra[name]
         )
     else:
-      state, metrics = reinforced(state, batch)
+      done = by_rl(state, batch)
+    state = done.state
     share = probability(
       extra["last_norm"], extra["warm_norm"], gamma=options.gamma
     )
-    key = jax.random.fold_in(jax.random.key(ingredients.seed), state.updates)
+    key = jax.random.fold_in(jax.random.key(setup.seed), state.updates)
     drawn = jax.random.uniform(key) < share
-    extra["supervised"] = drawn | (state.updates < warmup_updates)
-    return dataclasses.replace(state, extra=extra), {
-      **metrics,
-      "mix/sft_probability": share,
-    }
+    extra["sft_next"] = drawn | (state.updates < warmup_updates)
+    return done._replace(
+      state=dataclasses.replace(state, extra=extra),
+      metrics={**done.metrics, "mix/sft_probability": share},
+    )
 
-  def narrow(state: TrainState, plan: contract.Plan) -> contract.Plan:
-    supervised = bool(state.extra["supervised"])
-    return plan._replace(rollouts=not supervised, demonstrations=supervised)
+  def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
+    del step
+    by_sft = bool(scalars["sft_next"])
+    return contract.Plan(rollouts=not by_sft, demonstrations=by_sft)
 
-  has_copy = ingredients.reference_dtype is not None
+  has_copy = setup.reference_dtype is not None
   return contract.Method(
-    trains_adapter=False,
+    needs=contract.Needs(
+      demonstrations="required", reference="own" if has_copy else "start"
+    ),
     init=init,
-    plan=lambda step: contract.Plan(rollouts=True, demonstrations=True),
+    plan=plan,
     update=update,
-    narrow=narrow,
-    reference=(lambda state: state.extra["reference"]) if has_copy else None,
   )
 
 
@@ -88,7 +101,6 @@ def probability(
   Args:
     last_norm: scalar, of the last SFT gradient.
     warm_norm: scalar, of the warm-up's.
-    gamma: weight of the latter.
   """
   total = last_norm + gamma * warm_norm
   return jnp.where(total > 0, last_norm / jnp.where(total > 0, total, 1), 0.0)

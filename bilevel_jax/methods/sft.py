@@ -1,28 +1,26 @@
 """Supervised fine-tuning alone: the baseline that must not be faulty."""
 
-from bilevel_jax import config
 from bilevel_jax.bilevel import problem
 from bilevel_jax.methods import contract, updates
 
 
 def build(
-  settings: config.Method,
-  ingredients: contract.Ingredients,
+  options: object,
+  setup: contract.Setup,
   objective: problem.Objective | None = None,
 ) -> contract.Method:
   """Returns SFT: base <- base - lr grad L_SFT(base), on demonstrations.
 
   Args:
-    settings: not read.
-    ingredients: what it is made from.
-    objective: in place of the problem's SFT loss.
+    objective: in place of the plain SFT loss.
   """
-  del settings
+  del options
+  plan = contract.Plan(rollouts=False, demonstrations=True)
   return contract.Method(
-    trains_adapter=False,
-    init=lambda base, adapter: contract.new_state(
-      ingredients.optimizers, base=base
+    needs=contract.Needs(
+      rollouts=False, demonstrations="required", reference=None
     ),
-    plan=lambda step: contract.Plan(rollouts=False, demonstrations=True),
-    update=updates.supervised(ingredients, objective=objective),
+    init=lambda base, adapter: contract.new_state(setup.optimizers, base=base),
+    plan=lambda step, scalars: plan,
+    update=updates.sft(setup, objective=objective),
   )

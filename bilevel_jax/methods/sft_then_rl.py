@@ -1,22 +1,46 @@
 """Cold start: SFT for a share of the steps, then RL. A strong baseline."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import config
 from bilevel_jax.bilevel import problem
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
-def build(
-  settings: config.Method,
-  ingredients: contract.Ingredients,
+@dataclasses.dataclass(frozen=True)
+class Stages(updates.SFTRate):
+  sft_share: float = setting(
+    0.5, "share of the steps that are of SFT", at_least=0, at_most=1
+  )
+
+
+Reference: TypeAlias = Literal["after_sft", "start"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Stages):
+  reference: Reference = setting(
+    "after_sft", "policy that the KL of the RL stage is taken to"
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
+  """Returns SFT, then RL."""
+  return stages(options, setup, reference=options.reference)
+
+
+def stages(
+  options: Stages,
+  setup: contract.Setup,
   *,
+  reference: Reference = "after_sft",
   objective: problem.Objective | None = None,
   sft_rate: float = 1.0,
   second: Callable[[optax.GradientTransformation], updates.Update]
@@ -24,48 +48,42 @@ def build(
 ) -> contract.Method:
   """Returns the two stages, each with a fresh optimiser and its own schedule.
 
-  The KL of the second stage is to the policy that the first one made, or to
-  the one before it (`method.sft_then_rl.reference`).
-
   Args:
-    settings: `sft_then_rl` of it.
-    ingredients: what it is made from.
-    objective: in place of the problem's SFT loss.
+    reference: of the second stage's KL: the policy that the first one made, or
+      the one before it.
+    objective: in place of the plain SFT loss.
     sft_rate: what the first stage's learning rate is multiplied by.
     second: optimiser -> the second stage's update, in place of RL's.
   """
-  options, per_step = settings.sft_then_rl, ingredients.updates_per_step
-  sft_updates = per_step * sft_steps(options, ingredients)
-  sft_optimizer = ingredients.base_optimizer(
+  per_step = setup.updates_per_step
+  first_steps = sft_steps(options, setup)
+  sft_updates = per_step * first_steps
+  sft_optimizer = setup.base_optimizer(
     options.sft_learning_rate, max(sft_updates, 1), sft_rate
   )
-  rl_optimizer = ingredients.base_optimizer(
-    None, max(ingredients.total_updates - sft_updates, 1)
+  rl_optimizer = setup.base_optimizer(
+    None, max(setup.total_updates - sft_updates, 1)
   )
-  supervised = updates.supervised(
-    ingredients, objective=objective, optimizer=sft_optimizer
-  )
+  by_sft = updates.sft(setup, objective=objective, optimizer=sft_optimizer)
   if second is None:
-    reinforced = updates.reinforced(ingredients, optimizer=rl_optimizer)
+    by_rl = updates.rl(setup, optimizer=rl_optimizer)
   else:
-    reinforced = second(rl_optimizer)
-  keeps = options.reference == "after_sft"
-  copy = lambda base: updates.reference_copy(ingredients, base) if keeps else {}
+    by_rl = second(rl_optimizer)
+  keeps = reference == "after_sft"
+  copy = lambda base: updates.reference_copy(setup, base) if keeps else {}
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     del adapter
-    return dataclasses.replace(
-      contract.new_state({"base": sft_optimizer}, base=base),
-      # Not told by the count of updates: one that was skipped is not counted.
-      extra={"reinforced": jnp.zeros((), bool), **copy(base)},
-    )
+    # Not told by the count of updates: one that was skipped is not counted.
+    extra = {"rl_begun": jnp.zeros((), bool), **copy(base)}
+    return contract.new_state({"base": sft_optimizer}, base=base, extra=extra)
 
   def update(state: TrainState, batch: StepBatch):
     if batch.rl is None:
-      state, metrics = supervised(state, batch)
-      extra = state.extra | copy(state.base)
-      return dataclasses.replace(state, extra=extra), metrics
-    begun = state.extra["reinforced"]
+      done = by_sft(state, batch)
+      extra = done.state.extra | copy(done.state.base)
+      return done._replace(state=dataclasses.replace(done.state, extra=extra))
+    begun = state.extra["rl_begun"]
     optimizer_state = jax.tree.map(
       lambda fresh, old: jnp.where(begun, old, fresh),
       rl_optimizer.init(state.base),
@@ -74,27 +92,28 @@ def build(
     state = dataclasses.replace(
       state,
       optimizer_states={"base": optimizer_state},
-      extra=state.extra | {"reinforced": jnp.ones((), bool)},
+      extra=state.extra | {"rl_begun": jnp.ones((), bool)},
     )
-    return reinforced(state, batch)
+    return by_rl(state, batch)
 
-  def plan(step: int) -> contract.Plan:
-    first = step * per_step < sft_updates
+  def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
+    del scalars
+    first = step < first_steps
     return contract.Plan(rollouts=not first, demonstrations=first)
 
-  has_copy = keeps and ingredients.reference_dtype is not None
+  has_copy = keeps and setup.reference_dtype is not None
   return contract.Method(
-    trains_adapter=False,
+    needs=contract.Needs(
+      rollouts=first_steps < setup.steps,
+      demonstrations="required" if first_steps else None,
+      reference="own" if has_copy else "start",
+    ),
     init=init,
     plan=plan,
     update=update,
-    reference=(lambda state: state.extra["reference"]) if has_copy else None,
   )
 
 
-def sft_steps(
-  options: config.comparators.SFTThenRL, ingredients: contract.Ingredients
-) -> int:
+def sft_steps(options: Stages, setup: contract.Setup) -> int:
   """Returns the steps of the first stage."""
-  steps = ingredients.total_updates / ingredients.updates_per_step
-  return round(options.sft_share * steps)
+  return round(options.sft_share * setup.steps)

@@ -7,41 +7,52 @@ replacement and with a probability that grows with |A1| + |A2|, so many in all
 as there are pairs.
 """
 
+import dataclasses
+
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.methods import contract, grpo
-from bilevel_jax.rollout import routing
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import contract, routing, updates
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  kept_share: float = setting(
+    0.5,
+    "share of a question's pairs of samples that is kept",
+    at_least=0,
+    at_most=1,
+  )
+  rounds: int = setting(8, "rounds in which the pairs are drawn", at_least=1)
+  power: float = setting(
+    1.0,
+    "power of a pair's advantages that its chance to be drawn grows with",
+    at_least=0,
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns GRPO on the pairs that were drawn.
 
   Ours: a sample that was drawn c times is a row with c times the advantage,
   which is the same mean over rows, in fixed shapes; its KL term counts once.
   """
-  options = settings.shuffle
 
-  def route(groups: routing.Groups) -> routing.Route:
-    advantages, _ = ingredients.advantages(groups.rewards, groups.scored)
+  def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
+    advantages, _ = setup.advantages(groups.rewards, groups.scored)
     pairs = contrasting(advantages, share=options.kept_share)
     sizes = np.abs(advantages.ravel()[pairs]).sum(axis=1)
     drawn = draw(
-      sizes,
-      rounds=options.rounds,
-      power=options.power,
-      random=np.random.default_rng(groups.seed),
+      sizes, rounds=options.rounds, power=options.power, random=host.random()
     )
     counts = np.zeros(advantages.size)
     counts[pairs] = drawn[:, None]
     counts = counts.reshape(advantages.shape)
     mean = counts.sum() / max((counts > 0).sum(), 1)
     drawn_often = (advantages * counts / max(mean, 1)).astype(np.float32)
-    return routing.of_rollouts(drawn_often)._replace(rollouts=counts > 0)
+    return routing.Route(drawn_often, rollouts=counts > 0)
 
-  return grpo.build(settings, ingredients)._replace(route=route)
+  return updates.rl_method(setup, batches=routing.routed(route))
 
 
 def contrasting(advantages: np.ndarray, *, share: float) -> np.ndarray:
@@ -60,11 +71,7 @@ def contrasting(advantages: np.ndarray, *, share: float) -> np.ndarray:
 
 
 def draw(
-  sizes: np.ndarray,
-  *,
-  rounds: int,
-  power: float,
-  random: np.random.Generator,
+  sizes: np.ndarray, *, rounds: int, power: float, random: np.random.Generator
 ) -> np.ndarray:
   """Returns [K] int, how often each pair is drawn.
 
@@ -72,7 +79,6 @@ def draw(
     sizes: [K] of |A1| + |A2|.
     rounds: of K / rounds pairs each, one at least, none twice in a round.
     power: a pair's chance is proportional to its size to this power.
-    random: draws.
   """
   chances = sizes.astype(np.float64) ** power + 1e-12  # all may be equal
   each = max(len(sizes) // rounds, 1)

@@ -1,17 +1,37 @@
 """SRFT: SFT and RL in one stage, weighed by entropy (arXiv 2506.19767)."""
 
+import dataclasses
+from typing import Literal
+
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.methods import contract, luffy, updates
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import contract, luffy, routing, updates
 from bilevel_jax.objectives import sequences, token_weights
-from bilevel_jax.rollout import routing
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  sft_weight: float = setting(
+    0.5,
+    "weight of a demonstration's SFT term, beside the one by its entropy",
+    at_least=0,
+  )
+  sft_exponent: Literal["paper", "code"] = setting(
+    "paper",
+    "weight of that term by the entropy H: exp(-H), or exp(+H) as in the "
+    "official code",
+  )
+  right_weight: float = setting(
+    0.1,
+    "weight of a right sample, beside exp(+H); a wrong one has -1",
+    at_least=0,
+  )
+  demonstration_reward: float = setting(1.0, "reward of a demonstration")
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns the sum of four terms, coefficients of grad log pi.
 
       demonstration  0.5 exp(-H)   SFT where the policy is sure
@@ -25,19 +45,17 @@ def build(
   (`method.srft.sft_exponent`). Ours: in the two RL terms, samples and
   demonstrations count the same, row by row.
   """
-  options = settings.srft
   sign = {"paper": -1.0, "code": 1.0}[options.sft_exponent]
 
-  def route(groups: routing.Groups) -> routing.Route:
+  def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
+    del host
     advantages, share = luffy.as_members(
-      groups, options.demonstration_reward, ingredients
+      groups, options.demonstration_reward, setup
     )
     share = np.float32(share)
     return routing.Route(
-      rollouts=np.ones(groups.rewards.shape, bool),
       advantages=np.where(groups.correct, 1 - share, share - 1),
       demonstrations=groups.demonstrated,
-      coefficients=np.ones(len(groups.demonstrated)),
       group_advantages=advantages[:, -1] * share,
     )
 
@@ -53,13 +71,14 @@ def build(
     right = options.right_weight * jnp.exp(entropy)
     return batch.advantages * jnp.where(batch.advantages > 0, right, 1.0)
 
-  return updates.joint_method(
-    ingredients,
-    lambda *gradients: updates.Mix(sft_weight=1.0, rl_weight=1.0),
-    objective=ingredients.supervised(
+  method = updates.joint(
+    setup,
+    lambda found: updates.Mix(sft_weight=1.0, rl_weight=1.0),
+    objective=setup.sft_loss(
       token_weight=token_weights.one,
       context=on_demonstrations,
       with_entropy=True,
     ),
-    rl_objective=ingredients.reinforced(advantages=on_rollouts),
-  )._replace(route=route)
+    rl_objective=setup.rl_loss(advantages=on_rollouts),
+  )
+  return routing.on_own_demonstrations(method, route)

@@ -6,7 +6,6 @@ again.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Literal, TypeAlias, cast
 
@@ -44,8 +43,6 @@ def token_logprobs(
   was computed there. A batch with a temperature of its own is scored at that.
 
   Args:
-    policy: the model.
-    base: its base.
     adapter: its adapter; None: the plain base.
     batch: B rows of T tokens.
     temperature: of the softmax, where the batch has none of its own.
@@ -53,8 +50,9 @@ def token_logprobs(
     with_entropy: also return the entropies in nats, [B, T].
   """
   unembedding = policy.unembedding(base)
+  own = batch.temperature if isinstance(batch, RLBatch) else None
   how = {
-    "temperature": _temperature(batch, temperature),
+    "temperature": temperature if own is None else own,
     "chunk": chunk,
     "with_entropy": with_entropy,
     "rows": policy.rows,
@@ -94,14 +92,6 @@ def token_logprobs(
   )
 
 
-def _temperature(batch: TokenBatch, default: float) -> jax.Array | float:
-  if not isinstance(batch, RLBatch) or batch.temperatures is None:
-    return default
-  # A row that a micro-batch leaves out has 0; so has every row of an empty one.
-  shared = jnp.max(jnp.asarray(batch.temperatures))
-  return jnp.where(shared > 0, shared, 1.0)
-
-
 def sft_objective(
   policy: Policy,
   *,
@@ -113,7 +103,6 @@ def sft_objective(
   """Returns minus J_SFT: the weighted negative log-likelihood of a batch.
 
   Args:
-    policy: the model.
     chunk: positions whose logits are in memory at once.
     token_weight: what a token's probability adds to its weight.
     context: what everything else does, the row's other tokens for one.
@@ -144,13 +133,9 @@ def sft_objective(
 def rl_objective(
   policy: Policy,
   *,
+  numbers: policy_gradient.PolicyGradient,
   temperature: float,
-  clip_low: float,
-  clip_high: float,
-  kl_coef: float,
   chunk: int,
-  importance_cap: float | None = None,
-  dual_clip: float | None = None,
   surrogate: Literal["fixed_sample", "dice"] = "fixed_sample",
   ratio: Literal["token", "sequence"] = "token",
   clip: Literal["objective", "weight"] = "objective",
@@ -171,17 +156,12 @@ def rl_objective(
   (`objectives.surrogates`).
 
   Args:
-    policy: the model.
+    numbers: `kl_coef` weighs the k3 estimate of KL(pi || ref); each token's
+      loss is multiplied by min(old / sampler, importance_cap), a constant,
+      where the batch has `sampler_logprobs`. `dice` has no clip, and only
+      `clip` "objective" a dual one.
     temperature: of the rollouts; log-probs are of the tempered policy.
-    clip_low: how far below 1 the ratio counts.
-    clip_high: how far above 1 the ratio counts.
-    kl_coef: weight of the k3 estimate of KL(pi || ref).
     chunk: positions whose logits are in memory at once.
-    importance_cap: each token's loss is multiplied by min(old / sampler, cap),
-      a constant, where the batch has `sampler_logprobs`; None: by 1.
-    dual_clip: most that the ratio of a token with a negative advantage counts,
-      with `clip` "objective"; not of `dice`. None: no bound.
-    surrogate: what is differentiated.
     ratio: of each token, or of its sequence (GSPO); not of `dice`.
     clip: what the ratio's bounds are put on: PPO's objective, or the weight of
       grad log pi (CISPO); not of `dice`.
@@ -192,9 +172,7 @@ def rl_objective(
       `prefix_loss` nor `advantages` may read them.
   """
   surrogates_by_clip = {
-    "objective": functools.partial(
-      policy_gradient.clipped_surrogate, dual_clip=dual_clip
-    ),
+    "objective": policy_gradient.clipped_surrogate,
     "weight": policy_gradient.clipped_weight,
   }
 
@@ -229,20 +207,20 @@ def rl_objective(
         logprobs,
         old_logprobs,
         values,
-        clip_low=clip_low,
-        clip_high=clip_high,
+        numbers,
         sequences=drawn if ratio == "sequence" else None,
       )
       cost = lambda costs: costs
     surrogate_losses, truncated = losses, jnp.zeros(logprobs.shape, bool)
-    if importance_cap is not None and batch.sampler_logprobs is not None:
+    cap = numbers.importance_cap
+    if cap is not None and batch.sampler_logprobs is not None:
       correction, truncated = policy_gradient.truncated_importance(
-        old_logprobs, batch.sampler_logprobs, cap=importance_cap
+        old_logprobs, batch.sampler_logprobs, cap=cap
       )
       losses *= correction
     if batch.ref_logprobs is not None:
       kl = policy_gradient.kl_k3(logprobs, batch.ref_logprobs)
-      losses += kl_coef * cost(kl)
+      losses += numbers.kl_coef * cost(kl)
     if batch.given is not None:
       begun = prefix_loss(logprobs, surrogate_losses, entropy, batch)
       losses = jnp.where(batch.given > 0, begun, losses)

@@ -7,63 +7,69 @@ threshold, else with nothing. On a given token of probability p the gradient is
 min(1, p / a) grad log p; the rest is GRPO over the whole group.
 """
 
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.methods import contract, grpo, updates
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import contract, routing
 from bilevel_jax.objectives import prefix_losses, token_weights
-from bilevel_jax.rollout import rounds, routing
+from bilevel_jax.rollout import rounds
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  sizes: tuple[int, ...] = setting(
+    (4, 2, 1, 1), "samples of each micro-group, or their ratio"
+  )
+  shares: tuple[float, ...] = setting(
+    (0.0, 0.2, 0.5, 1.0),
+    "share of the demonstration that each micro-group is given",
+  )
+  thresholds: tuple[float, ...] = setting(
+    (-1.0, 0.5, 0.7, 0.9),
+    "mean reward of the samples before a micro-group below which it is given "
+    "its share",
+  )
+  bound: float = setting(
+    0.1,
+    "a: probability below which a given token weighs p / a",
+    above=0,
+    at_most=1,
+  )
+
+
+def rules(options: Options, settings: Any) -> Iterator[str]:
+  """Yields a sentence for each rule that the settings break."""
+  del settings
+  counts = [
+    len(options.sizes), len(options.shares), len(options.thresholds)
+  ]  # fmt: skip
+  if len(set(counts)) > 1:
+    yield (
+      "method.trapo.sizes, shares and thresholds must have one for each "
+      f"micro-group, got {', '.join(map(str, counts))}"
+    )
+  if min(options.sizes, default=0) < 1:
+    yield f"method.trapo.sizes must be at least 1 each, got {options.sizes}"
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns TRAPO, with the paper's thresholds.
 
   The code helps below 2 right of 4, 4 of 6 and 7 of 7: with rewards of 0 and
   1, `thresholds` (-1, 0.5, 0.66, 1). As in the code, one of several samples
   with the same beginning counts for it. Ours: the cut is at the share itself,
   not moved to the next blank line; `rl.*` says whether there is a clip.
-
-  Raises:
-    ConfigError: micro-groups that differ in number from shares or thresholds,
-      or have no sample.
   """
-  options = settings.trapo
-  counts = [
-    len(options.sizes), len(options.shares), len(options.thresholds)
-  ]  # fmt: skip
-  if len(set(counts)) > 1:
-    raise config.ConfigError(
-      "method.trapo.sizes, shares and thresholds must have one for each "
-      f"micro-group, got {', '.join(map(str, counts))}"
-    )
-  if min(options.sizes, default=0) < 1:
-    raise config.ConfigError(
-      f"method.trapo.sizes must be at least 1 each, got {options.sizes}"
-    )
-
-  def route(groups: routing.Groups) -> routing.Route:
-    advantages, _ = ingredients.advantages(groups.rewards, groups.scored)
-    return routing.of_rollouts(advantages, prefixes=last_of_alike(groups.given))
-
   loss = prefix_losses.likelihood(token_weights.trust_region(options.bound))
-  return grpo.build(settings, ingredients)._replace(
-    update=updates.reinforced(
-      ingredients, objective=ingredients.reinforced(prefix_loss=loss)
-    ),
-    guide=micro_groups(options),
-    route=route,
-    every_rollout=True,
-  )
+  return routing.guided(setup, micro_groups(options), loss, last_of_alike)
 
 
-def micro_groups(options: config.comparators.TRAPO) -> rounds.Guide:
-  """Returns the guide that helps where samples before failed.
-
-  Args:
-    options: sizes, shares and thresholds.
-  """
+def micro_groups(options: Options) -> rounds.Guide:
+  """Returns the guide that helps where samples before failed."""
   shares, thresholds = np.array(options.shares), np.array(options.thresholds)
 
   def guide(progress: rounds.Progress) -> np.ndarray:

@@ -9,50 +9,53 @@ until step T, `hinted_share` of the run, and no hint after it. The loss is
 GRPO's on what was drawn and `hint_weight` times -log p on the hint.
 """
 
+import dataclasses
 import math
 
 import numpy as np
 
-from bilevel_jax import config
-from bilevel_jax.methods import contract, grpo, updates
+from bilevel_jax.fields import setting
+from bilevel_jax.methods import contract, routing
 from bilevel_jax.objectives import prefix_losses, token_weights
-from bilevel_jax.rollout import rounds, routing
+from bilevel_jax.rollout import rounds
 
 
-def build(
-  settings: config.Method, ingredients: contract.Ingredients
-) -> contract.Method:
+@dataclasses.dataclass(frozen=True)
+class Options:
+  pieces: int = setting(5, "most pieces that a hint may have", at_least=1)
+  highest: float = setting(
+    0.95,
+    "probability that a piece is given, at the start",
+    at_least=0,
+    at_most=1,
+  )
+  lowest: float = setting(
+    0.05,
+    "probability that a piece is given, when hints end",
+    at_least=0,
+    at_most=1,
+  )
+  hinted_share: float = setting(
+    0.6, "share of the steps that have hints", at_least=0, at_most=1
+  )
+  hint_weight: float = setting(
+    1e-3, "weight of -log p on a hint's tokens", at_least=0
+  )
+
+
+def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns unified fine-tuning.
 
   Ours: pieces are of equal tokens, and there is one more of them, with the
   answer, that is never given; a hint is part of the completion, so its tokens
   weigh like the others, and once for each sample that began with it.
   """
-  options = settings.uft
-  steps = ingredients.total_updates // ingredients.updates_per_step
-
-  def route(groups: routing.Groups) -> routing.Route:
-    advantages, _ = ingredients.advantages(groups.rewards, groups.scored)
-    return routing.of_rollouts(advantages, prefixes=groups.given > 0)
-
   loss = prefix_losses.likelihood(token_weights.one, options.hint_weight)
-  return grpo.build(settings, ingredients)._replace(
-    update=updates.reinforced(
-      ingredients, objective=ingredients.reinforced(prefix_loss=loss)
-    ),
-    guide=hints(options, steps),
-    route=route,
-    every_rollout=True,
-  )
+  return routing.guided(setup, hints(options, setup.steps), loss)
 
 
-def hints(options: config.comparators.UFT, steps: int) -> rounds.Guide:
-  """Returns the guide that gives all samples of a question the same hint.
-
-  Args:
-    options: the schedule.
-    steps: of the run.
-  """
+def hints(options: Options, steps: int) -> rounds.Guide:
+  """Returns the guide that gives all samples of a question the same hint."""
 
   def guide(progress: rounds.Progress) -> np.ndarray:
     random = np.random.default_rng(progress.seed)
@@ -66,16 +69,8 @@ def hints(options: config.comparators.UFT, steps: int) -> rounds.Guide:
   return guide
 
 
-def probability(
-  options: config.comparators.UFT, step: int, steps: int
-) -> float:
-  """Returns the probability that a piece is given at a step.
-
-  Args:
-    options: the schedule.
-    step: steps done before.
-    steps: of the run.
-  """
+def probability(options: Options, step: int, steps: int) -> float:
+  """Returns the probability that a piece is given at a step."""
   until = options.hinted_share * steps
   if step >= until:
     return 0.0

@@ -9,16 +9,25 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax.bilevel import penalty, problem
+from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, diagnostics
-from bilevel_jax.types import Metrics, StepBatch, TrainState, Tree
-
-Update: TypeAlias = Callable[
-  [TrainState, StepBatch], tuple[TrainState, Metrics]
-]
+from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
-def supervised(
-  ingredients: contract.Ingredients,
+@dataclasses.dataclass(frozen=True)
+class SFTRate:
+  """Settings of a method whose SFT has an optimiser of its own."""
+
+  sft_learning_rate: float | None = setting(
+    None, "peak learning rate of SFT; default: the base's", at_least=0
+  )
+
+
+Update: TypeAlias = Callable[[TrainState, StepBatch], contract.Updated]
+
+
+def sft(
+  setup: contract.Setup,
   *,
   objective: problem.Objective | None = None,
   optimizer: optax.GradientTransformation | None = None,
@@ -26,23 +35,14 @@ def supervised(
   """Returns base <- base - lr grad L_SFT(base), on demonstrations.
 
   Args:
-    ingredients: of the method.
-    objective: in place of the problem's SFT loss.
+    objective: in place of the plain SFT loss.
     optimizer: in place of the base's.
   """
-  gradient = ingredients.gradient(objective or ingredients.problem.upper)
-  optimizers = {"base": optimizer or ingredients.optimizers["base"]}
-
-  def update(state: TrainState, batch: StepBatch):
-    sft = gradient(state.base, None, batch.sft)
-    state, norms = contract.advance(state, optimizers, {"base": sft.base})
-    return state, {"sft/loss": sft.loss, **norms}
-
-  return update
+  return _descent(setup, "sft", objective or setup.sft_loss(), optimizer)
 
 
-def reinforced(
-  ingredients: contract.Ingredients,
+def rl(
+  setup: contract.Setup,
   *,
   objective: problem.Objective | None = None,
   optimizer: optax.GradientTransformation | None = None,
@@ -50,59 +50,77 @@ def reinforced(
   """Returns base <- base - lr grad L_RL(base), on the policy's own rollouts.
 
   Args:
-    ingredients: of the method.
-    objective: in place of the problem's RL loss.
+    objective: in place of the plain RL loss.
     optimizer: in place of the base's.
   """
-  gradient = ingredients.gradient(objective or ingredients.problem.lower)
-  optimizers = {"base": optimizer or ingredients.optimizers["base"]}
+  return _descent(setup, "rl", objective or setup.rl_loss(), optimizer)
+
+
+def _descent(
+  setup: contract.Setup,
+  part: str,
+  objective: problem.Objective,
+  optimizer: optax.GradientTransformation | None,
+) -> Update:
+  gradient = setup.gradient(objective)
+  optimizers = {"base": optimizer or setup.optimizers["base"]}
 
   def update(state: TrainState, batch: StepBatch):
-    rl = gradient(state.base, None, batch.rl)
-    state, norms = contract.advance(state, optimizers, {"base": rl.base})
-    return state, {
-      "rl/loss": rl.loss,
-      **diagnostics.rollout_metrics(batch.rl, rl.aux),
-      **norms,
-    }
+    found = gradient(state.base, None, getattr(batch, part))
+    state, norms = contract.advance(state, optimizers, {"base": found.base})
+    metrics = {f"{part}/loss": found.loss, **norms}
+    of_rollouts = {}
+    if part == "rl":
+      of_rollouts = diagnostics.rollout_metrics(batch.rl, found.aux)
+    return contract.Updated(state, metrics | of_rollouts, metrics)
 
   return update
 
 
+def rl_method(
+  setup: contract.Setup,
+  *,
+  objective: problem.Objective | None = None,
+  batches: contract.Batches = contract.on_policy,
+  needs: contract.Needs = contract.Needs(),
+) -> contract.Method:
+  """Returns the method whose every update is of RL, and that keeps no state."""
+  plan = contract.Plan(rollouts=True, demonstrations=False)
+  return contract.Method(
+    needs=needs,
+    init=lambda base, adapter: contract.new_state(setup.optimizers, base=base),
+    plan=lambda step, scalars: plan,
+    update=rl(setup, objective=objective),
+    batches=batches,
+  )
+
+
 def by_turns(
-  ingredients: contract.Ingredients,
+  setup: contract.Setup,
   *,
   rl_optimizer: optax.GradientTransformation,
   sft_optimizer: optax.GradientTransformation,
 ) -> tuple[Callable[[Tree, Tree | None], TrainState], Update]:
-  """Returns the init and the update of RL or SFT, as the batch has rollouts.
-
-  Args:
-    ingredients: of the method.
-    rl_optimizer: of the updates with rollouts.
-    sft_optimizer: of those without.
-  """
-  rl = reinforced(ingredients, optimizer=rl_optimizer)
-  sft = supervised(ingredients, optimizer=sft_optimizer)
+  """Returns the init and the update of RL or SFT, as the batch has rollouts."""
+  by_rl = rl(setup, optimizer=rl_optimizer)
+  by_sft = sft(setup, optimizer=sft_optimizer)
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     del adapter
-    return dataclasses.replace(
-      contract.new_state({"base": rl_optimizer}, base=base),
-      extra={"idle": sft_optimizer.init(base)},
-    )
+    extra = {"idle": sft_optimizer.init(base)}
+    return contract.new_state({"base": rl_optimizer}, base=base, extra=extra)
 
   def update(state: TrainState, batch: StepBatch):
     if batch.rl is not None:
-      return rl(state, batch)
-    state, metrics = sft(swapped(state), batch)
-    return swapped(state), metrics
+      return by_rl(state, batch)
+    done = by_sft(_swapped(state), batch)
+    return done._replace(state=_swapped(done.state))
 
   return init, update
 
 
-def swapped(state: TrainState) -> TrainState:
-  """Returns the state with the idle optimiser's state in the other's place."""
+def _swapped(state: TrainState) -> TrainState:
+  """The state with the idle optimiser's state in the other's place."""
   return dataclasses.replace(
     state,
     optimizer_states={"base": state.extra["idle"]},
@@ -119,107 +137,101 @@ class Mix(NamedTuple):
   """The method's own state after the update; None: as it was."""
 
 
-Weigh: TypeAlias = Callable[
-  [TrainState, problem.Gradient, problem.Gradient, problem.Agreement], Mix
-]
-"""(state, SFT gradient, RL gradient, how far they agree) -> Mix."""
+class Found(NamedTuple):
+  """What a joint update has at hand before it weighs."""
+
+  state: TrainState
+  batch: StepBatch
+  sft: problem.Gradient
+  rl: problem.Gradient
+  agreement: problem.Agreement
+  """Of the base's two gradients, SFT's first."""
+
+
+Weigh: TypeAlias = Callable[[Found], Mix]
 
 
 def joint(
-  ingredients: contract.Ingredients,
+  setup: contract.Setup,
   weigh: Weigh,
   *,
   objective: problem.Objective | None = None,
   rl_objective: problem.Objective | None = None,
-) -> Update:
-  """Returns base <- base - lr (s grad L_SFT + r grad L_RL), s and r by `weigh`.
+  extra: Callable[[Tree], Any] = lambda base: None,
+  adapter: bool = False,
+) -> contract.Method:
+  """Returns the method base <- base - lr (s grad L_SFT + r grad L_RL).
 
   A gradient whose weight is exactly 0 is absent. An adapter in the state moves
   likewise, by its own optimiser.
 
   Args:
-    ingredients: of the method.
     weigh: decides s and r, once both gradients are known.
-    objective: in place of the problem's SFT loss.
-    rl_objective: in place of the problem's RL loss.
+    objective: in place of the plain SFT loss.
+    rl_objective: in place of the plain RL loss.
+    extra: base -> the method's own state before the first update.
+    adapter: whether there is an adapter that moves, too.
   """
-  sft_gradient = ingredients.gradient(objective or ingredients.problem.upper)
-  rl_gradient = ingredients.gradient(rl_objective or ingredients.problem.lower)
+  sft_gradient = setup.gradient(objective or setup.sft_loss())
+  rl_gradient = setup.gradient(rl_objective or setup.rl_loss())
+
+  def init(base: Tree, given: Tree | None) -> TrainState:
+    trees = {"base": base, "adapter": given} if adapter else {"base": base}
+    return contract.new_state(setup.optimizers, extra=extra(base), **trees)
 
   def update(state: TrainState, batch: StepBatch):
-    rl = rl_gradient(state.base, state.adapter, batch.rl)
+    by_rl = rl_gradient(state.base, state.adapter, batch.rl)
     # One after the other, so that only one's activations are in memory.
-    rl, base = jax.lax.optimization_barrier((rl, state.base))
-    sft = sft_gradient(base, state.adapter, batch.sft)
-    agreement = problem.agreement(sft.base, rl.base)
-    mix = weigh(state, sft, rl, agreement)
+    by_rl, base = jax.lax.optimization_barrier((by_rl, state.base))
+    by_sft = sft_gradient(base, state.adapter, batch.sft)
+    agreement = problem.agreement(by_sft.base, by_rl.base)
+    mix = weigh(Found(state, batch, by_sft, by_rl, agreement))
     total = jax.tree.map(
       lambda s, r: (
         penalty.weigh(mix.sft_weight, s) + penalty.weigh(mix.rl_weight, r)
       ),
-      {"base": sft.base, "adapter": sft.adapter},
-      {"base": rl.base, "adapter": rl.adapter},
+      {"base": by_sft.base, "adapter": by_sft.adapter},
+      {"base": by_rl.base, "adapter": by_rl.adapter},
     )
     if state.adapter is None:
       del total["adapter"]
-    state, norms = contract.advance(state, ingredients.optimizers, total)
+    state, norms = contract.advance(state, setup.optimizers, total)
     if mix.extra is not None:
       state = dataclasses.replace(state, extra=mix.extra)
-    return state, {
-      "sft/loss": sft.loss,
-      "rl/loss": rl.loss,
-      "mix/sft_weight": jnp.float32(mix.sft_weight),
-      "mix/rl_weight": jnp.float32(mix.rl_weight),
-      **diagnostics.gradient_metrics(
-        agreement, sft_weight=mix.sft_weight, rl_weight=mix.rl_weight
+    losses = {"sft/loss": by_sft.loss, "rl/loss": by_rl.loss}
+    of_gradients = diagnostics.gradient_metrics(
+      agreement, sft_weight=mix.sft_weight, rl_weight=mix.rl_weight
+    )
+    return contract.Updated(
+      state,
+      {
+        **losses,
+        "mix/sft_weight": jnp.float32(mix.sft_weight),
+        "mix/rl_weight": jnp.float32(mix.rl_weight),
+        **of_gradients,
+        **diagnostics.rollout_metrics(batch.rl, by_rl.aux),
+        **norms,
+      },
+      must_be_finite=(
+        losses,
+        norms,
+        agreement.upper_norm,
+        agreement.lower_norm,
       ),
-      **diagnostics.rollout_metrics(batch.rl, rl.aux),
-      **norms,
-    }
-
-  return update
-
-
-def joint_method(
-  ingredients: contract.Ingredients,
-  weigh: Weigh,
-  *,
-  objective: problem.Objective | None = None,
-  rl_objective: problem.Objective | None = None,
-  extra: Callable[[Tree], Any] = lambda base: {},
-  adapter: bool = False,
-) -> contract.Method:
-  """Returns the method whose every update is joint, with its own state.
-
-  Args:
-    ingredients: of the method.
-    weigh: as in `joint`.
-    objective: as in `joint`.
-    rl_objective: as in `joint`.
-    extra: base -> the method's own state before the first update.
-    adapter: whether there is an adapter that moves, too.
-  """
-
-  def init(base: Tree, given: Tree | None) -> TrainState:
-    trees = {"base": base, "adapter": given} if adapter else {"base": base}
-    return dataclasses.replace(
-      contract.new_state(ingredients.optimizers, **trees), extra=extra(base)
     )
 
   plan = contract.Plan(rollouts=True, demonstrations=True)
   return contract.Method(
-    trains_adapter=adapter,
+    needs=contract.Needs(demonstrations="drawn", adapter=adapter, trees=3),
     init=init,
-    plan=lambda step: plan,
-    update=joint(
-      ingredients, weigh, objective=objective, rl_objective=rl_objective
-    ),
+    plan=lambda step, scalars: plan,
+    update=update,
   )
 
 
-def reference_copy(ingredients: contract.Ingredients, base: Tree) -> dict:
+def reference_copy(setup: contract.Setup, base: Tree) -> dict:
   """Returns {"reference": a copy of base}, or {} where there is no KL term."""
-  if (dtype := ingredients.reference_dtype) is None:
+  if (dtype := setup.reference_dtype) is None:
     return {}
   # A copy of its own: the two are donated to the next update separately.
   return {"reference": jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)}

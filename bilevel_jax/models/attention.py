@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.types import Array
 
 # Finite, so that a row without visible columns stays finite.
@@ -56,7 +56,7 @@ def xla(
   k: Array,
   v: Array,
   segment_ids: Array,
-  branches: Array | None = None,
+  continuations: Array | None = None,
 ) -> jax.Array:
   """Returns attention within segments, scores in memory, [B, T, N, H].
 
@@ -66,9 +66,10 @@ def xla(
     v: values [B, T, K, H].
     segment_ids: [B, T]; a query sees earlier columns of its own id. Padding,
       id 0, sees padding: nobody reads it, and it stays finite.
-    branches: [B, T]; within its segment, a query sees branch 0 and its own.
+    continuations: [B, T]; within its segment, a query sees continuation 0, the
+      shared prefix, and its own.
   """
-  same = _related(segment_ids, segment_ids, branches, branches)
+  same = _related(segment_ids, segment_ids, continuations, continuations)
   causal = np.tril(np.ones((q.shape[1], q.shape[1]), bool))
   k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
   return dense(q, k, v, same & causal[None])
@@ -77,15 +78,15 @@ def xla(
 def _related(
   queries: Array,
   keys: Array,
-  query_branches: Array | None,
-  key_branches: Array | None,
+  own: Array | None,
+  theirs: Array | None,
 ) -> Array:
-  """Which keys [B, S] are of a query's [B, T] segment and branch, [B, T, S]."""
+  """Which keys [B, S] have a query's [B, T] segment, and its continuation."""
   same = queries[:, :, None] == keys[:, None, :]
-  if query_branches is None or key_branches is None:
+  if own is None or theirs is None:
     return same
-  own = query_branches[:, :, None] == key_branches[:, None, :]
-  return same & (own | (key_branches[:, None, :] == 0))
+  theirs = theirs[:, None, :]
+  return same & ((own[:, :, None] == theirs) | (theirs == 0))
 
 
 def chunked(
@@ -93,7 +94,7 @@ def chunked(
   k: Array,
   v: Array,
   segment_ids: Array,
-  branches: Array | None = None,
+  continuations: Array | None = None,
   *,
   chunk: int = _CHUNK,
 ) -> jax.Array:
@@ -108,7 +109,7 @@ def chunked(
     k: keys [B, T, K, H].
     v: values [B, T, K, H].
     segment_ids: [B, T], as for `xla`.
-    branches: [B, T], as for `xla`.
+    continuations: [B, T], as for `xla`.
     chunk: queries, and keys, that are scored at once.
   """
   rows, columns, heads, size = q.shape
@@ -124,22 +125,22 @@ def chunked(
 
   q = q.reshape(rows, columns, groups, heads // groups, size)
   within = jnp.arange(chunk)
-  segments = (split(segment_ids), None if branches is None else split(branches))
+  segments = jax.tree.map(split, (segment_ids, continuations))
   keys = (split(k), split(v), segments, jnp.arange(chunks))
 
   @jax.checkpoint
   def attend(queries):
-    q, (q_segments, q_branches), i = queries
+    q, (q_segments, q_continuations), i = queries
 
     @jax.checkpoint
     def accumulate(carry, keys):
       top, total, mixed = carry
-      k, v, (k_segments, k_branches), j = keys
+      k, v, (k_segments, k_continuations), j = keys
       scores = jnp.einsum(
         "bqkgh,bskh->bkgqs", q, k, preferred_element_type=wide
       ) * wide.type(size**-0.5)
       causal = (i * chunk + within)[:, None] >= (j * chunk + within)[None]
-      same = _related(q_segments, k_segments, q_branches, k_branches)
+      same = _related(q_segments, k_segments, q_continuations, k_continuations)
       scores = jnp.where((same & causal[None])[:, None, None], scores, _MASKED)
       # The result does not depend on `top`: its derivative is zero.
       new_top = jnp.maximum(top, jax.lax.stop_gradient(scores.max(-1)))
@@ -172,7 +173,7 @@ def cudnn(
   k: Array,
   v: Array,
   segment_ids: Array,
-  branches: Array | None = None,
+  continuations: Array | None = None,
 ) -> jax.Array:
   """Returns attention of rows with one right-padded segment, [B, T, N, H].
 
@@ -184,13 +185,13 @@ def cudnn(
     k: keys [B, T, K, H].
     v: values [B, T, K, H].
     segment_ids: [B, T], a constant followed by zeros.
-    branches: None; the kernel cannot have [B, T] of them.
+    continuations: None; the kernel cannot have [B, T] of them.
 
   Raises:
-    ValueError: branches.
+    ValueError: continuations.
   """
-  if branches is not None:
-    raise ValueError("cudnn attention takes no branches")
+  if continuations is not None:
+    raise ValueError("cudnn attention takes no continuations")
   lengths = jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32)
   real = jnp.arange(q.shape[1])[None] < lengths[:, None]
   expected = jnp.where(real, segment_ids[:, :1], 0)
@@ -228,7 +229,6 @@ def choose(name: str, backend: str, dtype: jax.typing.DTypeLike) -> str:
   Args:
     name: "auto" or a key of KERNELS.
     backend: cpu, gpu or tpu, as from jax.default_backend().
-    dtype: compute dtype.
 
   Raises:
     ConfigError: unknown name, or a kernel that cannot run here.
@@ -236,11 +236,11 @@ def choose(name: str, backend: str, dtype: jax.typing.DTypeLike) -> str:
   if name == "auto":
     return "xla" if backend == "cpu" else "chunked"
   if name not in KERNELS:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"model.attention must be one of auto, {', '.join(KERNELS)}, got {name!r}"
     )
   if name == "cudnn" and (backend != "gpu" or jnp.dtype(dtype) != jnp.bfloat16):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "model.attention=cudnn needs a GPU and model.compute_dtype=bfloat16, got "
       f"{backend} and {jnp.dtype(dtype).name}; use chunked or xla"
     )

@@ -52,25 +52,36 @@ def rotation(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the cosine and sine of the rotary angles, float32 [B, T, 1, H/2].
 
-  angle = position * theta^(-2i/H), RoFormer (arXiv:2104.09864), where Llama
-  3.1 divides low frequencies by `factor`, keeps high ones, and goes smoothly
-  between, as a function of the turns within the original context.
+  angle = position * frequency, RoFormer (arXiv:2104.09864).
 
   Args:
     positions: [B, T] int32.
     architecture: its head_dim, rope_theta and rope_scaling.
   """
-  half = architecture.head_dim // 2
-  frequencies = architecture.rope_theta ** -(np.arange(half) / half)
-  if scaling := architecture.rope_scaling:
-    turns = scaling.original_max_positions * frequencies / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = np.clip((turns - low) / (high - low), 0, 1)
-    frequencies *= kept + (1 - kept) / scaling.factor
+  a = architecture
+  turned = frequencies(a.head_dim, a.rope_theta, a.rope_scaling)
   angles = positions[:, :, None, None].astype(jnp.float32) * np.asarray(
-    frequencies, np.float32
-  ).reshape(1, 1, 1, half)
+    turned, np.float32
+  ).reshape(1, 1, 1, -1)
   return jnp.cos(angles), jnp.sin(angles)
+
+
+def frequencies(
+  head_dim: int, theta: float, scaling: presets.Llama3Scaling | None
+) -> np.ndarray:
+  """Returns the rotary frequencies theta^(-2i/H), float64 [H/2].
+
+  Llama 3.1's scaling divides low frequencies by `factor`, keeps high ones, and
+  goes smoothly between, as a function of the turns within the original context.
+  """
+  half = head_dim // 2
+  plain = theta ** -(np.arange(half) / half)
+  if scaling is None:
+    return plain
+  turns = scaling.original_max_positions * plain / (2 * np.pi)
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  kept = np.clip((turns - low) / (high - low), 0, 1)
+  return plain * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:

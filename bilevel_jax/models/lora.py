@@ -1,10 +1,12 @@
 """LoRA as functions of trees: the base's matrices plus scale * A @ B."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.models import presets
 from bilevel_jax.types import Tree
 
@@ -14,12 +16,22 @@ _INIT_A = nn.initializers.variance_scaling(
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+  """Which adapter a model has; hashable, so it can be static."""
+
+  rank: int  # r, the columns of A
+  alpha: float
+  targets: tuple[str, ...]  # of `Architecture.projections`
+
+  @property
+  def scale(self) -> float:
+    """What A @ B is multiplied by."""
+    return self.alpha / self.rank
+
+
 def init(
-  key: jax.Array,
-  architecture: presets.Architecture,
-  *,
-  rank: int,
-  targets: tuple[str, ...],
+  key: jax.Array, architecture: presets.Architecture, spec: Spec
 ) -> Tree:
   """Returns {target: {"A": [L, in, r], "B": [L, r, out]}}, float32, B = 0.
 
@@ -28,22 +40,14 @@ def init(
 
   Args:
     key: PRNG key.
-    architecture: of the base.
-    rank: r, the columns of A.
-    targets: names of the matrices to adapt.
-
-  Raises:
-    ConfigError: a target is not a matrix of the architecture.
   """
-  check_targets(architecture, targets)
   adapter = {}
-  for target, k in zip(
-    targets, jax.random.split(key, len(targets)), strict=True
-  ):
+  keys = jax.random.split(key, len(spec.targets))
+  for target, k in zip(spec.targets, keys, strict=True):
     rows, columns = architecture.projections[target]
     adapter[target] = {
-      "A": _INIT_A(k, (architecture.layers, rows, rank), jnp.float32),
-      "B": jnp.zeros((architecture.layers, rank, columns), jnp.float32),
+      "A": _INIT_A(k, (architecture.layers, rows, spec.rank), jnp.float32),
+      "B": jnp.zeros((architecture.layers, spec.rank, columns), jnp.float32),
     }
   return adapter
 
@@ -52,10 +56,6 @@ def check_targets(
   architecture: presets.Architecture, targets: tuple[str, ...]
 ) -> None:
   """Returns nothing; refuses targets that the architecture does not have.
-
-  Args:
-    architecture: of the base.
-    targets: names of the matrices to adapt.
 
   Raises:
     ConfigError: no target, one twice, or one that is not a matrix.
@@ -66,7 +66,7 @@ def check_targets(
     or len(set(targets)) < len(targets)
     or not set(targets) <= set(known)
   ):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"adapter.targets must be one or more of {', '.join(known)}, each once, "
       f"got {', '.join(targets) or 'none'}"
     )
@@ -81,7 +81,6 @@ def merge_layer(layer: Tree, adapter_layer: Tree | None, scale: float) -> Tree:
   Args:
     layer: one layer's weights, kernels [in, out].
     adapter_layer: {target: {"A": [in, r], "B": [r, out]}}, or None.
-    scale: alpha / rank.
   """
   if adapter_layer is None:
     return layer
@@ -105,7 +104,6 @@ def delta_norm(
   Args:
     base: the language model's weights, layers stacked.
     adapter: {target: {"A": [L, in, r], "B": [L, r, out]}}.
-    scale: alpha / rank.
   """
   delta = weight = jnp.zeros((), jnp.float32)
   for target, factors in adapter.items():

@@ -1,11 +1,12 @@
-"""A transformer as a `types.Policy`: the door through which rooms see it."""
+"""A transformer as a `types.Policy`, the form in which the package uses it."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.models import attention as attention_kernels
 from bilevel_jax.models import layers, lora, presets, transformer
 
@@ -13,12 +14,10 @@ from bilevel_jax.models import layers, lora, presets, transformer
 def make(
   architecture: presets.Architecture,
   *,
-  adapter_rank: int,
-  adapter_alpha: float,
-  adapter_targets: tuple[str, ...],
   compute_dtype: jax.typing.DTypeLike,
-  attention: str,
-  remat: str,
+  attention: str = "auto",
+  remat: str = "none",
+  adapter: lora.Spec | None = None,
   rows: jax.sharding.NamedSharding | None = None,
 ) -> types.Policy:
   """Returns the policy of an architecture, as pure functions.
@@ -27,13 +26,10 @@ def make(
   run of a process serves the next: the sampler, above all.
 
   Args:
-    architecture: sizes and switches.
-    adapter_rank: r of the LoRA factors.
-    adapter_alpha: A @ B is scaled by alpha / r.
-    adapter_targets: projections that have an adapter.
     compute_dtype: of activations, of merged weights and of the KV cache.
     attention: auto, xla, chunked or cudnn, for `hidden`; `extend` has its own.
-    remat: one of layers.REMAT.
+    remat: what a layer recomputes in the backward pass, one of `layers.REMAT`.
+    adapter: None: the policy takes no adapter, and has none to initialise.
     rows: how the rows of a training batch lie on devices; None: on one.
 
   Raises:
@@ -41,43 +37,38 @@ def make(
   """
   dtype = jnp.dtype(compute_dtype)
   if remat not in layers.REMAT:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"model.remat must be one of {', '.join(layers.REMAT)}, got {remat!r}"
     )
-  targets = tuple(adapter_targets)
-  lora.check_targets(architecture, targets)
+  if adapter is not None:
+    lora.check_targets(architecture, adapter.targets)
   kernel = attention_kernels.choose(attention, jax.default_backend(), dtype)
-  return _composed(
-    architecture,
-    rank=adapter_rank,
-    scale=adapter_alpha / adapter_rank,
-    targets=targets,
-    dtype=dtype,
-    kernel=kernel,
-    remat=remat,
-    rows=rows,
-  )
+  return _composed(architecture, adapter, dtype, kernel, remat, rows)
 
 
 @functools.cache
 def _composed(
   architecture: presets.Architecture,
-  *,
-  rank: int,
-  scale: float,
-  targets: tuple[str, ...],
+  adapter: lora.Spec | None,
   dtype: jnp.dtype,
   kernel: str,
   remat: str,
   rows: jax.sharding.NamedSharding | None,
 ) -> types.Policy:
   of = functools.partial(functools.partial, architecture=architecture)
+  # Without an adapter there is nothing to scale; what is handed in anyway
+  # must not pass for one.
+  scale = math.nan if adapter is None else adapter.scale
+
+  def init_adapter(key: jax.Array) -> types.Tree:
+    if adapter is None:
+      raise ValueError("this policy was made without an adapter")
+    return lora.init(key, architecture, adapter)
+
   return types.Policy(
     vocab_size=architecture.vocab_size,
     init=of(transformer.init),
-    init_adapter=lambda key: lora.init(
-      key, architecture, rank=rank, targets=targets
-    ),
+    init_adapter=init_adapter,
     hidden=of(
       transformer.hidden,
       scale=scale,

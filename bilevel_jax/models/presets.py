@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from bilevel_jax import config
+from bilevel_jax import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,11 @@ class Architecture:
 def get(name: str) -> Architecture:
   """Returns the architecture of that name.
 
-  Args:
-    name: a key of PRESETS.
-
   Raises:
     ConfigError: there is no such preset.
   """
   if name not in PRESETS:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"model.preset must be one of {', '.join(PRESETS)}, got {name!r}"
     )
   return PRESETS[name]
@@ -85,9 +82,6 @@ def of_hub_id(name: str) -> Architecture | None:
   """Returns the architecture of a hub id or file name, None if not known.
 
   Base and instruct models, and ours, differ in their weights alone.
-
-  Args:
-    name: such as Qwen/Qwen3-8B-Base.
   """
   plain = name.rsplit("/", 1)[-1].lower()
   for ending in ("-instruct", "-base"):

@@ -25,7 +25,6 @@ def init(key: jax.Array, *, architecture: presets.Architecture) -> Tree:
 
   Args:
     key: PRNG key.
-    architecture: sizes and switches.
   """
   a = architecture
   embedding_key, head_key, layers_key = jax.random.split(key, 3)
@@ -55,7 +54,7 @@ def hidden(
   tokens: Array,
   positions: Array,
   segment_ids: Array,
-  branches: Array | None = None,
+  continuations: Array | None = None,
   *,
   architecture: presets.Architecture,
   scale: float,
@@ -67,17 +66,12 @@ def hidden(
   """Returns hidden states [B, T, D] after the final norm.
 
   Args:
-    base: weights, layers stacked.
     adapter: LoRA factors, merged into each layer as it is reached, or None.
     tokens: [B, T] int32.
     positions: [B, T] int32, from 0 in each segment.
     segment_ids: [B, T] int32; a token sees earlier columns of its own id.
-    branches: [B, T] int32 or None; of those, branch 0 and its own.
-    architecture: sizes and switches.
-    scale: alpha / rank.
-    dtype: compute dtype.
-    kernel: a key of attention.KERNELS.
-    remat: one of layers.REMAT.
+    continuations: [B, T] int32 or None; of those, continuation 0, a prefix that
+      others share, and its own.
     rows: of [B, ...] over devices; the stream between layers is held to it, so
       that weights move to the rows and not rows to the weights. The last of
       its axes also splits the width of the embedding. None: one device.
@@ -90,7 +84,7 @@ def hidden(
     place = lambda x: jax.lax.with_sharding_constraint(x, rows)
 
   def attend(q, k, v):
-    return attention.KERNELS[kernel](q, k, v, segment_ids, branches), None
+    return attention.KERNELS[kernel](q, k, v, segment_ids, continuations), None
 
   def step(x, layer):
     weights = _effective(*layer, scale=scale, dtype=dtype)
@@ -117,9 +111,7 @@ def unembedding(
   """Returns [D, V] in the compute dtype; hidden @ unembedding are the logits.
 
   Args:
-    base: weights.
     architecture: tells whether the embedding is tied.
-    dtype: compute dtype.
   """
   if architecture.tied_embeddings:
     return _cast(base["embedding"], dtype).T
@@ -138,13 +130,6 @@ def merge(
 
   Laid out as the base, in the compute dtype, with `layers` a tuple of one
   tree per layer, so that decoding slices no stacked array.
-
-  Args:
-    base: weights, layers stacked.
-    adapter: LoRA factors or None.
-    architecture: sizes and switches.
-    scale: alpha / rank.
-    dtype: compute dtype.
   """
   rest = {name: base[name] for name in base if name != "layers"}
   stacked = (base["layers"], adapter)
@@ -169,10 +154,7 @@ def init_cache(
   """Returns ((k [B, K, H, S], v [B, K, S, H]), ...), zeros, a pair per layer.
 
   Args:
-    rows: B.
     columns: S, the longest sequence that fits.
-    architecture: sizes and switches.
-    dtype: compute dtype.
   """
   a = architecture
   keys = (rows, a.kv_heads, a.head_dim, columns)
@@ -198,14 +180,12 @@ def extend(
   and decoding are this one function. start + n must not exceed S.
 
   Args:
-    weights: from `merge`.
     cache: from `init_cache` or `extend`; columns from `start` on may hold
       anything finite.
     tokens: [B, n] int32.
     positions: [B, n] int32.
     start: scalar, the column of the first token.
     first: [B] int32, the column of each row's first token that is not padding.
-    architecture: sizes and switches.
   """
   rotation = layers.rotation(positions, architecture)
   block = layers.Block(architecture)
@@ -237,7 +217,6 @@ def logits(
   """Returns hidden @ unembedding, accumulated in float32 or better, [..., V].
 
   Args:
-    weights: from `merge`.
     hidden: [..., D].
     architecture: tells whether the embedding is tied.
   """

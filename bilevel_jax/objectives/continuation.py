@@ -13,6 +13,7 @@ demonstration does has little weight. Source: arXiv 2602.01058.
 
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -41,12 +42,13 @@ def weights(
     writer_logprobs: [B, T] of the policy that wrote the tokens.
     mask: [B, T], 1 on the demonstration's tokens, which are in a row.
     segment_ids: [B, T] int32.
-    form: of the three above.
     gamma: discount of a token; not of `sequence`.
     block: tokens of a block, of `block`.
     ratio_bounds: least and largest delta, nats.
     bounds: least and largest log G, nats.
   """
+  chex.assert_rank(logprobs, 2)
+  chex.assert_equal_shape([logprobs, writer_logprobs, mask, segment_ids])
   counted = mask > 0
   delta = jnp.clip(logprobs - writer_logprobs, *ratio_bounds)
   delta = jnp.where(counted, delta, 0.0)

@@ -16,6 +16,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -54,8 +55,6 @@ def token_logprobs(
     unembedding: [D, V].
     tokens: [B, T] int32.
     temperature: as for `target_logprobs`, like the others.
-    chunk: positions.
-    with_entropy: also return the entropies.
     rows: of [B, ...] over devices.
 
   Returns:
@@ -104,6 +103,8 @@ def target_logprobs(
   Returns:
     logprobs [B, K], and entropies [B, K] or None.
   """
+  chex.assert_rank([states, unembedding, targets], [3, 2, 2])
+  chex.assert_equal_shape_prefix([states, targets], 2)
   if rows is not None and rows.num_devices == 1:
     rows = None
   form = _Form(chunk, with_entropy, rows)

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax.types import Array
+from bilevel_jax.fields import setting
+from bilevel_jax.types import Array, pytree
 
 Advantage = Literal[
   "group_std",
@@ -17,14 +19,33 @@ Advantage = Literal[
 ]
 
 
+@pytree
+class PolicyGradient:
+  """The numbers of a policy-gradient loss; the settings `rl.*` have the same.
+
+  A pytree: they may be arguments of a compiled program, so nothing branches on
+  a value, only on whether a number is there.
+  """
+
+  clip_low: float = setting(0.2, "lower clip of the ratio", at_least=0)
+  clip_high: float = setting(0.2, "upper clip of the ratio", at_least=0)
+  dual_clip: float | None = setting(
+    None,
+    "largest ratio that counts where the advantage is negative; None: any",
+    above=1,
+  )
+  kl_coef: float = setting(1e-3, "weight of the KL to the start", at_least=0)
+  importance_cap: float | None = setting(
+    2.0, "most that learner / sampler weighs a token; None: no weight", above=0
+  )
+
+
 def clipped_surrogate(
   logprobs: Array,
   old_logprobs: Array,
   advantages: Array,
+  numbers: PolicyGradient,
   *,
-  clip_low: float,
-  clip_high: float,
-  dual_clip: float | None = None,
   sequences: Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns PPO's clipped loss of each token, and where the clip binds.
@@ -39,21 +60,21 @@ def clipped_surrogate(
     logprobs: [B, T] of the policy that is trained.
     old_logprobs: [B, T] of the policy that sampled; no gradient flows in.
     advantages: [B, T].
-    clip_low: how far below 1 the ratio counts.
-    clip_high: how far above 1 the ratio counts.
-    dual_clip: c, above 1; None: no bound.
+    numbers: low and high are how far below and above 1 the ratio counts, c is
+      its `dual_clip`.
     sequences: [B, T] bool, the sampled tokens; r is then GSPO's (`ratio`).
 
   Returns:
     losses [B, T], and clipped [B, T]: 1 where the token's gradient is cut.
   """
+  chex.assert_equal_shape([logprobs, advantages])
   r = ratio(logprobs, old_logprobs, sequences)
-  bounded = jnp.clip(r, 1.0 - clip_low, 1.0 + clip_high)
+  bounded = jnp.clip(r, 1.0 - numbers.clip_low, 1.0 + numbers.clip_high)
   unclipped, clipped = r * advantages, bounded * advantages
   least, cut = jnp.minimum(unclipped, clipped), clipped < unclipped
-  if dual_clip is not None:
-    too_low = (advantages < 0) & (r > dual_clip)
-    least = jnp.where(too_low, dual_clip * advantages, least)
+  if numbers.dual_clip is not None:
+    too_low = (advantages < 0) & (r > numbers.dual_clip)
+    least = jnp.where(too_low, numbers.dual_clip * advantages, least)
     cut |= too_low
   return -least, cut
 
@@ -62,9 +83,8 @@ def clipped_weight(
   logprobs: Array,
   old_logprobs: Array,
   advantages: Array,
+  numbers: PolicyGradient,
   *,
-  clip_low: float,
-  clip_high: float,
   sequences: Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns CISPO's loss of each token, and where the clip binds.
@@ -76,13 +96,13 @@ def clipped_weight(
     logprobs: [B, T] of the policy that is trained.
     old_logprobs: [B, T] of the policy that sampled; no gradient flows in.
     advantages: [B, T].
-    clip_low: how far below 1 the ratio counts; 1 or more: no lower clip.
-    clip_high: how far above 1 the ratio counts.
+    numbers: low and high; a low of 1 or more is no lower clip.
     sequences: as in `clipped_surrogate`.
   """
+  chex.assert_equal_shape([logprobs, advantages])
   # The weight is a constant: the gradient is that of log pi alone.
   r = jax.lax.stop_gradient(ratio(logprobs, old_logprobs, sequences))
-  bounded = jnp.clip(r, 1.0 - clip_low, 1.0 + clip_high)
+  bounded = jnp.clip(r, 1.0 - numbers.clip_low, 1.0 + numbers.clip_high)
   return -bounded * advantages * logprobs, bounded != r
 
 
@@ -100,6 +120,8 @@ def ratio(
     old_logprobs: [B, T] of the policy that sampled; no gradient flows in.
     sequences: [B, T] bool, the sampled tokens of each row; None: per token.
   """
+  chex.assert_rank(logprobs, 2)
+  chex.assert_equal_shape([logprobs, old_logprobs])
   # The sampling policy is data: only the trained policy has a gradient.
   log_ratio = logprobs - jax.lax.stop_gradient(old_logprobs)
   if sequences is not None:
@@ -123,8 +145,8 @@ def truncated_importance(
   Args:
     logprobs: [B, T] of the learner's policy at the weights that sampled.
     sampler_logprobs: [B, T] as the sampler reported them.
-    cap: largest weight.
   """
+  chex.assert_equal_shape([logprobs, sampler_logprobs])
   ratio = jnp.exp(jax.lax.stop_gradient(logprobs) - sampler_logprobs)
   return jnp.minimum(ratio, cap), ratio > cap
 
@@ -139,6 +161,7 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> jax.Array:
     logprobs: [B, T] of tokens sampled from pi.
     ref_logprobs: [B, T] of the same tokens under the reference.
   """
+  chex.assert_equal_shape([logprobs, ref_logprobs])
   difference = ref_logprobs - logprobs
   return jnp.expm1(difference) - difference
 
@@ -172,6 +195,8 @@ def group_advantages(
     advantages [P, G] float32, and baselines [P, G] float32: the mean reward
     of the group's other scored samples, 0 where there is none.
   """
+  chex.assert_rank(rewards, 2)
+  chex.assert_equal_shape([rewards, scored])
   rewards = np.where(scored, rewards, 0.0).astype(np.float64)
   count = scored.sum(axis=1, keepdims=True)
   total = rewards.sum(axis=1, keepdims=True)
@@ -231,6 +256,9 @@ def cooperative_gain(
     log_ratio: [B] log pi(y; theta, w) - log pi_old(y).
     rl_only_log_ratio: [B] log pi(y; theta-hat, w) - log pi_old(y).
   """
+  of_rows = [rewards, baselines, scored, log_ratio, rl_only_log_ratio]
+  chex.assert_rank(rewards, 1)
+  chex.assert_equal_shape(of_rows)
   count = scored.sum().clip(min=1)
   # Sequence ratios can overflow; e^20 is already hopeless as an estimate.
   rho = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))

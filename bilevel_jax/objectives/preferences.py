@@ -1,5 +1,6 @@
 """Preferences between samples of one question: direct optimisation."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -25,14 +26,14 @@ def direct(
     correct: [B] 1 where the answer is right.
     scored: [B] 1 where the row counts.
     questions: [B] int, rows of one number are of one question.
-    beta: above 0.
   """
+  chex.assert_rank(log_ratios, 1)
+  chex.assert_equal_shape([log_ratios, correct, scored, questions])
   right, wrong = scored * correct, scored * (1 - correct)
   same = questions[:, None] == questions[None, :]
   pairs = same * right[:, None] * wrong[None, :]
   margins = beta * (log_ratios[:, None] - log_ratios[None, :])
-  of_question = (same * pairs.sum(axis=1)[None, :]).sum(
-    axis=1
-  )  # pairs, for each row
+  # Pairs of each row's question.
+  of_question = (same * pairs.sum(axis=1)[None, :]).sum(axis=1)
   share = pairs / of_question.clip(min=1)[:, None]
   return -jnp.sum(share * jax.nn.log_sigmoid(margins)) / share.sum().clip(1e-9)

@@ -27,7 +27,6 @@ def nothing(
     logprobs: [B, T].
     surrogate: [B, T], unread.
     entropies: [B, T], unread.
-    batch: unread.
   """
   del surrogate, entropies, batch
   return jnp.zeros_like(logprobs)
@@ -36,12 +35,7 @@ def nothing(
 def likelihood(
   token_weight: token_weights.TokenWeight, coefficient: float = 1.0
 ) -> PrefixLoss:
-  """Returns -coefficient sg[omega] log p.
-
-  Args:
-    token_weight: omega, by log p.
-    coefficient: of the whole.
-  """
+  """Returns -coefficient sg[omega] log p."""
 
   def loss(logprobs, surrogate, entropies, batch):
     del surrogate, entropies, batch
@@ -52,7 +46,7 @@ def likelihood(
   return loss
 
 
-def reinforced(top_share: float) -> PrefixLoss:
+def policy_gradient(top_share: float) -> PrefixLoss:
   """Returns the policy-gradient loss on a prefix's most uncertain tokens.
 
   They have the advantage of the completion that they begin; the others have no

@@ -4,6 +4,7 @@ A sequence is a run of columns with one segment id; what is summed is 0 on
 columns that do not count. Ours: by differences of one cumulative sum.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -45,6 +46,8 @@ def mean(x: Array, mask: Array, segment_ids: Array) -> jax.Array:
 
 def _upto(x: Array, segment_ids: Array) -> jax.Array:
   """Returns [B, T], the sum over the sequence up to and with each column."""
+  chex.assert_rank(x, 2)
+  chex.assert_equal_shape([x, segment_ids])
   sums = jnp.cumsum(x, axis=1)
   columns = jnp.arange(x.shape[1])[None, :]
   begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0

@@ -6,6 +6,7 @@ parameters. Hypergradients need d2 J_RL / dadapter dbase, hence these.
 Source: DiCE (arXiv 1802.05098), Loaded DiCE (arXiv 1909.10549).
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -50,6 +51,7 @@ def dice(
   Returns:
     [..., T], to be maximised.
   """
+  chex.assert_equal_shape([logprobs, advantages, mask])
   upto = _magic_upto(logprobs, mask, behaviour_logprobs)
   before = jnp.concatenate(
     [jnp.ones_like(upto[..., :1]), upto[..., :-1]], axis=-1
@@ -79,6 +81,7 @@ def dice_cost(
   Returns:
     [..., T].
   """
+  chex.assert_equal_shape([logprobs, costs, mask])
   magic_upto = _magic_upto(logprobs, mask, behaviour_logprobs)
   return magic_upto * jnp.where(mask > 0, costs, 0)
 

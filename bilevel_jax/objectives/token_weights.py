@@ -60,11 +60,7 @@ def trust_region(bound: float) -> TokenWeight:
 
 
 def shaped(gamma: float) -> TokenWeight:
-  """Returns gamma p / (p + gamma)^2: most, 1/4, at p = gamma.
-
-  Args:
-    gamma: above 0.
-  """
+  """Returns gamma p / (p + gamma)^2: most, 1/4, at p = gamma."""
 
   def weight(logprobs: Array) -> jax.Array:
     p = jnp.exp(logprobs)

@@ -43,9 +43,6 @@ def constant(divisor: float) -> Weighting:
 
   Source: arXiv 2503.20783, where the divisor is the longest completion
   allowed, so that a token's weight depends on no sampled length.
-
-  Args:
-    divisor: tokens, above 0.
   """
 
   def weights(mask: Array) -> Array:

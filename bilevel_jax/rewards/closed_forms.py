@@ -27,7 +27,6 @@ def equal(a: str, b: str, tolerance: float | None = None) -> bool | None:
 
   Args:
     a: LaTeX without white space and spacing commands.
-    b: the same.
     tolerance: greatest difference of equal numbers.
   """
   judged = _equal(a, b, tolerance)

@@ -33,7 +33,6 @@ def equal(a: str, b: str, tolerance: float | None) -> bool | None:
 
   Args:
     a: LaTeX without white space and spacing commands.
-    b: the same.
     tolerance: greatest difference of equal numbers.
   """
   if not a or not b or max(len(a), len(b)) > _LONGEST:
@@ -54,8 +53,6 @@ def close(
   """Returns whether numbers are equal to six decimals and three digits.
 
   Args:
-    value: a number.
-    target: what it should be.
     tolerance: greatest difference; instead of the rule above.
   """
   if value == target:

@@ -46,7 +46,6 @@ def differ(a: str, b: str, tolerance: float | None) -> bool:
 
   Args:
     a: LaTeX without white space and spacing commands.
-    b: the same.
     tolerance: greatest difference of equal numbers.
   """
   sides = _side_like(a, b), _side_like(b, a)

@@ -190,11 +190,7 @@ def _plain(latex: str) -> str:
 
 
 def normalised(answer: str) -> str:
-  """Returns an answer without what does not matter: equal texts are equal.
-
-  Args:
-    answer: as `extraction.extract` returns it.
-  """
+  """Returns an answer without what does not matter: equal texts are equal."""
   return _as_text(_plain(answer[: symbolic.LONGEST]))
 
 

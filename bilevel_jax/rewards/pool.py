@@ -44,9 +44,7 @@ class Scorer:
 
     Args:
       parts: verifier -> weight, see `verifiers.build`.
-      pattern: regular expression of `regex`.
       deadline_s: seconds that scoring one completion may take.
-      workers: scoring processes.
 
     Raises:
       ConfigError: a verifier that cannot be built.
@@ -83,7 +81,6 @@ class Scorer:
     """Returns the scores of N completions.
 
     Args:
-      completions: N texts.
       questions: N questions, the one that each of them answers.
 
     Raises:

@@ -25,7 +25,6 @@ def equal(answer: str, completion: str) -> bool:
 
   Args:
     answer: LaTeX, or text with LaTeX between dollar signs.
-    completion: a text.
   """
   box = extraction.last_box(completion)
   # Some context, for an answer in several boxes or with a unit behind it.

@@ -15,8 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from bilevel_jax import config
-from bilevel_jax.config import own_code
+from bilevel_jax import errors, own_code
 from bilevel_jax.rewards import extraction, mathematics
 
 if TYPE_CHECKING:
@@ -39,14 +38,13 @@ def build(parts: Mapping[str, float], pattern: str | None = None) -> list[Part]:
   Args:
     parts: verifier -> weight. A verifier is a name of `NAMES` or a dotted
       path `package.module.function` (or `package.module:function`).
-    pattern: regular expression of `regex`.
 
   Raises:
     ConfigError: an unknown name, a function that cannot be imported, or a
       missing or broken pattern.
   """
   if not parts:
-    raise config.ConfigError("reward.verifiers must name at least one verifier")
+    raise errors.ConfigError("reward.verifiers must name at least one verifier")
   return [
     Part(name, float(weight), _find(name, pattern))
     for name, weight in parts.items()
@@ -59,11 +57,6 @@ def score(
   """Returns (weighted sum, whether the first part is at its top).
 
   None if a verifier raises or returns something that is not a finite number.
-
-  Args:
-    parts: from `build`.
-    completion: its text.
-    question: that it answers.
   """
   try:
     values = [float(part.verify(completion, question)) for part in parts]
@@ -185,13 +178,13 @@ def _find(name: str, pattern: str | None) -> Verifier:
 
 def _regex(pattern: str | None) -> Verifier:
   if pattern is None:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       "reward.pattern must be set when reward.verifiers has regex, got None"
     )
   try:
     compiled = re.compile(pattern)
   except re.error as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"reward.pattern must be a regular expression, got {pattern!r}: {error}"
     ) from error
   return lambda completion, question: float(bool(compiled.search(completion)))

@@ -14,7 +14,7 @@ import sys
 from multiprocessing import connection
 from typing import Any
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.rewards import symbolic, verifiers
 
 # A late item is ended by the parent; where there is no parent any more, the
@@ -37,7 +37,7 @@ def main(pipe: connection.Connection) -> None:
   question: Any = collections.namedtuple("Question", fields)
   try:
     built = verifiers.build(parts, pattern)
-  except config.ConfigError as error:
+  except errors.ConfigError as error:
     pipe.send(str(error))
     return
   if "math" in parts:

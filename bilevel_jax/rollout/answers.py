@@ -48,6 +48,8 @@ class Answers:
   scores: Scores
   rollout_s: float
   reward_s: float
+  counted: np.ndarray | None = None
+  """[N] bool: what may have weight, once advantages are known; None: all."""
 
 
 def answer(
@@ -65,13 +67,6 @@ def answer(
   """Returns the policy's answers to P questions, G of each.
 
   Args:
-    policy: the architecture.
-    weights: what `policy.merge` returned.
-    questions: P questions.
-    requests: their P prompts.
-    decoder: the tokenizer.
-    scorer: the reward.
-    max_rows: rows decoded at once.
     cache_bytes: bound on the KV cache of a device; None: none.
     sharding: of an array of rows; None: one device.
   """
@@ -165,7 +160,6 @@ def with_bonus(answers: Answers, bonus: np.ndarray) -> Answers:
   """Returns the answers with something added to what each is worth.
 
   Args:
-    answers: N answers.
     bonus: [N], added where a reward was given; what is correct stays so.
   """
   scores = answers.scores
@@ -184,7 +178,6 @@ def records(answers: Answers, count: int | None = None) -> list[dict[str, Any]]:
   """Returns completions with their questions and rewards, as JSON.
 
   Args:
-    answers: a step's answers.
     count: the first samples of so many questions at most, spread over the
       step; None: every completion.
   """

@@ -11,7 +11,13 @@ import numpy as np
 
 from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.objectives.weighting import Weighting
-from bilevel_jax.types import RLBatch, Rollout, Scores, TokenBatch
+from bilevel_jax.types import (
+  Demonstration,
+  RLBatch,
+  Rollout,
+  Scores,
+  TokenBatch,
+)
 
 
 def token_batch(
@@ -20,7 +26,6 @@ def token_batch(
   *,
   rows: int | None = None,
   columns: int | None = None,
-  logprobs: Sequence[np.ndarray] | None = None,
 ) -> TokenBatch:
   """Returns (prompt, completion) pairs as rows that weigh completions only.
 
@@ -29,8 +34,6 @@ def token_batch(
     weighting: [B, T] mask of completions -> weights.
     rows: rows to pad to with empty ones; default: as many as pairs.
     columns: columns to pad to; default: the bucket of the longest row.
-    logprobs: [tokens] of each completion's tokens under another model, if
-      known.
 
   Raises:
     ValueError: pairs that do not fit the rows and columns.
@@ -51,13 +54,6 @@ def token_batch(
     tokens[row, :end] = np.concatenate([prompt, completion])
     mask[row, len(prompt) : end] = 1.0
     segment_ids[row, :end] = 1
-  expert_logprobs = None
-  if logprobs is not None:
-    expert_logprobs = np.zeros((rows, columns), np.float32)
-    for row, ((prompt, _), values) in enumerate(
-      zip(pairs, logprobs, strict=True)
-    ):
-      expert_logprobs[row, len(prompt) : len(prompt) + len(values)] = values
   # Nothing precedes column 0, so nothing there can be predicted.
   mask[:, 0] = 0.0
   positions = np.arange(columns, dtype=np.int32) * segment_ids
@@ -66,7 +62,60 @@ def token_batch(
     positions=positions,
     segment_ids=segment_ids,
     weights=weighting(mask).astype(np.float32),
-    expert_logprobs=expert_logprobs,
+  )
+
+
+def demonstration_batch(
+  demonstrations: Sequence[Demonstration],
+  weighting: Weighting,
+  *,
+  rows: int | None = None,
+  columns: int | None = None,
+  coefficients: np.ndarray | None = None,
+  group_advantages: np.ndarray | None = None,
+  with_logprobs: bool = False,
+) -> TokenBatch:
+  """Returns demonstrations as rows that weigh their solutions only.
+
+  Args:
+    weighting: [B, T] mask of solutions -> weights.
+    coefficients: [n], what each row's weights are multiplied by; None: 1.
+    group_advantages: [n], as TokenBatch has them; None: none.
+    with_logprobs: whether the batch has the demonstrations' own log-probs, as
+      `expert_logprobs`.
+  """
+  batch = token_batch(
+    [(d.prompt, d.solution) for d in demonstrations],
+    weighting,
+    rows=rows,
+    columns=columns,
+  )
+  count, shape = len(demonstrations), batch.tokens.shape
+
+  def column(values: np.ndarray | Sequence[int]) -> np.ndarray:
+    out = np.zeros((shape[0], 1), np.float32)
+    out[:count, 0] = values
+    return out
+
+  ids = np.zeros(shape[0], np.int32)
+  ids[:count] = [d.id for d in demonstrations]
+  logprobs = None
+  if with_logprobs:
+    logprobs = np.zeros(shape, np.float32)
+    for row, (_, prompt, _, values) in enumerate(demonstrations):
+      assert values is not None
+      logprobs[row, len(prompt) : len(prompt) + len(values)] = values
+  weights = batch.weights
+  if coefficients is not None:
+    weights = weights * column(coefficients)
+  return dataclasses.replace(
+    batch,
+    weights=weights,
+    ids=ids,
+    expert_logprobs=logprobs,
+    group_advantages=None
+    if group_advantages is None
+    else column(group_advantages),
   )
 
 
@@ -88,9 +137,7 @@ def minibatches(
 
   Args:
     rollout: N completions, G of each prompt.
-    scores: their rewards.
     weighting: [B, T] mask of completions -> weights.
-    normalise: as in `policy_gradient.group_advantages`.
     advantages: [N], in place of those.
     counted: [N] bool, what has weight, once advantages are known; None: all.
     skipped: as in `rl_batch`.
@@ -150,8 +197,6 @@ def rl_batch(
   A row that could not be scored keeps its tokens and gets no weight.
 
   Args:
-    rollout: N completions.
-    scores: their rewards.
     advantages: [N].
     baselines: [N].
     weighting: [B, T] mask of completions -> weights.
@@ -218,17 +263,6 @@ def skip_idle(batch: RLBatch) -> RLBatch:
   """
   busy = np.any(batch.advantages != 0, axis=1, keepdims=True)
   return dataclasses.replace(batch, weights=batch.weights * busy)
-
-
-def at_temperature(batch: RLBatch, temperature: float) -> RLBatch:
-  """Returns the batch, to be scored at the temperature of its samples.
-
-  Args:
-    batch: rows.
-    temperature: in place of the settings'.
-  """
-  temperatures = np.full(len(batch.rewards), temperature, np.float32)
-  return dataclasses.replace(batch, temperatures=temperatures)
 
 
 def bucket(length: int) -> int:

@@ -26,9 +26,7 @@ def bucket(n: int, *, step: int = 1, per_octave: int = 2) -> int:
   `step`, so that the programs compiled for them grow as log n.
 
   Args:
-    n: rows or columns needed.
     step: a power of two; the least size, and the least gap.
-    per_octave: a power of two.
   """
   octave = 1 << max(n - 1, 0).bit_length()
   step = max(step, octave // (2 * per_octave))
@@ -90,11 +88,8 @@ def move(
   Leaf by leaf, each freed once it is moved: a cache is never held twice.
 
   Args:
-    cache: of a policy; deleted.
     rows: [B] int32, the row that each new row is a copy of.
     columns: at least as many as there are.
-    axes: from `column_axes`.
-    layout: of the new rows.
   """
 
   def one(leaf, axis):

@@ -70,12 +70,9 @@ def prefill(
   """Returns the cache of prompts, made piece by piece and chunk by chunk.
 
   Args:
-    policy: the architecture.
-    weights: what `policy.merge` returned.
     tokens: [pieces, rows, columns] int32, left-padded.
     first: [pieces, rows] int32, column of the first token.
     chunks: parts that the columns are split into; divides them.
-    layout: of the rows.
   """
   _traced["prefill"] += 1
   pieces, rows, columns = tokens.shape
@@ -127,17 +124,11 @@ def decode(
   """Returns the cache and the outcome of one segment of decoding.
 
   Args:
-    policy: the architecture.
-    weights: what `policy.merge` returned.
     cache: of B rows and at least `span.stop` columns; donated.
-    rows: of the batch.
     running: [B] bool; the others are there to fill the batch.
     span: columns of this segment and of its wave.
     eos_ids: [E] int32.
-    key_impl: of the rows' keys.
-    needs: of `rows.rules`.
     length: at least span.stop - span.start.
-    layout: of the rows.
   """
   _traced["decode"] += 1
   keys = jax.random.wrap_key_data(jnp.asarray(rows.key_data), impl=key_impl)

@@ -2,7 +2,7 @@
 
 Both cut a completion that the device would have gone on with, and both are
 defined on finished completions, so that they do not depend on when the host
-looks at them. A lead, a completion's first part, is found like a stop string.
+looks at them.
 """
 
 import bisect
@@ -30,7 +30,6 @@ def stopped_at(
     tokens: [n] int32, of one completion.
     known: so many of them are known to hold none.
     stop: strings that end a completion.
-    decode: tokens -> text.
   """
 
   def holds(count: int) -> bool:
@@ -42,17 +41,6 @@ def stopped_at(
   return bisect.bisect_left(
     range(len(tokens)), True, lo=min(known + 1, len(tokens)), key=holds
   )
-
-
-def lead(tokens: np.ndarray, mark: str, decode: Decode) -> int:
-  """Returns the fewest tokens whose text holds the mark, 0 if it never does.
-
-  Args:
-    tokens: [n] int32, of one completion.
-    mark: the text that ends its lead.
-    decode: tokens -> text.
-  """
-  return stopped_at(tokens, 0, (mark,), decode) or 0
 
 
 def begin(rollout: types.Rollout, decode: Decode | None) -> None:
@@ -88,7 +76,6 @@ def common_budget(lengths: np.ndarray, total: int, most: int) -> int:
   Args:
     lengths: [N] int, tokens of each completion.
     total: tokens that all may have together.
-    most: that one may have.
   """
   if lengths.sum() <= total:
     return most
@@ -103,10 +90,7 @@ def cut(
   """Shortens completions in place.
 
   Args:
-    rollout: that they are in.
     rows: [...], indices of completions, or one.
-    length: tokens to keep.
-    reason: index into FINISH_REASONS.
   """
   rollout.tokens[rows, length:] = 0
   rollout.logprobs[rows, length:] = 0

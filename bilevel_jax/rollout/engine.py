@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.rollout import cache as caches
 from bilevel_jax.rollout import checks, decoding, endings, sampling
 from bilevel_jax.rollout import layout as layouts
@@ -82,8 +82,6 @@ def generate(
   Programs are compiled for a policy: make it once.
 
   Args:
-    policy: the architecture.
-    weights: what `policy.merge` returned.
     requests: P prompts, G samples of each.
     decode: tokens -> text; needed for `requests.stop` alone.
     max_rows: rows decoded at once; more are decoded in several waves.
@@ -105,7 +103,7 @@ def generate(
     max_rows=max_rows, segment=segment, prefill_tokens=prefill_tokens
   )
   if cache_step < 1 or cache_step & (cache_step - 1):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"cache_step must be a power of two, got {cache_step}"
     )
   # Every device gets as many rows.
@@ -153,20 +151,13 @@ def rows_that_fit(
 ) -> int:
   """Returns the rows that a cache of so many bytes has room for.
 
-  Args:
-    policy: the architecture.
-    prompt_tokens: of the longest prompt.
-    new_tokens: the largest budget.
-    cache_bytes: on one device.
-    cache_step: as for `generate`.
-
   Raises:
     ConfigError: there is no room for one row.
   """
   columns = cache_columns(prompt_tokens, new_tokens, cache_step=cache_step)
   row = caches.bytes_per_row(policy, columns)
   if row > cache_bytes:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the KV cache may take {cache_bytes} bytes, but must hold one row of "
       f"{columns} columns, which takes {row}"
     )
@@ -176,13 +167,7 @@ def rows_that_fit(
 def cache_columns(
   prompt_tokens: int, new_tokens: int, *, cache_step: int = 64
 ) -> int:
-  """Returns the columns of a cache that holds a prompt and its completion.
-
-  Args:
-    prompt_tokens: of the longest prompt.
-    new_tokens: the largest budget.
-    cache_step: as for `generate`.
-  """
+  """Returns the columns of a cache that holds a prompt and its completion."""
   return _columns(_prompt_columns(prompt_tokens) + new_tokens, cache_step)
 
 

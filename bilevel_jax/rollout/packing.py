@@ -61,7 +61,6 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
   Args:
     batch: B rows of one right-padded sequence each, on the host. A token with
       a weight gets its log-prob; a row without any is left out.
-    packing: how rows are filled.
   """
   needed = np.asarray(batch.weights) != 0
   needed[:, 0] = False  # nothing precedes it
@@ -99,12 +98,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
 
 
 def log_probs(columns: int, wanted: int) -> int:
-  """Returns K, the log-probs that there is room for on a device.
-
-  Args:
-    columns: of all its rows.
-    wanted: at least so many.
-  """
+  """Returns K, the log-probs that there is room for on a device."""
   quarter = -(-columns // 4)
   return max(_up(wanted, quarter), quarter)
 
@@ -180,8 +174,6 @@ def forward_passes(
   Args:
     rows: that sequences were packed into.
     most: that they might have needed: sequences.
-    columns: of a row.
-    packing: how rows are filled.
   """
   multiple = packing.row_multiple
   if packing.micro_batch_tokens is None:

@@ -10,12 +10,20 @@ would have drawn alone, and a resumed run what the first one did.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from bilevel_jax.rollout import answers, routing
-from bilevel_jax.types import Question, Requests, Rollout, Scores
+from bilevel_jax.rollout import answers
+from bilevel_jax.types import Demonstration, Question, Requests, Rollout, Scores
+
+
+class Solutions(Protocol):
+  """Finds questions' own demonstrations."""
+
+  def of(self, questions: Sequence[Question]) -> Sequence[Demonstration | None]:
+    """Returns each question's own demonstration, None where it has none."""
+    ...
 
 
 class Progress(NamedTuple):
@@ -41,7 +49,7 @@ def guided(
   questions: Sequence[Question],
   requests: Requests,
   guide: Guide,
-  solutions: routing.Solutions | None,
+  solutions: Solutions | None,
   *,
   step: int,
   seed: Sequence[int] = (0,),
@@ -49,20 +57,15 @@ def guided(
   """Returns the answers to P questions, G of each, drawn as a guide says.
 
   Args:
-    ask: draws and scores.
-    questions: P questions.
     requests: their P prompts, G samples each; a total budget is shared among
       the rounds by their samples.
-    guide: decides, round by round.
     solutions: where a question's demonstration is found; None: none has one.
     step: of the run, for the guide's schedule.
     seed: of the guide's random choices.
   """
   samples = requests.samples_per_prompt
-  pairs = [None] * len(questions)
-  if solutions is not None:
-    pairs = solutions.of(questions)
-  tokens = [np.zeros(0, np.int32) if p is None else p[1] for p in pairs]
+  own = solutions.of(questions) if solutions else [None] * len(questions)
+  tokens = [np.zeros(0, np.int32) if d is None else d.solution for d in own]
   rewards = np.zeros((len(questions), 0), np.float32)
   scored = np.zeros(rewards.shape, bool)
   parts: list[answers.Answers] = []

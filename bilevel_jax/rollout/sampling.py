@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 
 _BLOCK = 128
 
@@ -41,7 +41,6 @@ def rules(sampling: types.Sampling, prompts: int) -> Rules:
 
   Args:
     sampling: scalars, or arrays of shape [prompts].
-    prompts: their number.
 
   Raises:
     ConfigError: a value out of its range, or an array of another shape.
@@ -56,14 +55,14 @@ def rules(sampling: types.Sampling, prompts: int) -> Rules:
   for name, (dtype, accepts, rule) in limits.items():
     value = np.asarray(getattr(sampling, name))
     if value.shape not in ((), (prompts,)):
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"sampling.{name} must be a scalar or have one value for each of the "
         f"{prompts} prompts, got shape {value.shape}"
       )
     good = np.isfinite(value) & accepts(value)
     if not good.all():
       bad = value[~good].flat[0]
-      raise config.ConfigError(f"sampling.{name} must be {rule}, got {bad}")
+      raise errors.ConfigError(f"sampling.{name} must be {rule}, got {bad}")
     values[name] = np.broadcast_to(value, (prompts,)).astype(dtype)
   return Rules(**values)
 
@@ -75,7 +74,7 @@ def key(seed: int) -> jax.Array:
     ConfigError: a seed that JAX would take for another one.
   """
   if not 0 <= seed < 2**32:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"sampling.seed must be at least 0, below 2^32, got {seed}"
     )
   return jax.random.key(seed)
@@ -126,7 +125,6 @@ def draw(
     index: [B], how many tokens each request has drawn before.
     logits: [B, V] float32; -inf forbids a token. With NaN or +inf in a row
       its log-probability is not finite and its token means nothing.
-    rules: how each row draws.
     needs: what `needs(rules)` says, or more.
   """
   temperature = rules.temperature[:, None]

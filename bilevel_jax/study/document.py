@@ -116,7 +116,7 @@ _INSIDE = {
 _ABOUT_INSIDE = (
   "Means over steps and seeds. The gain and its standard error are of one "
   "step, in reward. The two parts are norms in the adapter's gradient, as "
-  "weighted by lambda, before `method.gain_weight`. The adapter: "
+  "weighted by lambda, before `method.bridge.gain_weight`. The adapter: "
   "norm of its change of the weights over norm of the weights."
 )
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.comparison import page
 
 _PLACE = re.compile(r"\[\[(?:(\w+):)?([^\]]+)\]\]")
@@ -42,7 +42,7 @@ def fill(text: str, numbers: Mapping[str, Any], name: str | None = None) -> str:
     try:
       return _written(numbers, " ".join(place.split()).split(" / "))
     except KeyError as error:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"findings: no {error} in the results, for [[{place}]]"
       ) from None
 

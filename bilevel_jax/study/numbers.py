@@ -14,11 +14,7 @@ Results = Mapping[str, Mapping[int, Any]]  # arm -> seed -> what a job found
 
 
 def best_point(found: list[Any]) -> int:
-  """Returns which point of a search is best on the validation questions.
-
-  Args:
-    found: results of its jobs.
-  """
+  """Returns which point of a search is best on the validation questions."""
   return int(np.argmax([result["validation"] for result in found]))
 
 
@@ -28,8 +24,6 @@ def summarise(
   """Returns the numbers of a regime.
 
   Args:
-    study: the study.
-    name: of the regime.
     searches: by arm, what its search found.
     results: of the jobs that are done; None for those that are not.
   """

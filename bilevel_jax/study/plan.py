@@ -109,8 +109,6 @@ def tuning(
   An arm that takes what another's search chooses waits for it.
 
   Args:
-    study: the study.
-    name: of the regime.
     chosen: by arm, the point that each finished search chose.
   """
   return {
@@ -145,8 +143,6 @@ def final(
   """Returns the jobs that are reported, by arm and seed.
 
   Args:
-    study: the study.
-    name: of the regime.
     chosen: by arm, the point that each finished search chose.
   """
   jobs: dict[str, dict[int, Job]] = {}

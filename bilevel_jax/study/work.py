@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bilevel_jax import compile_cache, config, loading, train, types
+from bilevel_jax import compile_cache, config, errors, loading, train, types
 from bilevel_jax.comparison import runs
 from bilevel_jax.data import corpora, tokenizer
 from bilevel_jax.evaluation import scoring
@@ -64,8 +64,6 @@ def perform_all(
   """Does the jobs that are not done yet, several at once.
 
   Args:
-    out: directory of the study.
-    study: for its tests.
     jobs: none of which needs another's result.
     side_by_side: processes, each with its share of the CPUs; with 1, this one.
     report: is told of each job that is done.
@@ -95,11 +93,6 @@ def perform_all(
 
 def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
   """Trains, scores the tests and writes the result, or goes on with that.
-
-  Args:
-    out: directory of the study.
-    study: for its tests.
-    job: to do.
 
   Raises:
     TrainingStopped: terminated; the run goes on from there the next time.
@@ -136,10 +129,6 @@ def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
 def done(out: pathlib.Path, job: plan.Job) -> bool:
   """Returns whether a job has its result.
 
-  Args:
-    out: directory of the study.
-    job: of the study.
-
   Raises:
     ConfigError: it was done with other settings than it has now.
   """
@@ -153,7 +142,7 @@ def done(out: pathlib.Path, job: plan.Job) -> bool:
     for name in now:
       value = json.loads(json.dumps(now[name]))
       if not name.startswith(free) and then.get(name) != value:
-        raise config.ConfigError(
+        raise errors.ConfigError(
           f"{path} was done with {name} {then.get(name)!r}, and the study now "
           f"has {value!r}: name another --out"
         )

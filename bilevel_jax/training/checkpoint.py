@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 
 
 class Checkpoints:
@@ -33,7 +33,6 @@ class Checkpoints:
 
     Args:
       directory: where the checkpoints are, or will be.
-      keep_last: most recent checkpoints kept.
       keep_best: checkpoints of the highest accuracy kept besides.
     """
     keep: list[checkpoint_managers.PreservationPolicy] = [
@@ -82,7 +81,6 @@ class Checkpoints:
 
     Args:
       step: steps done; the checkpoint's name.
-      state: what to save.
       host: JSON: positions of streams, fingerprints.
       accuracy: of this state, where it was measured, for `keep_best`.
     """
@@ -119,7 +117,7 @@ class Checkpoints:
         return None
     elif step not in self._manager.all_steps():
       have = ", ".join(map(str, self.steps())) or "none"
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"checkpoint {step} must be one of those in {self.directory}, "
         f"which has {have}"
       )
@@ -219,7 +217,7 @@ def _check_equal(
   for path in [*wanted, *(path for path in saved if path not in wanted)]:
     expected, got = _describe(wanted.get(path)), _describe(saved.get(path))
     if expected != got:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"the checkpoint {where} is of another model: {path} must be "
         f"{expected}, got {got}"
       )

@@ -51,11 +51,6 @@ def compile_update(
 ) -> Compiled:
   """Returns what the compiler says of the largest update of a run.
 
-  Args:
-    settings: of the run.
-    architecture: of its model.
-    mesh: of devices of any kind.
-
   Raises:
     ConfigError: a mesh that does not divide the parameters.
   """
@@ -67,7 +62,7 @@ def compile_update(
   state = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
     state,
-    sharding.shardings(state, mesh),
+    sharding.state_shardings(state, mesh, built.method.placement),
   )
   batch = memory_plan.abstract_batch(settings, built.method, mesh)
   lowered = cast(Any, built.programs.update).lower(state, batch)

@@ -67,12 +67,8 @@ class Display:
     """Makes the display; entering it starts the clock.
 
     Args:
-      steps: steps of the whole run.
-      first: steps done before.
       settings: whether there is a live line.
-      silent: whether to show nothing.
       console: where to; default: standard output.
-      clock: returns seconds.
     """
     self._steps, self._first, self._clock = steps, first, clock
     self._console = console or rich.console.Console(
@@ -120,7 +116,6 @@ class Display:
     """Shows where the run is: a live line, or one more plain line.
 
     Args:
-      step: steps done.
       values: what was logged, by name.
     """
     self._times.append((step, self._clock()))
@@ -147,12 +142,7 @@ class Display:
       self._print(plain(line))
 
   def evaluation(self, step: int, result: Result) -> None:
-    """Shows an accuracy.
-
-    Args:
-      step: steps done.
-      result: of the held-out questions.
-    """
+    """Shows an accuracy."""
     self.note(f"accuracy after step {step}: {_accuracy(result)}")
 
   def completions(
@@ -161,7 +151,6 @@ class Display:
     """Shows completions with their rewards.
 
     Args:
-      step: steps done.
       records: with prompt, completion, reward and finish_reason; answer too.
     """
     for record in records:
@@ -186,17 +175,13 @@ class Display:
       )
 
   def closing(
-    self,
-    before: Result | None,
-    after: Result | None,
-    directory: pathlib.Path,
+    self, before: Result | None, after: Result | None, directory: pathlib.Path
   ) -> None:
     """Shows the accuracies before and after, and where the files are.
 
     Args:
       before: of the policy that the run started from.
       after: of the one that it ended with.
-      directory: the run directory.
     """
     rows = [("before", before), ("after", after)]
     if before is not None or after is not None:

@@ -7,14 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config, methods
-from bilevel_jax.bilevel.problem import Problem
-from bilevel_jax.methods import (
-  accumulation,
-  contract,
-  hypergradients,
-  terms,
-)
+from bilevel_jax import config, errors, methods
+from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.models import attention
 from bilevel_jax.objectives import policy_gradient, token_weights, weighting
 from bilevel_jax.rollout import assemble, packing
@@ -36,26 +30,27 @@ class Learner(NamedTuple):
 
 
 def build(
-  settings: config.Config, policy: Policy, mesh: jax.sharding.Mesh
+  settings: config.Config,
+  policy: Policy,
+  mesh: jax.sharding.Mesh,
+  demonstrations: int = 1,
 ) -> Learner:
   """Returns the method of the settings, compiled for a mesh.
-
-  Args:
-    settings: of the run.
-    policy: the model.
-    mesh: of its devices.
 
   Raises:
     ConfigError: an unknown method, or a mesh that does not divide the state.
   """
-  method, rl = build_method(settings, policy), settings.rl
+  method = build_method(settings, policy, demonstrations)
+  rl = settings.rl
   compiled = programs.compile_programs(
     method,
     policy,
     temperature=settings.rollout.temperature,
     adapter_scale=settings.adapter.scale,
     chunk=settings.model.logprob_chunk,
-    state_shardings=sharding.shardings(abstract_state(method, policy), mesh),
+    state_shardings=sharding.state_shardings(
+      abstract_state(method, policy), mesh, method.placement
+    ),
   )
   return Learner(
     method,
@@ -63,7 +58,7 @@ def build(
     how_to_pack(settings, mesh),
     settings.training.skip_idle_rollouts
     and rl.kl_coef == 0
-    and not method.every_rollout,
+    and not method.needs.every_rollout,
     assemble.bucket(
       settings.data.max_prompt_tokens + settings.rollout.max_new_tokens
     ),
@@ -75,100 +70,81 @@ def build(
   )
 
 
-def build_method(settings: config.Config, policy: Policy) -> contract.Method:
+def build_method(
+  settings: config.Config, policy: Policy, demonstrations: int = 1
+) -> contract.Method:
   """Returns the method of the settings, nothing compiled.
 
   Raises:
-    ConfigError: an unknown method.
+    ConfigError: an unknown method, or one that these settings cannot have.
   """
-  make_method = methods.find(settings.method.name)
-  total_updates = settings.steps * updates_per_step(settings)
-  rollout, rl = settings.rollout, settings.rl
+  rl, model = settings.rl, settings.model
 
   def base_optimizer(
-    learning_rate: float | None, updates: int, scale: float = 1.0
+    learning_rate: float | None,
+    updates: int,
+    scale: float = 1.0,
+    plain: bool = False,
   ):
     group = settings.optimizer.base
     peak = group.learning_rate if learning_rate is None else learning_rate
+    if plain:
+      group = config.Optimizer(name="sgd", clip_norm=group.clip_norm)
     return optimizers.build(
       dataclasses.replace(group, learning_rate=scale * peak), updates
     )
 
-  rl_only_optimizer = base_optimizer(None, total_updates)
-  if settings.method.rl_only_optimizer == "sgd":
-    rl_only_optimizer = optimizers.build(
-      config.Optimizer(
-        name="sgd",
-        learning_rate=settings.optimizer.base.learning_rate,
-        clip_norm=settings.optimizer.base.clip_norm,
+  total_updates = settings.total_updates
+  adapter_optimizer = optimizers.build(
+    settings.optimizer.adapter, total_updates
+  )
+  numbers = policy_gradient.PolicyGradient(
+    **{
+      field.name: getattr(rl, field.name)
+      for field in dataclasses.fields(policy_gradient.PolicyGradient)
+    }
+  )
+  return methods.find(settings.method.name).build(
+    settings.method.own,
+    contract.Setup(
+      sft_loss=functools.partial(
+        terms.sft_objective,
+        policy,
+        chunk=model.logprob_chunk,
+        token_weight=token_weights.build(
+          settings.sft.token_weight, settings.sft.trust_region
+        ),
       ),
-      total_updates,
-    )
-  chunk = settings.model.logprob_chunk
-  twice = hypergradients.second_order(settings.method)
-  dice = twice and settings.method.surrogate == "dice"
-  if rl.dual_clip is not None and (dice or rl.clip != "objective"):
-    raise config.ConfigError(
-      "rl.dual_clip is a bound of rl.clip=objective, in all but the surrogate "
-      f"dice, got {rl.dual_clip} with "
-      + ("method.surrogate dice" if dice else f"rl.clip {rl.clip}")
-    )
-  if dice and (rl.ratio, rl.clip) != ("token", "objective"):
-    raise config.ConfigError(
-      "method.surrogate=dice has no ratio and no clip: rl.ratio must be token "
-      f"and rl.clip objective, or the surrogate fixed_sample, got {rl.ratio} "
-      f"and {rl.clip}"
-    )
-  supervised = functools.partial(
-    terms.sft_objective,
-    policy,
-    chunk=chunk,
-    token_weight=token_weights.build(
-      settings.sft.token_weight, settings.sft.trust_region
-    ),
-  )
-  reinforced = functools.partial(
-    terms.rl_objective,
-    policy,
-    temperature=rollout.temperature,
-    clip_low=rl.clip_low,
-    clip_high=rl.clip_high,
-    dual_clip=rl.dual_clip,
-    kl_coef=rl.kl_coef,
-    chunk=chunk,
-    importance_cap=rl.importance_cap,
-    ratio=rl.ratio,
-    clip=rl.clip,
-    with_entropy=settings.logging.entropy,
-    surrogate="dice" if dice else "fixed_sample",
-  )
-  return make_method(
-    settings.method,
-    contract.Ingredients(
-      problem=Problem(upper=supervised(), lower=reinforced()),
+      rl_loss=functools.partial(
+        terms.rl_objective,
+        policy,
+        numbers=numbers,
+        temperature=settings.rollout.temperature,
+        chunk=model.logprob_chunk,
+        ratio=rl.ratio,
+        clip=rl.clip,
+        with_entropy=settings.logging.entropy,
+      ),
       gradient=accumulation.gradient,
       optimizers={
         "base": base_optimizer(None, total_updates),
-        "adapter": optimizers.build(settings.optimizer.adapter, total_updates),
-        "rl_only_base": rl_only_optimizer,
+        "adapter": adapter_optimizer,
       },
-      total_updates=total_updates,
-      supervised=supervised,
-      reinforced=reinforced,
+      base_optimizer=base_optimizer,
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise=rl.advantage
       ),
-      base_optimizer=base_optimizer,
-      updates_per_step=updates_per_step(settings),
+      total_updates=total_updates,
+      updates_per_step=settings.updates_per_step,
       reference_dtype=reference_dtype(settings),
+      demonstrations=demonstrations,
       seed=settings.seed,
     ),
   )
 
 
 def how_to_pack(
-  settings: config.Config,
-  mesh: sharding.Mesh,
+  settings: config.Config, mesh: sharding.Mesh
 ) -> packing.Packing:
   """Returns how rows are filled, given what attention can serve.
 
@@ -181,7 +157,7 @@ def how_to_pack(
   )
   able = kernel in attention.TAKES_SEGMENTS
   if training.packing == "on" and not able:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"training.packing=on needs model.attention to be one of "
       f"{', '.join(sorted(attention.TAKES_SEGMENTS))}, got {kernel}"
     )
@@ -198,7 +174,7 @@ def abstract_state(method: contract.Method, policy: Policy) -> TrainState:
 
   def make() -> TrainState:
     keys = jax.random.split(jax.random.key(0))
-    adapter = policy.init_adapter(keys[1]) if method.trains_adapter else None
+    adapter = policy.init_adapter(keys[1]) if method.needs.adapter else None
     return method.init(policy.init(keys[0]), adapter)
 
   return jax.eval_shape(make)
@@ -207,24 +183,12 @@ def abstract_state(method: contract.Method, policy: Policy) -> TrainState:
 def initial_state(
   settings: config.Config, learner: Learner, policy: Policy, base: Tree
 ) -> TrainState:
-  """Returns the state before the first update; `base` is not consumed.
-
-  Args:
-    settings: for the seed of the adapter.
-    learner: of the run.
-    policy: the model.
-    base: to start from.
-  """
+  """Returns the state before the first update; `base` is not consumed."""
   adapter = None
-  if learner.method.trains_adapter:
+  if learner.method.needs.adapter:
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
     adapter = jax.jit(policy.init_adapter)(key)
   return learner.programs.init(jax.tree.map(jnp.copy, base), adapter)
-
-
-def updates_per_step(settings: config.Config) -> int:
-  """Returns the optimiser updates of one step."""
-  return settings.rl.updates_per_rollout * settings.rl.passes_per_rollout
 
 
 def reference_dtype(settings: config.Config) -> str | None:

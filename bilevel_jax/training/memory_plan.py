@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import config
-from bilevel_jax.methods import contract, hypergradients
+from bilevel_jax.methods import contract
 from bilevel_jax.models import presets
 from bilevel_jax.rollout import assemble, cache, engine, packing
 from bilevel_jax.training import learner, sharding, sources
@@ -74,8 +74,6 @@ def plan(
   """Returns what a run would hold on each device of a mesh.
 
   Args:
-    settings: of the run.
-    architecture: of its model.
     mesh: with the axes of `sharding`; an AbstractMesh will do.
 
   Raises:
@@ -85,7 +83,7 @@ def plan(
   policy = sources.build_policy(settings, architecture)
   method = learner.build_method(settings, policy)
   state = learner.abstract_state(method, policy)
-  places = sharding.shardings(state, mesh)
+  places = sharding.state_shardings(state, mesh, method.placement)
   resident = {
     "base": _bytes(state.base, places.base),
     "adapter": _bytes(state.adapter, places.adapter),
@@ -96,8 +94,8 @@ def plan(
   dtype = learner.reference_dtype(settings)
   if (
     dtype is not None
-    and method.reference is None
-    and _samples(settings, method)
+    and method.needs.reference == "start"
+    and method.needs.rollouts
   ):
     reference = _cast(state.base, dtype)
     resident["reference"] = _bytes(reference, places.base)
@@ -105,7 +103,7 @@ def plan(
   return Plan(
     {name: n for name, n in resident.items() if n},
     _generation(settings, policy, mesh, state, places.base)
-    if _samples(settings, method)
+    if method.needs.rollouts
     else {},
     update,
     unembedding,
@@ -132,10 +130,6 @@ def table(plan: Plan) -> str:
       f"  {moment + ', with what is always there':38}{size / _GIB:9.2f} GiB"
     )
   return "\n".join(lines)
-
-
-def _samples(settings: config.Config, method: contract.Method) -> bool:
-  return any(method.plan(step).rollouts for step in range(settings.steps))
 
 
 def _generation(
@@ -194,7 +188,7 @@ def _update(
     inside = _saved(bare, one, size)
 
   tree = _bytes(state.base, sharding.shardings(state.base, mesh))
-  done = _gradients(settings, method) - 1
+  done = method.needs.trees - 1  # gradients that wait to be applied
   sums = 1 if passes > 1 else 0
   compute = jnp.dtype(settings.model.compute_dtype).itemsize
   matrix = sum(a * b for a, b in own.projections.values())
@@ -216,16 +210,6 @@ def _update(
     "log-prob chunk": 4 * settings.model.logprob_chunk * own.vocab_size,
   }
   return layer, unembedding
-
-
-def _gradients(settings: config.Config, method: contract.Method) -> int:
-  """Gradients of the base that an update holds before it applies any."""
-  plans = [method.plan(step) for step in range(settings.steps)]
-  losses = max(plan.rollouts + plan.demonstrations for plan in plans)
-  # Two make a mixture; the RL-only branch has one; a second derivative has a
-  # direction and a product.
-  twice = bool(hypergradients.second_order(settings.method))
-  return losses + (losses > 1) + method.trains_adapter + 2 * twice
 
 
 def _passes(
@@ -275,13 +259,7 @@ def _saved(
 def abstract_batch(
   settings: config.Config, method: contract.Method, mesh: sharding.Mesh
 ) -> StepBatch:
-  """Returns the shapes of the largest batch that an update may see.
-
-  Args:
-    settings: of the run.
-    method: of the run.
-    mesh: that rows are split over.
-  """
+  """Returns the shapes of the largest batch that an update may see."""
   rl, sft = None, None
   for batch in _batches(settings, method, mesh):
     if isinstance(batch, RLBatch):
@@ -296,17 +274,15 @@ def _batches(
 ) -> list[TokenBatch]:
   """Batches of sequences of the greatest lengths, as ShapeDtypeStructs."""
   data, rollout = settings.data, settings.rollout
-  updates = learner.updates_per_step(settings)
-  plans = [method.plan(step) for step in range(settings.steps)]
+  updates, needs = settings.updates_per_step, method.needs
   how = learner.how_to_pack(settings, mesh)
   found: list[TokenBatch] = []
-  if any(plan.rollouts for plan in plans):
+  if needs.rollouts:
     samples = data.prompts_per_step * rollout.samples_per_prompt
     rows = samples // settings.rl.updates_per_rollout
     longest = data.max_prompt_tokens + rollout.max_new_tokens
     fields, row = _token_batch(rows, longest, how, mesh)
     wide = fields["weights"]
-    old = updates > 1 or any(plan.old_logprobs for plan in plans)
     found.append(
       RLBatch(
         **fields,
@@ -315,28 +291,32 @@ def _batches(
         baselines=row,
         scored=row,
         sampler_logprobs=wide,
-        old_logprobs=wide if old else None,
+        old_logprobs=wide,
         ref_logprobs=wide
-        if settings.rl.kl_coef > 0 or method.reference is not None
+        if settings.rl.kl_coef > 0 or needs.reference == "own"
         else None,
-        expert_logprobs=wide if method.expert == "rollouts" else None,
+        expert_logprobs=wide if needs.expert == "rollouts" else None,
         questions=_shape(row.shape, jnp.int32, row.sharding),
         correct=row,
         accuracy=row,
       )
     )
-  if any(plan.demonstrations for plan in plans):
+  if needs.demonstrations:
+    own = needs.demonstrations == "own"
     rows = max(1, data.demonstrations_per_step // updates)
+    if own:
+      rows = -(-data.prompts_per_step // settings.rl.updates_per_rollout)
     fields, row = _token_batch(rows, data.max_demonstration_tokens, how, mesh)
     found.append(
       TokenBatch(
         **fields,
+        ids=_shape(row.shape, jnp.int32, row.sharding),
         expert_logprobs=fields["weights"]
-        if method.expert == "demonstrations"
+        if needs.expert == "demonstrations"
         else None,
-        group_advantages=None
-        if method.route is None
-        else _shape((*row.shape, 1), row.dtype, row.sharding),
+        group_advantages=_shape((*row.shape, 1), row.dtype, row.sharding)
+        if own
+        else None,
       )
     )
   return found

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bilevel_jax import config, processes
+from bilevel_jax import config, errors, processes
 from bilevel_jax.models import presets
 from bilevel_jax.training import memory_plan, sharding
 from bilevel_jax.types import Tree
@@ -61,9 +61,6 @@ def choose(
   where the rest does not fit or cannot be divided.
 
   Args:
-    settings: of the run.
-    architecture: of its model.
-    devices: that there are.
     device_bytes: memory of each; None: not known, and all fits.
 
   Raises:
@@ -76,7 +73,7 @@ def choose(
     plan = memory_plan.plan(settings, architecture, sizes.abstract())
     _check_fits(plan, sizes, device_bytes)
     return Choice(sizes, plan, "as mesh.* says")
-  refused: config.ConfigError | None = None
+  refused: errors.ConfigError | None = None
   tightest: tuple[Sizes, memory_plan.Plan] | None = None
   small = _SMALL_BYTES if device_bytes is None else _SMALL_SHARE * device_bytes
   for sizes in _layouts(devices):
@@ -84,7 +81,7 @@ def choose(
       continue
     try:
       plan = memory_plan.plan(settings, architecture, sizes.abstract())
-    except config.ConfigError as error:
+    except errors.ConfigError as error:
       refused = error
       continue
     if devices == 1:
@@ -101,7 +98,7 @@ def choose(
   if tightest is not None:
     _check_fits(tightest[1], tightest[0], device_bytes)
   if refused is None:
-    refused = config.ConfigError(
+    refused = errors.ConfigError(
       f"{devices} devices cannot be laid out for this model: set mesh.data"
     )
   raise refused
@@ -127,10 +124,7 @@ def make(
 
 
 def for_sampling(
-  architecture: presets.Architecture,
-  base: Tree,
-  *,
-  devices: Sequence[Any],
+  architecture: presets.Architecture, base: Tree, *, devices: Sequence[Any]
 ) -> tuple[jax.sharding.NamedSharding, Tree]:
   """Returns where rows are and where each array is, to sample and no more.
 
@@ -139,9 +133,7 @@ def for_sampling(
   compute dtype, matrices are split over as few devices as it takes.
 
   Args:
-    architecture: of the model.
     base: its arrays, or their shapes.
-    devices: to use, of this process.
 
   Raises:
     ConfigError: there is no room, however it is split.
@@ -155,7 +147,7 @@ def for_sampling(
   ]
   fitting = [n for n in splits if needed / n <= _ROOM * limit]
   if not fitting:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the weights take {needed / splits[-1] / 2**30:.1f} GiB on each of "
       f"{len(devices)} devices while they are read, at the finest split that "
       f"this model allows ({splits[-1]}), and may take "
@@ -172,7 +164,7 @@ def _as_asked(asked: config.Mesh, devices: int) -> Sizes:
   sizes = Sizes(data, fsdp, tensor)
   wanted = math.prod(sizes)
   if wanted > devices or (asked.fsdp is None and wanted != devices):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"mesh.data x mesh.fsdp x mesh.tensor must be {devices}, the number of "
       f"devices, got {' x '.join(map(str, sizes))} = {wanted}"
     )
@@ -201,7 +193,7 @@ def _check_fits(
   plan: memory_plan.Plan, sizes: Sizes, device_bytes: int | None
 ) -> None:
   if device_bytes is not None and plan.peak > device_bytes:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the run needs about {plan.peak / 2**30:.1f} GiB on each device, which "
       f"has {device_bytes / 2**30:.1f}, with the mesh {sizes}:\n"
       f"{memory_plan.table(plan)}\n"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bilevel_jax import config
+from bilevel_jax import config, errors
 from bilevel_jax.data import json_lines
 from bilevel_jax.types import Metrics
 
@@ -67,7 +67,6 @@ class Writers:
     """Opens the files of JSON lines, and what the settings ask for.
 
     Args:
-      files: where.
       settings: of the run; `logging` says what, the rest goes to W&B.
       silent: whether to open nothing and log nothing.
 
@@ -90,7 +89,6 @@ class Writers:
     """Logs the numbers of a step.
 
     Args:
-      step: steps done.
       values: by names such as rl/reward; scalars.
     """
     floats = {name: float(np.asarray(value)) for name, value in values.items()}
@@ -101,7 +99,6 @@ class Writers:
     """Logs completions of a step.
 
     Args:
-      step: steps done.
       records: JSON, with prompt, completion, reward (None: could not be
         scored) and finish_reason at least.
     """
@@ -109,12 +106,7 @@ class Writers:
       writer.completions(step, records)
 
   def answers(self, step: int, records: Sequence[Record]) -> None:
-    """Writes the answers to the held-out questions; loggers get none of them.
-
-    Args:
-      step: steps done.
-      records: JSON, as for `completions`.
-    """
+    """Writes the answers to held-out questions; loggers get none of them."""
     if self._lines is not None:
       self._lines.answers(step, records)
 
@@ -133,9 +125,6 @@ class Writers:
 def check_installed(settings: config.Logging) -> None:
   """Returns when every logger that is asked for can be imported.
 
-  Args:
-    settings: what is asked for.
-
   Raises:
     ConfigError: a logger is not installed.
   """
@@ -148,7 +137,7 @@ def check_installed(settings: config.Logging) -> None:
       if wanted:
         importlib.import_module(package)
     except ImportError:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"logging.{field} needs the package {package}, which is not "
         f"installed: pip install 'bilevel_jax[{extra}]'"
       ) from None
@@ -159,9 +148,6 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
   A last line that was torn by a kill is left out, and "nan", "inf" and "-inf"
   in metrics are numbers again.
-
-  Args:
-    path: metrics.jsonl, completions.jsonl or answers.jsonl.
 
   Raises:
     ConfigError: another line is no JSON object.

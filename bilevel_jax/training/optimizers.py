@@ -52,7 +52,6 @@ def build(
   which a batch of equal rewards gives.
 
   Args:
-    settings: one group of `config.optimizer`.
     total_updates: updates of the whole run, for the schedule.
   """
   parts = []
@@ -86,10 +85,6 @@ def muon_and(
   the sizes, which is AdamW's: learning rates carry over (Liu et al.,
   arXiv:2502.16982). Embeddings, head, norms, biases and adapters go to `other`.
   Undefined derivatives at a gradient of exactly zero.
-
-  Args:
-    other: without a learning rate.
-    momentum: of Muon.
   """
   stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 

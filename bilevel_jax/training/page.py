@@ -10,8 +10,6 @@ def render(title: str, subtitle: str, sections: Iterable[str]) -> str:
   """Returns the page, as HTML.
 
   Args:
-    title: heading, as text.
-    subtitle: the line below it, as text.
     sections: HTML, as `section` makes it.
   """
   return _PAGE.format(
@@ -23,12 +21,7 @@ def render(title: str, subtitle: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, body: str) -> str:
-  """Returns a section of a page.
-
-  Args:
-    title: heading, as HTML.
-    body: HTML.
-  """
+  """Returns a section of a page."""
   return f"<section><h2>{title}</h2>\n{body}\n</section>"
 
 
@@ -37,7 +30,6 @@ def folded(title: str, body: str) -> str:
 
   Args:
     title: what is always shown, as HTML.
-    body: HTML.
   """
   return f"<details><summary>{title}</summary>{body}</details>"
 
@@ -53,8 +45,6 @@ def table(
   """Returns a table.
 
   Args:
-    head: headings, as text.
-    rows: cells, as text.
     kind: `figures` for columns of numbers.
   """
   lines = [

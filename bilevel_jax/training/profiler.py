@@ -18,7 +18,6 @@ class Profiler:
     Args:
       steps: the first and the last step to trace, counted from 1; one step
         may stand alone.
-      directory: where the trace goes.
     """
     self._first, self._last = (steps[0], steps[-1]) if steps else (0, 0)
     self._directory = directory

@@ -26,8 +26,6 @@ class Programs(NamedTuple):
   update: Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]
   """Donates the state it is given."""
   logprobs: Callable[[Tree, Tree | None, TokenBatch], jax.Array]
-  finish: Callable[[TrainState], TrainState]
-  """The method's own, if it has one. Donates the state it is given."""
   merge: Callable[[Tree, Tree | None], Tree]
   delta_norm: Callable[[Tree, Tree], jax.Array]
   """(base, adapter) -> ||scale * A @ B|| / ||W|| of the adapted matrices."""
@@ -45,8 +43,6 @@ def compile_programs(
   """Returns the jitted programs of a method on a policy.
 
   Args:
-    method: what to run.
-    policy: the model.
     temperature: of the rollouts; log-probs are of the tempered policy.
     chunk: positions whose logits are in memory at once.
     adapter_scale: what A @ B is multiplied by.
@@ -67,11 +63,6 @@ def compile_programs(
       else (state_shardings, None),
     ),
     logprobs=jax.jit(scoring(policy, temperature=temperature, chunk=chunk)),
-    finish=jax.jit(
-      method.finish or (lambda state: state),
-      donate_argnums=0,
-      out_shardings=state_shardings,
-    ),
     merge=jax.jit(policy.merge),
     delta_norm=jax.jit(delta_norm),
   )
@@ -83,8 +74,6 @@ def scoring(
   """Returns (base, adapter, batch) -> log-probs [B, T], by micro-batches.
 
   Args:
-    policy: the model.
-    temperature: of the policy that is asked.
     chunk: positions whose logits are in memory at once.
   """
 
@@ -101,28 +90,24 @@ def scoring(
 
 
 def guarded(
-  update: Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]],
+  update: Callable[[TrainState, StepBatch], contract.Updated],
 ) -> Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]:
   """Returns `update`, except that a non-finite one leaves the state alone.
 
-  An update is non-finite when one of its losses or gradient norms is. The
-  count of such updates in a row is kept in the state.
+  An update is non-finite when something that it says must be finite is not. The
+  count of such updates in a row is kept in the state; an update that names
+  nothing is none of them.
   """
 
   def guarded_update(state: TrainState, batch: StepBatch):
-    new_state, metrics = update(state, batch)
-    watched = [
-      value
-      for name, value in metrics.items()
-      if name.endswith(("/loss", "gradient_norm"))
-    ]
-    finite = jnp.isfinite(jnp.stack(watched)).all()
-    kept = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), new_state, state
-    )
+    new, metrics, watched = contract.Updated(*update(state, batch))
+    watched = [jnp.isfinite(x).all() for x in jax.tree.leaves(watched)]
+    if not watched:
+      return new, {**metrics, "training/skipped_updates": jnp.float32(0)}
+    finite = jnp.stack(watched).all()
+    kept = jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, state)
     kept = dataclasses.replace(
-      kept,
-      skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+      kept, skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1)
     )
     skipped = 1.0 - finite.astype(jnp.float32)
     return kept, {**metrics, "training/skipped_updates": skipped}

@@ -87,11 +87,7 @@ def write(run_dir: str | pathlib.Path) -> pathlib.Path:
 
 
 def logged(path: pathlib.Path) -> dict[int, dict[str, float]]:
-  """Returns everything that was logged, by steps done.
-
-  Args:
-    path: a run's metrics.jsonl.
-  """
+  """Returns everything that was logged, by steps done."""
   steps: dict[int, dict[str, float]] = {}
   for record in metrics.read(path):
     steps.setdefault(record["step"], {}).update(record)
@@ -180,7 +176,6 @@ def plot(
 
   Args:
     axes: of matplotlib; gets curves with labels, their bounds, and scales.
-    chart: which metrics, and how.
     steps: what was logged, by steps done.
   """
   from matplotlib import ticker

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config, processes
+from bilevel_jax import config, errors, processes
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import cache
 from bilevel_jax.training import experts, meshes, sharding, sources
@@ -36,6 +36,12 @@ class Run:
     """Where the sampler's arrays lie."""
     return sharding.batch_sharding(self.mesh)
 
+  def reference_tree(self) -> Tree | None:
+    """Returns the base of the KL's reference policy now; None: no KL term."""
+    if self.learner.method.needs.reference == "own":
+      return self.state.extra["reference"]
+    return self.reference
+
   def weights(self) -> Tree:
     """Returns what the sampler reads: the policy as it is now, merged."""
     return self.learner.programs.merge(self.state.base, self.state.adapter)
@@ -54,31 +60,28 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     model = sources.build_model(settings, found, sharding.batch_sharding(mesh))
     streams = sources.build_streams(settings, model.tokenizer)
     processes.check_mesh(mesh)
-    learner = learner_lib.build(settings, model.policy, mesh)
-    plans = [learner.method.plan(step) for step in range(settings.steps)]
-    method = learner.method
-    routes = method.route is not None and plans[0].demonstrations
-    guides = method.guide is not None or method.buffer is not None
-    alone = any(not plan.rollouts for plan in plans)
-    if (alone or routes or guides) and streams.demonstrations is None:
-      raise config.ConfigError(
+    learner = learner_lib.build(
+      settings, model.policy, mesh, len(streams.demonstrations or ())
+    )
+    needs = learner.method.needs
+    without = streams.demonstrations is None
+    if without and needs.demonstrations in ("required", "own"):
+      raise errors.ConfigError(
         f"method {settings.method.name} needs demonstrations: "
         "data.demonstrations_per_step must be at least 1, got 0"
       )
-    if method.gradients is None and settings.training.max_update_flops:
-      raise config.ConfigError(
-        "training.max_update_flops needs a method whose operations are "
-        f"counted, got {settings.method.name} with "
-        f"method.hypergradient={settings.method.hypergradient}"
+    if needs.gradients is None and settings.training.max_update_flops:
+      raise errors.ConfigError(
+        "training.max_update_flops needs a method whose operations are counted "
+        f"(of bridge: hypergradient=penalty), got {settings.method.name}"
       )
     base = sources.load_base(settings, model, mesh)
   processes.check_same("the examples", streams.content())
   reference = None
   dtype = learner_lib.reference_dtype(settings)
-  own = learner.method.reference is not None  # it is in the method's state
-  if dtype and not own and any(plan.rollouts for plan in plans):
+  if dtype and needs.reference == "start" and needs.rollouts:
     reference = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
-  expert = experts.enlist(settings, model, streams, learner, mesh, base)
+  expert = experts.load_expert(settings, model, streams, learner, mesh, base)
   state = learner_lib.initial_state(settings, learner, model.policy, base)
   return Run(
     settings=settings,
@@ -98,7 +101,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "demonstrations": 0,
       "tokens": 0,
       "update_flops": 0.0,
-      "held_back": [],  # ids of questions whose demonstrations wait
+      "method": {},  # the method's own memory
       "model": sources.fingerprint(base),
     },
   )
@@ -108,24 +111,18 @@ _STREAMS = ("rollout", "evaluation")
 
 
 def key(settings: config.Config, stream: str, step: int) -> jax.Array:
-  """Returns the key of a stream of random numbers at a step.
-
-  Args:
-    settings: for the seed.
-    stream: rollout or evaluation.
-    step: steps done before.
-  """
+  """Returns the key of a stream of random numbers at a step."""
   root = jax.random.key(settings.seed)
   number = 2 + _STREAMS.index(stream)
   return jax.random.fold_in(jax.random.fold_in(root, number), step)
 
 
-def spent(story: Run) -> str | None:
+def spent(run: Run) -> str | None:
   """Returns the setting whose budget the run has used up, with its value."""
   budgets = {"max_sampled_tokens": "tokens", "max_update_flops": "update_flops"}
   for setting, counted in budgets.items():
-    most = getattr(story.settings.training, setting)
-    if most is not None and story.host[counted] >= most:
+    most = getattr(run.settings.training, setting)
+    if most is not None and run.host[counted] >= most:
       return f"training.{setting} {most:g}"
   return None
 
@@ -135,7 +132,5 @@ def due(every: int | None, done: int, steps: int) -> bool:
 
   Args:
     every: steps between; None: at the end alone.
-    done: steps done.
-    steps: of the run.
   """
   return done == steps or (every is not None and done % every == 0)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import bilevel_jax
-from bilevel_jax import config, processes
+from bilevel_jax import config, errors, processes
 from bilevel_jax.training import metrics
 
 # What a resumed run may change: none of it moves a number of a step, but for
@@ -79,7 +79,6 @@ class RunDirectory:
     """Writes config.json, and drops the report and what was logged later.
 
     Args:
-      settings: of the run.
       step: steps done before: 0, or those of the checkpoint restored.
     """
     write_atomically(
@@ -110,7 +109,6 @@ def prepare(
   """Returns the run directory, made if need be; writes nothing into it yet.
 
   Args:
-    run_dir: where the run leaves its files.
     settings: of the run that is about to start.
     resume: whether it continues the run in run_dir.
 
@@ -141,7 +139,7 @@ def _check(
 ) -> None:
   used = _used(directory)
   if used and not resume:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"run_dir {directory.path} must be unused unless resume is set, got one "
       f"with {used}"
     )
@@ -160,7 +158,7 @@ def _check_shared(path: pathlib.Path) -> None:
   try:
     with processes.together():
       if not probe.exists():
-        raise config.ConfigError(
+        raise errors.ConfigError(
           f"run_dir {path} must be on a file system that all processes share"
         )
   finally:
@@ -182,17 +180,17 @@ def _check_same_run(directory: RunDirectory, settings: config.Config) -> None:
     text = directory.settings.read_text(encoding="utf-8")
     then = json.loads(text)["config"]
   except FileNotFoundError:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"nothing to resume: {directory.path} has no config.json"
     ) from None
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"cannot resume: {directory.settings} cannot be read ({error})"
     ) from None
   now = json.loads(json.dumps(config.to_dict(settings)))
   changed = list(_differences(then, now, ""))
   if changed:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"cannot resume {directory.path} with other settings: "
       + "; ".join(changed)
     )
@@ -216,7 +214,7 @@ def _check_writable(path: pathlib.Path) -> None:
     with tempfile.TemporaryFile(dir=path):
       pass
   except OSError as error:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"run_dir {path} must be a directory that can be written, got "
       f"{error.strerror or error}"
     ) from None

@@ -1,5 +1,6 @@
 """Where arrays live: a mesh, and strict rules from names to its axes."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from bilevel_jax import config, processes, types
+from bilevel_jax import errors, processes, types
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -40,15 +41,11 @@ RULES: Rules = (
 
 
 def make_mesh(
-  data: int,
-  fsdp: int,
-  tensor: int,
-  devices: Sequence[Any] | None = None,
+  data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
   """Returns a mesh of the axes data, fsdp and tensor over all devices.
 
   Args:
-    data: devices along the data axis.
     fsdp: devices that parameters are split over; rows are split over it too.
     tensor: devices that a matrix is split over.
     devices: jax.Devices to lay out; default: every device of every process.
@@ -59,7 +56,7 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   shape = (data, fsdp, tensor)
   if math.prod(shape) != len(devices):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"mesh.data x mesh.fsdp x mesh.tensor must be {len(devices)}, the number "
       f"of devices, got {data} x {fsdp} x {tensor} = {math.prod(shape)}"
     )
@@ -81,7 +78,6 @@ def shardings(tree: types.Tree, mesh: Mesh, rules: Rules = RULES) -> types.Tree:
 
   Args:
     tree: arrays or ShapeDtypeStructs: parameters, a TrainState, a part of it.
-    mesh: from `make_mesh`, or one without devices.
     rules: (pattern, axes of the leading dimensions), the first match wins.
 
   Raises:
@@ -93,7 +89,7 @@ def shardings(tree: types.Tree, mesh: Mesh, rules: Rules = RULES) -> types.Tree:
     name = _name(path)
     rule = _find(name, leaf.shape, rules)
     if rule is None:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"no sharding rule names {name} of shape {leaf.shape}"
       )
     _check_divides(name, leaf.shape, rule[1], mesh)
@@ -102,17 +98,23 @@ def shardings(tree: types.Tree, mesh: Mesh, rules: Rules = RULES) -> types.Tree:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def unused_rules(tree: types.Tree, rules: Rules = RULES) -> list[str]:
-  """Returns the patterns that place no leaf of the tree.
+def state_shardings(
+  state: types.TrainState, mesh: Mesh, placement: Rules = ()
+) -> types.TrainState:
+  """Returns a sharding for each leaf of a state, a method's own included.
 
   Args:
-    tree: as for `shardings`.
-    rules: as for `shardings`.
+    placement: rules of the method, for paths in `extra`. What they do not name
+      lies as the parameter of its name does, or else whole on every device.
+
+  Raises:
+    ConfigError: as `shardings`.
   """
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  found = [_find(_name(path), leaf.shape, rules) for path, leaf in leaves]
-  used = {rule[0] for rule in found if rule is not None}
-  return [pattern for pattern, _ in rules if pattern not in used]
+  everywhere = (r"", PartitionSpec())
+  return dataclasses.replace(
+    shardings(dataclasses.replace(state, extra=None), mesh),
+    extra=shardings(state.extra, mesh, (*placement, *RULES, everywhere)),
+  )
 
 
 def _name(path) -> str:
@@ -131,19 +133,16 @@ def _find(
 
 
 def _check_divides(
-  name: str,
-  shape: Sequence[int],
-  spec: PartitionSpec,
-  mesh: Mesh,
+  name: str, shape: Sequence[int], spec: PartitionSpec, mesh: Mesh
 ) -> None:
   if len(spec) > len(shape):
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{name} of shape {shape} has fewer dimensions than its rule {spec}"
     )
   for dimension, axes in enumerate(spec):
     parts = math.prod(mesh.shape[axis] for axis in _axes(axes))
     if shape[dimension] % parts:
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"{name} of shape {shape} cannot be split: dimension {dimension} must "
         f"be a multiple of mesh.{' x mesh.'.join(_axes(axes))} = {parts}, got "
         f"{shape[dimension]}"
@@ -164,7 +163,6 @@ def place_batch(batch: types.Tree, mesh: jax.sharding.Mesh) -> types.Tree:
 
   Args:
     batch: TokenBatches with layouts, on the host, the same in each process.
-    mesh: the mesh of the run.
   """
   places = jax.tree.map(lambda x: batch_place(x.ndim, mesh), batch)
   return processes.put(batch, places)
@@ -174,7 +172,6 @@ def batch_place(dimensions: int, mesh: Mesh) -> jax.sharding.NamedSharding:
   """Returns where an array of a batch lies: by its layout's three dimensions.
 
   Args:
-    dimensions: of the array.
     mesh: the mesh of the run, or one without devices.
   """
   spec = (None, ("data", "fsdp")) if dimensions == 3 else ()

@@ -7,39 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config, loading, processes
+from bilevel_jax import config, errors, weights
 from bilevel_jax.data import batches, corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
-from bilevel_jax.methods import hypergradients
-from bilevel_jax.models import (
-  attention,
-  gguf,
-  gguf_tokenizer,
-  huggingface,
-  presets,
-)
+from bilevel_jax.models import lora, presets
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.rollout import engine
 from bilevel_jax.training import sharding
 from bilevel_jax.types import Policy, TrainState, Tree
-
-
-class Found(NamedTuple):
-  """A model before anything of it is built."""
-
-  architecture: presets.Architecture
-  directory: pathlib.Path | None
-  """Hugging Face directory of the weights, where they have one."""
+from bilevel_jax.weights import huggingface
 
 
 class Model(NamedTuple):
-  """A policy, and where its weights and its tokenizer come from."""
+  """A policy with its tokenizer, and what its weights are read from."""
 
   policy: Policy
   architecture: presets.Architecture
   tokenizer: tokenizer_lib.Tokenizer
-  directory: pathlib.Path | None
-  """Hugging Face directory of the weights, where they have one."""
+  opened: weights.Opened
 
 
 class Streams(NamedTuple):
@@ -56,23 +41,23 @@ class Streams(NamedTuple):
       examples += prompts.take(0, len(prompts))[1]
     if self.demonstrations is not None:
       pairs = self.demonstrations.take(0, len(self.demonstrations))
-      examples += [np.concatenate(pair) for pair in pairs]
+      examples += [np.concatenate([d.prompt, d.solution]) for d in pairs]
     return b"".join(example.tobytes() for example in examples)
 
 
-def find(settings: config.Config) -> Found:
-  """Returns the architecture of the settings' model; reads no weights.
+def open_model(settings: config.Config) -> weights.Opened:
+  """Returns the settings' model; reads no weights.
 
   Raises:
     ConfigError: it is unknown, or not there.
   """
-  source = settings.model
-  if source.weights is None:
-    return Found(presets.get(str(source.preset)), None)
-  if source.weights.endswith(".gguf"):
-    return Found(gguf.read_architecture(pathlib.Path(source.weights)), None)
-  directory = huggingface.resolve(source.weights, source.revision)
-  return Found(huggingface.read_architecture(directory), directory)
+  model = settings.model
+  if model.weights is not None:
+    return weights.open(model.weights, revision=model.revision)
+  return weights.untrained(
+    presets.get(str(model.preset)),
+    lambda: jax.random.fold_in(jax.random.key(settings.seed), 0),
+  )
 
 
 def build_policy(
@@ -83,65 +68,36 @@ def build_policy(
   """Returns the policy of an architecture, as the settings want it computed.
 
   Args:
-    settings: of the run.
-    architecture: sizes and switches.
     rows: of training batches, over the devices of a run; None: one device.
 
   Raises:
     ConfigError: adapter targets or a kernel that it cannot have.
   """
-  exact = [
-    form
-    for form in hypergradients.second_order(settings.method)
-    if hypergradients.mixed_product(settings.method, form) == "exact"
-  ]
-  if exact and settings.model.attention not in (
-    "auto",
-    *attention.SECOND_ORDER,
-  ):
-    raise config.ConfigError(
-      f"the hypergradient {exact[0]} needs second derivatives, and "
-      f"model.attention={settings.model.attention} has first ones only: take "
-      "chunked, or method.mixed_product=finite_difference"
-    )
   return policy_lib.make(
     architecture,
-    adapter_rank=settings.adapter.rank,
-    adapter_alpha=settings.adapter.alpha,
-    adapter_targets=settings.adapter.targets,
     compute_dtype=settings.model.compute_dtype,
     attention=settings.model.attention,
     remat=settings.model.remat,
+    adapter=lora.Spec(**vars(settings.adapter)),
     rows=rows,
   )
 
 
 def build_model(
   settings: config.Config,
-  found: Found,
+  opened: weights.Opened,
   rows: jax.sharding.NamedSharding | None = None,
 ) -> Model:
   """Returns the model of the settings; reads no weights yet.
 
-  Args:
-    settings: of the run.
-    found: their model, from `find`.
-    rows: as for `build_policy`.
-
   Raises:
     ConfigError: an unknown architecture, or a tokenizer that does not fit.
   """
-  weights, (architecture, directory) = settings.model.weights, found
-  tokenizer_source = settings.tokenizer.path or directory
-  if tokenizer_source is None and weights is not None:  # a GGUF file's own
-    file = pathlib.Path(weights)
-    written = tokenizer_source = pathlib.Path(settings.run_dir) / "tokenizer"
-    processes.on_first(lambda: gguf_tokenizer.write(file, written))
-  if tokenizer_source is None:
-    raise config.ConfigError(
-      "tokenizer.path must be set when model.weights is not, got None"
-    )
-  tokenizer = loading.tokenizer(tokenizer_source, settings.tokenizer)
+  architecture = opened.architecture
+  files = settings.tokenizer.path or opened.tokenizer_files(
+    pathlib.Path(settings.run_dir) / "tokenizer"
+  )
+  tokenizer = tokenizer_lib.of_settings(files, settings.tokenizer)
   tokenizer.check_fits(architecture.vocab_size)
   check_positions(settings, architecture)
   policy = build_policy(settings, architecture, rows)
@@ -152,7 +108,7 @@ def build_model(
       _longest_completion(settings),
       kv_cache_bytes,
     )
-  return Model(policy, architecture, tokenizer, directory)
+  return Model(policy, architecture, tokenizer, opened)
 
 
 def check_positions(
@@ -168,7 +124,7 @@ def check_positions(
     settings.data.max_demonstration_tokens,
   )
   if longest > architecture.max_positions:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the longest sequence has {longest} tokens (data.max_prompt_tokens + "
       "rollout.max_new_tokens or evaluation.max_new_tokens, or "
       "data.max_demonstration_tokens), but the model has "
@@ -229,29 +185,19 @@ def load_base(
 ) -> Tree:
   """Returns the base to start from, in float32, sharded over the mesh.
 
-  Args:
-    settings: of the run.
-    model: its model.
-    mesh: of its devices.
-
   Raises:
     ConfigError: weights that cannot be read or do not fit.
   """
-  policy, source = model.policy, settings.model
-  key = jax.random.fold_in(jax.random.key(settings.seed), 0)
-  placed = sharding.shardings(jax.eval_shape(policy.init, key), mesh)
-  if model.directory is not None:
-    return huggingface.load_base(model.directory, model.architecture, placed)
-  if source.weights is not None:
-    return processes.put(gguf.load(pathlib.Path(source.weights))[1], placed)
-  return jax.jit(policy.init, out_shardings=placed)(key)
+  del settings
+  shapes = jax.eval_shape(model.policy.init, jax.random.key(0))
+  return model.opened.read(sharding.shardings(shapes, mesh))
 
 
-def fingerprint(base: Tree) -> dict[str, int]:
+def checksum(base: Tree) -> dict[str, int]:
   """Returns what tells one set of weights from another: JSON."""
   leaves = jax.tree.leaves(base)
 
-  def checksum(xs: list[jax.Array]) -> jax.Array:
+  def summed(xs: list[jax.Array]) -> jax.Array:
     # Integers, so that no layout of the devices changes the sum.
     bits = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in xs]
     return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in bits]).sum(
@@ -260,7 +206,7 @@ def fingerprint(base: Tree) -> dict[str, int]:
 
   return {
     "parameters": sum(x.size for x in leaves),
-    "checksum": int(jax.jit(checksum)(leaves)),
+    "checksum": int(jax.jit(summed)(leaves)),
   }
 
 
@@ -274,14 +220,8 @@ def export(
 
   The adapter belongs on the base that was trained with it, which is the
   merged policy less the adapter, not on the weights that the run began with.
-
-  Args:
-    directory: to write to.
-    settings: of the run.
-    model: its model.
-    state: after its last step.
   """
-  adapter = settings.adapter
+  adapter = lora.Spec(**vars(settings.adapter))
   huggingface.export(
     directory,
     model.architecture,
@@ -295,8 +235,11 @@ def export(
       directory / "adapter",
       model.architecture,
       state.adapter,
-      rank=adapter.rank,
-      alpha=adapter.alpha,
-      targets=adapter.targets,
+      adapter,
       base_model_name=str(settings.model.weights or settings.model.preset),
     )
+
+
+# Until `training.run` and others say the new names.
+find = open_model
+fingerprint = checksum

@@ -55,7 +55,6 @@ def forward_flops(
   """Returns the operations of a forward pass.
 
   Args:
-    architecture: of the model.
     tokens: that pass through the layers.
     context: sum over these of the tokens that each attends to.
     logits: positions whose logits are computed.
@@ -110,7 +109,6 @@ def phase(
 
   Args:
     name: of the phase, in the metrics' names.
-    seconds: that it took.
     tokens: that came of it, on all devices.
     flops: that it asked for; None: not known.
     devices: jax.Devices that it ran on.

@@ -66,7 +66,7 @@ def get_study(quick: bool = False) -> plan.Study:
     "mixed": arm("mixed"),
     "bridge": arm("bridge"),
     "bridge, no gain": plan.Arm(
-      changes={"method.name": "bridge", "method.gain_weight": 0.0},
+      changes={"method.name": "bridge", "method.bridge.gain_weight": 0.0},
       tuned_as="bridge",
     ),
   }

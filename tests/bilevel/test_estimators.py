@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.bilevel import implicit, mixed_mode, penalty, unrolled
 from bilevel_jax.bilevel.problem import Problem, gradient
 from bilevel_jax.training import optimizers
@@ -366,7 +366,7 @@ def test_no_nan_where_the_inner_gradient_is_exactly_zero(name):
 def test_optimisers_without_a_derivative_are_refused_by_name(
   optimizer, complaint
 ):
-  with pytest.raises(config.ConfigError, match=f"optimizer.base.*{complaint}"):
+  with pytest.raises(errors.ConfigError, match=f"optimizer.base.*{complaint}"):
     unrolled.check_differentiable(optimizer, "optimizer.base")
 
 
@@ -377,7 +377,7 @@ def test_optimisers_with_a_derivative_are_accepted(name):
 
 
 def test_bad_settings_are_refused_with_the_value():
-  with pytest.raises(config.ConfigError, match="at least 1, got 0"):
+  with pytest.raises(errors.ConfigError, match="at least 1, got 0"):
     unrolled.unrolled(optax.sgd(1.0), steps=0)
-  with pytest.raises(config.ConfigError, match="at least 0, got -1"):
+  with pytest.raises(errors.ConfigError, match="at least 0, got -1"):
     implicit.implicit(implicit.scaled(1.0), damping=-1)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.bilevel import schedules
 
 
@@ -71,5 +71,5 @@ def test_adaptive_penalty_settles_where_the_gap_meets_its_target():
   ],
 )
 def test_bad_settings_are_refused_with_the_value(settings, complaint):
-  with pytest.raises(config.ConfigError, match=complaint):
+  with pytest.raises(errors.ConfigError, match=complaint):
     schedules.adaptive(**settings)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.data import batches
 
 
@@ -91,7 +91,7 @@ def test_overlong_prompts_lose_their_start_and_are_counted():
 
 
 def test_prompts_that_are_all_too_long_are_refused_with_the_numbers():
-  with pytest.raises(config.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     batches.Prompts(QUESTIONS[4:], Characters(), max_tokens=4)
   assert str(error.value) == (
     "data.max_prompt_tokens is 4, but the shortest of 3 prompts has 5 tokens"
@@ -99,33 +99,49 @@ def test_prompts_that_are_all_too_long_are_refused_with_the_numbers():
 
 
 def test_a_stream_without_questions_is_refused():
-  with pytest.raises(config.ConfigError, match="at least one question"):
+  with pytest.raises(errors.ConfigError, match="at least one question"):
     batches.Prompts([], Characters(), max_tokens=4)
 
 
 def test_two_streams_share_questions_and_keep_their_own_positions():
   prompts = batches.Prompts(QUESTIONS, Characters(), max_tokens=9, seed=1)
-  pairs = batches.Demonstrations(QUESTIONS, Characters(), max_tokens=20, seed=2)
+  stream = batches.Demonstrations(
+    QUESTIONS, Characters(), max_tokens=20, seed=2
+  )
   before = prompts.take(3, 5)[2]
-  first = pairs.take(0, 7)
-  assert {len(prompt) for prompt, _ in first} == set(range(1, 8))
+  first = stream.take(0, 7)
+  assert {len(d.prompt) for d in first} == set(range(1, 8))
   np.testing.assert_array_equal(prompts.take(3, 5)[2], before)
-  assert all(len(s) == len(p) + 1 and s[-1] == 0 for p, s in first)
+  for d in first:
+    assert len(d.solution) == len(d.prompt) + 1
+    assert d.solution[-1] == 0
 
 
 def test_demonstrations_can_be_resumed_at_every_position():
-  pairs = batches.Demonstrations(QUESTIONS, Characters(), max_tokens=20)
-  whole = pairs.take(0, 20)
+  stream = batches.Demonstrations(QUESTIONS, Characters(), max_tokens=20)
+  whole = stream.take(0, 20)
   for position in range(20):
-    ((prompt, solution),) = pairs.take(position, 1)
-    np.testing.assert_array_equal(prompt, whole[position][0])
-    np.testing.assert_array_equal(solution, whole[position][1])
+    (one,) = stream.take(position, 1)
+    np.testing.assert_array_equal(one.prompt, whole[position].prompt)
+    np.testing.assert_array_equal(one.solution, whole[position].solution)
+
+
+def test_a_demonstration_is_found_by_its_id_and_by_its_question():
+  stream = batches.Demonstrations(QUESTIONS, Characters(), max_tokens=9)
+  assert [d.id for d in stream.examples] == [0, 1, 2, 3]
+  drawn = stream.take(2, 6)
+  for one, found in zip(drawn, stream.at(d.id for d in drawn), strict=True):
+    assert type(one.id) is int  # a method's memory is JSON
+    assert found is one is stream.examples[one.id]
+  # The last three are too long to be kept.
+  own = stream.of([QUESTIONS[2], QUESTIONS[6], QUESTIONS[0]])
+  assert own == [stream.examples[2], None, stream.examples[0]]
 
 
 def test_demonstrations_count_what_they_leave_out():
   questions = [*QUESTIONS, _question("none"), _question("empty", "")]
-  pairs = batches.Demonstrations(questions, Characters(), max_tokens=9)
-  assert pairs.counts == batches.Counts(
+  stream = batches.Demonstrations(questions, Characters(), max_tokens=9)
+  assert stream.counts == batches.Counts(
     given=9, without_solution=2, dropped=3, kept=4
   )
 
@@ -136,12 +152,14 @@ def test_overlong_demonstrations_lose_the_end_of_the_solution():
     _question("ab", "cdef"),
     _question("abcde", "f"),
   ]
-  pairs = batches.Demonstrations(
+  stream = batches.Demonstrations(
     questions, Characters(), max_tokens=5, overlong="truncate"
   )
   # The third one's prompt leaves no room for a token of its solution.
-  assert pairs.counts == batches.Counts(given=3, dropped=1, truncated=1, kept=2)
-  solutions = {"".join(map(chr, s)) for _, s in pairs.take(0, 2)}
+  assert stream.counts == batches.Counts(
+    given=3, dropped=1, truncated=1, kept=2
+  )
+  solutions = {"".join(map(chr, d.solution)) for d in stream.take(0, 2)}
   assert solutions == {"cd\0", "cde"}
 
 
@@ -155,7 +173,7 @@ def test_overlong_demonstrations_lose_the_end_of_the_solution():
 def test_demonstrations_that_are_all_too_long_are_refused_with_the_numbers(
   overlong, limit, sentence
 ):
-  with pytest.raises(config.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     batches.Demonstrations(
       QUESTIONS, Characters(), max_tokens=limit, overlong=overlong
     )
@@ -165,16 +183,16 @@ def test_demonstrations_that_are_all_too_long_are_refused_with_the_numbers(
 
 
 def test_demonstrations_without_any_solution_are_refused():
-  with pytest.raises(config.ConfigError, match="none of the 1 demonstrations"):
+  with pytest.raises(errors.ConfigError, match="none of the 1 demonstrations"):
     batches.Demonstrations([_question("q")], Characters(), max_tokens=9)
 
 
 def _chosen(share, seed):
-  pairs = batches.Demonstrations(
+  stream = batches.Demonstrations(
     QUESTIONS, Characters(), max_tokens=99, share=share, seed=seed
   )
-  assert pairs.counts.not_in_share == len(QUESTIONS) - len(pairs)
-  return {len(prompt) for prompt, _ in pairs.take(0, len(pairs))}
+  assert stream.counts.not_in_share == len(QUESTIONS) - len(stream)
+  return {len(d.prompt) for d in stream.take(0, len(stream))}
 
 
 def test_a_share_is_chosen_by_the_seed_and_grows_with_the_share():
@@ -186,10 +204,10 @@ def test_a_share_is_chosen_by_the_seed_and_grows_with_the_share():
 
 
 def test_an_empty_share_gives_no_demonstrations():
-  pairs = batches.Demonstrations(
+  stream = batches.Demonstrations(
     QUESTIONS, Characters(), max_tokens=99, share=0.0
   )
-  assert pairs.take(5, 3) == []
+  assert stream.take(5, 3) == []
 
 
 def _scored(*lengths):
@@ -207,17 +225,26 @@ def test_log_probs_that_came_with_the_data_stay_with_their_demonstrations():
   given = batches.Demonstrations(
     scored, Characters(), max_tokens=4, overlong="truncate", share=1.0, seed=3
   )
-  pairs = given.take(1, 5)
-  logprobs = given.take_logprobs(1, 5)
-  assert logprobs is not None
-  for (_, solution), values in zip(pairs, logprobs, strict=True):
+  for _, _, solution, values in given.take(1, 5):
     letters = int((solution > 0).sum())
+    assert values.dtype == np.float32
     assert len(values) == len(solution)
     assert set(values) == {-letters}
 
 
+def test_log_probs_that_are_set_are_those_of_every_way_to_draw():
+  stream = batches.Demonstrations(QUESTIONS, Characters(), max_tokens=20)
+  assert all(d.logprobs is None for d in stream.take(0, 7))
+  told = [np.full(len(d.solution), -d.id, "f4") for d in stream.examples]
+  stream.set_logprobs(told)
+  for d in [*stream.take(3, 9), *stream.at([5, 0]), *stream.of(QUESTIONS)]:
+    assert d.logprobs is told[d.id]
+  with pytest.raises(ValueError, match="shorter"):
+    stream.set_logprobs(told[:-1])
+
+
 def test_log_probs_that_are_too_few_are_refused():
-  with pytest.raises(config.ConfigError, match=r"logprobs .* 2 .* 3 tokens"):
+  with pytest.raises(errors.ConfigError, match=r"logprobs .* 2 .* 3 tokens"):
     batches.Demonstrations(
       _scored(2, 2), Characters(), max_tokens=9, share=1.0, seed=0
     )
@@ -231,4 +258,4 @@ def test_one_demonstration_without_log_probs_leaves_all_without():
     share=1.0,
     seed=0,
   )
-  assert given.logprobs is None
+  assert [d.logprobs for d in given.examples] == [None, None]

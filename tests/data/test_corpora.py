@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import config, errors, types
 from bilevel_jax.data import corpora
 
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
@@ -150,28 +150,28 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(
   write, rows, given, sentence
 ):
   path = write(*rows)
-  with pytest.raises(config.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     _load(path, **given)
   assert str(error.value) == sentence.replace("{path}", path)
 
 
 def test_a_missing_file_is_refused():
-  with pytest.raises(config.ConfigError, match="nowhere does not exist"):
+  with pytest.raises(errors.ConfigError, match="nowhere does not exist"):
     _load("nowhere")
 
 
 def test_binary_and_broken_files_are_refused(tmp_path):
   path = tmp_path / "data"
   path.write_bytes(b"\xff\xfe\x00")
-  with pytest.raises(config.ConfigError, match="is not UTF-8 text"):
+  with pytest.raises(errors.ConfigError, match="is not UTF-8 text"):
     _load(str(path))
   path.write_bytes(gzip.compress(json.dumps(ROW).encode() * 99)[:-20])
-  with pytest.raises(config.ConfigError, match="cannot be read"):
+  with pytest.raises(errors.ConfigError, match="cannot be read"):
     _load(str(path))
 
 
 def test_a_source_of_nothing_is_refused():
-  with pytest.raises(config.ConfigError, match="needs one of path, hub, task"):
+  with pytest.raises(errors.ConfigError, match="needs one of path, hub, task"):
     corpora.load(config.Source())
 
 
@@ -243,7 +243,7 @@ def test_a_hub_failure_is_one_sentence(monkeypatch):
     raise ConnectionError("no route\nto the hub")
 
   monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-  with pytest.raises(config.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     corpora.load(config.Source(hub="a/b"))
   assert str(error.value) == (
     "data set a/b (name None, split train) cannot be loaded: ConnectionError: "
@@ -302,5 +302,5 @@ def test_a_template_makes_other_solutions():
   ]
   assert made("{answer}:{solution}") == ["2:1+1=2", None]
   for broken in ("{guess}", "{", "{0}"):
-    with pytest.raises(config.ConfigError, match=r"data.solution .* must use"):
+    with pytest.raises(errors.ConfigError, match=r"data.solution .* must use"):
       made(broken)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.data import json_lines
 
 
@@ -22,5 +22,5 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_refused(tmp_path):
     (b"[1]\n", "line 2 must be a JSON object, got a list"),
   ):
     path.write_bytes(first + broken + second)
-    with pytest.raises(config.ConfigError, match=sentence):
+    with pytest.raises(errors.ConfigError, match=sentence):
       json_lines.whole(path)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.data import tasks
 
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
@@ -157,7 +157,7 @@ def test_countdown_reads_like_the_shared_corpus():
   ids=lambda given: str(given)[:40],
 )
 def test_what_cannot_be_generated_is_refused_in_a_sentence(given, sentence):
-  with pytest.raises(config.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     tasks.generate(**given)
   assert str(error.value) == sentence
 
@@ -197,12 +197,12 @@ def test_reasoning_gym_questions_are_distinct_with_disjoint_splits():
 )
 def test_reasoning_gym_is_refused_in_a_sentence(name, options, sentence):
   pytest.importorskip("reasoning_gym")
-  with pytest.raises(config.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     tasks.generate(f"reasoning_gym/{name}", count=30, options=options)
   assert str(error.value) == sentence
 
 
 def test_a_missing_reasoning_gym_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-  with pytest.raises(config.ConfigError, match="install the extra `tasks`"):
+  with pytest.raises(errors.ConfigError, match="install the extra `tasks`"):
     tasks.generate("reasoning_gym/chain_sum")

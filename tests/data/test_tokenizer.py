@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.data import tokenizer
 
 CHATML = (
@@ -239,7 +239,7 @@ def test_prompt_can_use_meta_but_not_the_answer(tmp_path):
   loaded = tokenizer.load(directory, prompt="{question} Make {target}.")
   assert "Make 42." in loaded.decode(loaded.prompt_tokens(QUESTION))
   loaded = tokenizer.load(directory, prompt="{question} {answer}")
-  with pytest.raises(config.ConfigError, match="only fields of the question"):
+  with pytest.raises(errors.ConfigError, match="only fields of the question"):
     loaded.prompt_tokens(QUESTION)
 
 
@@ -259,16 +259,16 @@ def test_character_tokenizer_round_trips_its_alphabet(tmp_path):
 def test_character_tokenizer_refuses_what_it_does_not_know(tmp_path):
   tokenizer.character_tokenizer(tmp_path / "t", "0123")
   loaded = tokenizer.load(tmp_path / "t", prompt="{question}")
-  with pytest.raises(config.ConfigError, match="every character of '4"):
+  with pytest.raises(errors.ConfigError, match="every character of '4"):
     loaded.prompt_tokens(QUESTION._replace(question="4"))
-  with pytest.raises(config.ConfigError, match="each character once"):
+  with pytest.raises(errors.ConfigError, match="each character once"):
     tokenizer.character_tokenizer(tmp_path / "u", "00")
 
 
 def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused(tmp_path):
   loaded = tokenizer.load(write(tmp_path / "t"))
   loaded.check_fits(260)
-  with pytest.raises(config.ConfigError, match=r"up to 259.*259$"):
+  with pytest.raises(errors.ConfigError, match=r"up to 259.*259$"):
     loaded.check_fits(259)
 
 
@@ -323,7 +323,7 @@ def test_hub_id_is_fetched_without_the_weights(tmp_path, monkeypatch):
 )
 def test_bad_settings_are_refused_in_one_sentence(tmp_path, arguments, message):
   directory = write(tmp_path / "t")
-  with pytest.raises(config.ConfigError, match=message) as error:
+  with pytest.raises(errors.ConfigError, match=message) as error:
     tokenizer.load(directory, **arguments)
   assert "\n" not in str(error.value)
 
@@ -348,7 +348,7 @@ def test_broken_files_are_refused_in_one_sentence(tmp_path, files, message):
     (directory / "tokenizer.json").unlink()
   for name, content in files.items():
     (directory / name).write_text(content)
-  with pytest.raises(config.ConfigError, match=message) as error:
+  with pytest.raises(errors.ConfigError, match=message) as error:
     tokenizer.load(directory)
   assert "\n" not in str(error.value)
 
@@ -357,7 +357,7 @@ def test_a_missing_tokenizer_is_refused_in_one_sentence(tmp_path):
   (tmp_path / "file").touch()
   for source in (tmp_path / "absent", "someone/absent", tmp_path / "file"):
     with pytest.raises(
-      config.ConfigError, match="a directory or a hub id"
+      errors.ConfigError, match="a directory or a hub id"
     ) as e:
       tokenizer.load(source)
     assert "\n" not in str(e.value)

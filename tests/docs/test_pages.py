@@ -93,11 +93,12 @@ def test_python_of_a_page_runs(page, desk, capsys):
 
 
 @pytest.mark.parametrize(
-  "page", _pages_with("trains"), ids=lambda page: page.stem
+  ("page", "command"),
+  [(page, c) for page in PAGES for c in _blocks(page, "trains")],
+  ids=lambda value: value.stem if isinstance(value, pathlib.Path) else None,
 )
-def test_a_run_that_a_page_asks_for_trains(page, desk):
+def test_a_run_that_a_page_asks_for_trains(page, command, desk):
   directory = desk(page)
-  (command,) = _blocks(page, "trains")
   program, *arguments = shlex.split(command)
   assert program == "python"
   done = subprocess.run(

@@ -1,33 +1,127 @@
 """A tabular problem small enough to know every answer."""
 
 import dataclasses
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from bilevel_jax import config, methods, types
+from bilevel_jax import config, types
 from bilevel_jax.bilevel.problem import Objective, Problem
-from bilevel_jax.methods import accumulation, contract, terms
+from bilevel_jax.methods import contract, terms
 from bilevel_jax.objectives import policy_gradient, weighting
-from bilevel_jax.rollout import assemble, routing
+from bilevel_jax.rollout import assemble
+from bilevel_jax.training import learner
 from tests import tabular
 
 VOCABULARY = 7
-ADVANTAGES = functools.partial(
-  policy_gradient.group_advantages, normalise="group_mean"
-)
-GROUPS = routing.Groups(
-  rewards=np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]),
-  correct=np.array([[0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool),
+RATE = 0.1  # the world's learning rate
+
+
+def advantages(rewards, scored):
+  """Returns those of the world's `rl.advantage`, and baselines."""
+  return policy_gradient.group_advantages(
+    rewards, scored, normalise="group_mean"
+  )
+
+
+def groups(rewards, **changes) -> contract.Groups:
+  """Returns groups with these rewards [P, G], all demonstrated and scored."""
+  rewards = np.array(rewards, np.float32)
+  fields = {
+    "correct": rewards > 0,
+    "scored": np.ones(rewards.shape, bool),
+    "truncated": np.zeros(rewards.shape, bool),
+    "prefix_lengths": np.zeros(rewards.shape, int),
+    "demonstrated": np.ones(len(rewards), bool),
+  } | {name: np.array(value) for name, value in changes.items()}
+  demonstrations = [
+    types.Demonstration(10 + i, np.array([1]), np.array([2, 3]))
+    if has
+    else None
+    for i, has in enumerate(fields.pop("demonstrated"))
+  ]
+  return contract.Groups(
+    rewards=rewards, demonstrations=demonstrations, **fields
+  )
+
+
+GROUPS = groups(
+  [[0.0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]],
   scored=np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool),
-  demonstrated=np.array([True, True, False, False]),
-  given=np.zeros((4, 3), int),
   truncated=np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]], bool),
+  demonstrated=[True, True, False, False],
 )
+
+
+def scalars(state: types.TrainState) -> dict[str, float]:
+  """Returns what `Method.plan` may read of a state."""
+  return {
+    name: float(x)
+    for name, x in state.extra.items()
+    if getattr(x, "shape", None) == ()
+  }
+
+
+@dataclasses.dataclass
+class Host:
+  """A step whose answers are `groups`, and that keeps what it is asked for."""
+
+  world: "World"
+  given: contract.Groups
+  plan: contract.Plan
+  step: int = 0
+  steps: int = 10
+  updates: int = 1
+  parts: int = 1
+  memory: dict = dataclasses.field(default_factory=dict)
+  guide: Any = None
+  reference: np.ndarray | None = None
+  logged: dict = dataclasses.field(default_factory=dict)
+  rl_asked: dict = dataclasses.field(default_factory=dict)
+  sft_asked: list = dataclasses.field(default_factory=list)
+  batches: list = dataclasses.field(default_factory=list)
+
+  def sample(self, guide=None):
+    self.guide = guide
+    return None
+
+  def groups(self, answers):
+    del answers
+    return self.given
+
+  def rl(self, answers, **how):
+    del answers
+    self.rl_asked = {"counted": None, "count_from": None} | how
+    batch = self.world.rl
+    if self.guide is not None:
+      batch = begun(batch)
+    if self.plan.old_logprobs and batch.old_logprobs is None:
+      old = np.full(batch.weights.shape, -2.0, np.float32)
+      batch = dataclasses.replace(batch, old_logprobs=old)
+    batch = dataclasses.replace(batch, ref_logprobs=self.reference)
+    return [batch] * self.updates
+
+  def demonstrations(self):
+    return [types.Demonstration(0, np.array([1]), np.array([2]))]
+
+  def demonstrations_at(self, ids):
+    return [types.Demonstration(i, np.array([1]), np.array([2])) for i in ids]
+
+  def sft(self, demonstrations, **how):
+    self.sft_asked.append(how | {"ids": [d.id for d in demonstrations]})
+    return self.world.sft
+
+  def text(self, tokens):
+    return " ".join(map(str, tokens))
+
+  def random(self):
+    return np.random.default_rng((0, self.step))
+
+  def log(self, numbers):
+    self.logged.update(numbers)
 
 
 @dataclasses.dataclass
@@ -43,16 +137,16 @@ class World:
   def problem(self, *, kl_coef: float = 0.0) -> Problem:
     return Problem(
       upper=terms.sft_objective(self.policy, chunk=64),
-      lower=self.reinforced(kl_coef),
+      lower=self.rl_loss(kl_coef),
     )
 
-  def reinforced(self, kl_coef: float, **own) -> Objective:
+  def rl_loss(self, kl_coef: float = 0.0, **own) -> Objective:
     return terms.rl_objective(
       self.policy,
+      numbers=policy_gradient.PolicyGradient(
+        kl_coef=kl_coef, importance_cap=None
+      ),
       temperature=1.0,
-      clip_low=0.2,
-      clip_high=0.2,
-      kl_coef=kl_coef,
       chunk=64,
       **own,
     )
@@ -62,67 +156,96 @@ class World:
     name: str,
     *,
     kl_coef=0.0,
-    optimizer=None,
+    adam: float | None = None,
     total_updates=10,
     updates_per_step=1,
-    **settings,
+    **options,
   ) -> contract.Method:
-    """Returns the method; sections of its settings, as dicts, by name."""
-    sgd = optax.sgd(0.1)
-    inner = optimizer or sgd
-    for section, values in settings.items():
-      if isinstance(values, dict):
-        own = getattr(config.Method(), section)
-        settings[section] = dataclasses.replace(own, **values)
-    return methods.METHODS[name](
-      config.Method(name=name, **settings),
-      contract.Ingredients(
-        problem=self.problem(kl_coef=kl_coef),
-        gradient=accumulation.gradient,
-        optimizers={"base": inner, "adapter": sgd, "rl_only_base": inner},
-        total_updates=total_updates,
-        supervised=functools.partial(
-          terms.sft_objective, self.policy, chunk=64
-        ),
-        reinforced=functools.partial(self.reinforced, kl_coef),
-        base_optimizer=lambda learning_rate, updates, scale=1.0: _scaled(
-          inner if learning_rate is None else optax.sgd(learning_rate), scale
-        ),
-        advantages=ADVANTAGES,
-        updates_per_step=updates_per_step,
-        reference_dtype=np.float32 if kl_coef else None,
-      ),
-    )
+    """Returns the method as a run builds it; options are its settings.
+
+    Its base moves by SGD at RATE, or by Adam at the rate that is given.
+    """
+    changes = {
+      "rl.kl_coef": kl_coef,
+      "rl.updates_per_rollout": updates_per_step,
+      "data.demonstrations_per_step": 4 * updates_per_step,
+      "steps": total_updates // updates_per_step,
+    }
+    if adam is not None:
+      changes |= {
+        "optimizer.base.name": "adamw",
+        "optimizer.base.learning_rate": adam,
+      }
+    own = {f"method.{name}.{key}": value for key, value in options.items()}
+    settings = settings_of(name, changes | own)
+    count = len(np.asarray(self.sft.tokens))
+    return learner.build_method(settings, self.policy, demonstrations=count)
 
   def start(self, method: contract.Method, **changes) -> types.TrainState:
-    adapter = self.adapter if method.trains_adapter else None
+    adapter = self.adapter if method.needs.adapter else None
     state = jax.jit(method.init)(self.base, adapter)
     return dataclasses.replace(state, **changes)
+
+  def host(
+    self,
+    method: contract.Method,
+    given: contract.Groups = GROUPS,
+    step: int = 0,
+    own: dict[str, float] | None = None,
+    **changes,
+  ) -> Host:
+    """Returns the host of a step, whose program has run to its end.
+
+    `own` are scalars of the method's state, in place of those of its start.
+    """
+    found = scalars(self.start(method)) | (own or {})
+    host = Host(self, given, method.plan(step, found), step=step, **changes)
+    if method.needs.reference == "own":
+      host.reference = np.full(self.rl.weights.shape, -2.1, np.float32)
+    host.batches += method.batches(host)
+    return host
 
   def batch(
     self, method: contract.Method | None = None, step: int = 0
   ) -> types.StepBatch:
-    """Returns both parts, or those that the method plans to have at a step.
+    """Returns both parts, or what the method's first update of a step sees."""
+    if method is None:
+      return types.StepBatch(rl=self.rl, sft=self.sft)
+    return self.host(method, step=step).batches[0]
 
-    A guided method's rollouts begin with given tokens; a step below 0 is the
-    update on what was held back.
-    """
-    plan = contract.Plan(True, True) if method is None else method.plan(step)
-    if step < 0:
-      plan = contract.Plan(rollouts=False, demonstrations=True)
-    rl = self.rl
-    if method is not None and method.guide is not None:
-      rl = begun(rl)
-    if plan.old_logprobs and method is not None and method.reference:
-      rl = dataclasses.replace(
-        rl,
-        old_logprobs=np.full(rl.weights.shape, -2.0, np.float32),
-        ref_logprobs=np.full(rl.weights.shape, -2.1, np.float32),
-      )
-    return types.StepBatch(
-      rl=rl if plan.rollouts else None,
-      sft=self.sft if plan.demonstrations else None,
-    )
+  def kinds(self, method: contract.Method) -> list[types.StepBatch]:
+    """Returns a batch of each kind that updates see in ten steps."""
+    found = {}
+    for step in range(10):
+      for own in ({}, {"sft_next": 0.0}):
+        for batch in self.host(method, step=step, own=own).batches:
+          kind = batch.rl is not None, batch.sft is not None
+          found.setdefault(kind, batch)
+    return list(found.values())
+
+
+def settings_of(name: str, changes: dict[str, Any]) -> config.Config:
+  """Returns a run's settings with this method, for a tabular policy."""
+  c = config.default_config()
+  c.model.preset = "tiny-llama"
+  c.model.logprob_chunk = 64
+  c.data.questions.task = "arithmetic"
+  c.data.prompts_per_step = 4
+  c.rollout.samples_per_prompt = 4
+  c.rl.advantage = "group_mean"
+  c.rl.importance_cap = None
+  c.method.name = name
+  for group in (c.optimizer.base, c.optimizer.adapter):
+    group.name, group.clip_norm = "sgd", None
+    group.learning_rate = RATE
+  for path, value in changes.items():
+    *groups, last = path.split(".")
+    group = c
+    for part in groups:
+      group = group[part]
+    with group.unlocked(), group.ignore_type():
+      group[last] = value
+  return config.parse(c)
 
 
 def begun(batch: types.RLBatch) -> types.RLBatch:
@@ -132,14 +255,6 @@ def begun(batch: types.RLBatch) -> types.RLBatch:
   given = counted & (2 * place <= counted.sum(axis=1, keepdims=True))
   given[::2] = False
   return dataclasses.replace(batch, given=given.astype(np.float32))
-
-
-def _scaled(optimizer, scale):
-  def update(gradient, state, base):
-    updates, state = optimizer.update(gradient, state, base)
-    return jax.tree.map(lambda x: scale * x, updates), state
-
-  return optax.GradientTransformation(optimizer.init, update)
 
 
 def pairs(rng, count):
@@ -179,6 +294,7 @@ def batches(rng, *, sft: int, rl: int) -> types.StepBatch:
   return types.StepBatch(
     sft=dataclasses.replace(
       demonstrations,
+      ids=np.arange(sft, dtype=np.int32),
       expert_logprobs=expert(demonstrations),
       group_advantages=rng.random((sft, 1), np.float32),
     ),

@@ -4,15 +4,20 @@ import jax
 
 from bilevel_jax.bilevel import problem as problem_lib
 from bilevel_jax.methods import terms
-
-RATE = 0.1  # the world's learning rate
+from tests.methods.conftest import RATE
 
 
 def step(world, name, step=0, state=None, **settings):
   """Returns the state after one update of a method, and its metrics."""
   method = world.method(name, **settings)
   state = world.start(method) if state is None else state
-  return jax.jit(method.update)(state, world.batch(method, step))
+  return run(method, state, world.batch(method, step))
+
+
+def run(method, state, batch):
+  """Returns the state after an update, compiled, and its metrics."""
+  done = jax.jit(method.update)(state, batch)
+  return done.state, done.metrics
 
 
 def moved(before, after):

@@ -28,7 +28,7 @@ def _away(tree, scale):
 def test_penalty_one_with_equal_bases_leaves_the_adapter_exactly_alone(world):
   method = world.method("bridge", penalty=1.0)
   state = world.start(method)
-  after, metrics = jax.jit(method.update)(state, world.batch())
+  after, metrics = sgd.run(method, state, world.batch())
   chex.assert_trees_all_equal(after.adapter, state.adapter)
   assert float(metrics["optimizer/adapter_gradient_norm"]) == 0.0
   assert float(metrics["optimizer/base_gradient_norm"]) > 0.0
@@ -38,7 +38,7 @@ def test_penalty_one_with_equal_bases_leaves_the_adapter_exactly_alone(world):
 def test_penalty_zero_moves_the_adapter_by_sft_alone_to_the_bit(world):
   bridge = world.method("bridge", penalty=0.0)
   state = world.start(bridge, rl_only_base=_away(world.base, 1.0))
-  after, _ = jax.jit(bridge.update)(state, world.batch())
+  after, _ = sgd.run(bridge, state, world.batch())
   sft, _ = _gradients(world)
 
   def sft_step(base, adapter):
@@ -55,7 +55,7 @@ def test_an_equal_copy_makes_the_gain_irrelevant_to_the_adapter(world, penalty):
   """Its gradient is then (1 - penalty) of SFT's, with nothing from RL."""
   method = world.method("bridge", penalty=penalty)
   state = world.start(method)
-  after, _ = jax.jit(method.update)(state, world.batch())
+  after, _ = sgd.run(method, state, world.batch())
   sft, _ = _gradients(world)
   expected = jax.tree.map(
     lambda g: (1 - penalty) * g,
@@ -70,7 +70,7 @@ def test_every_gradient_is_the_papers_at_the_old_parameters(world):
   penalty, hat = 0.6, _away(world.base, 0.05)
   method = world.method("bridge", penalty=penalty)
   state = world.start(method, rl_only_base=hat)
-  after, metrics = jax.jit(method.update)(state, world.batch())
+  after, metrics = sgd.run(method, state, world.batch())
 
   sft_gradient, rl_gradient = _gradients(world)
   sft = sft_gradient(world.base, world.adapter, world.sft)
@@ -99,7 +99,7 @@ def test_the_rl_only_ratio_can_be_its_own(world):
   for ratio in ("behaviour", "on_policy"):
     method = world.method("bridge", rl_only_ratio=ratio)
     state = world.start(method, rl_only_base=hat)
-    _, metrics = jax.jit(method.update)(state, world.batch())
+    _, metrics = sgd.run(method, state, world.batch())
     clipped[ratio] = float(metrics["bilevel/rl_only_clip_fraction"])
   assert clipped["on_policy"] == 0.0
   assert clipped["behaviour"] > 0.1
@@ -109,7 +109,7 @@ def test_one_step_rebuilds_the_copy_from_one_rl_update(world):
   method = world.method("bridge", rl_only_base="one_step", penalty=1.0)
   state = world.start(method)
   assert state.rl_only_base is None
-  after, _ = jax.jit(method.update)(state, world.batch())
+  after, _ = sgd.run(method, state, world.batch())
   _, rl_gradient = _gradients(world)
   rl = rl_gradient(world.base, world.adapter, world.rl)
   hat = jax.tree.map(lambda b, g: b - 0.1 * g, world.base, rl.base)
@@ -127,7 +127,7 @@ def test_resync_returns_the_copy_to_the_base_every_k_updates(world):
   state = world.start(method, rl_only_base=_away(world.base, 1.0))
   gains = []
   for _ in range(4):
-    state, metrics = update(state, world.batch())
+    state, metrics, _ = update(state, world.batch())
     gains.append(float(metrics["bilevel/kl_to_rl_only"]))
   # Updates 0 and 2 start from equal bases; 1 and 3 do not.
   np.testing.assert_array_equal(np.array(gains)[[0, 2]], 0.0)
@@ -140,7 +140,7 @@ def test_the_penalty_follows_its_schedule(world):
   update = jax.jit(method.update)
   state, seen = world.start(method), []
   for _ in range(10):
-    state, metrics = update(state, world.batch())
+    state, metrics, _ = update(state, world.batch())
     seen.append(float(metrics["bilevel/penalty"]))
   np.testing.assert_allclose(seen, 0.2 + 0.05 * np.arange(10), rtol=1e-5)
 
@@ -150,6 +150,6 @@ def test_a_rank_zero_delta_gives_the_first_factor_no_gradient(world):
   world.adapter = world.policy.init_adapter(jax.random.key(1))
   method = world.method("bridge")
   state = world.start(method)
-  after, _ = jax.jit(method.update)(state, world.batch())
+  after, _ = sgd.run(method, state, world.batch())
   chex.assert_trees_all_equal(after.adapter["A"], state.adapter["A"])
   assert (after.adapter["B"] != state.adapter["B"]).any()

@@ -1,6 +1,7 @@
 """The methods that BRIDGE is compared with: limits, identities, slopes."""
 
 import dataclasses
+import types
 
 import chex
 import jax
@@ -9,11 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel_jax import config
 from bilevel_jax.bilevel import problem as problem_lib
 from bilevel_jax.methods import chord, sasr, terms
-from bilevel_jax.objectives import token_weights
-from tests.methods import sgd
+from bilevel_jax.objectives import policy_gradient, token_weights
+from bilevel_jax.training import learner
+from bilevel_jax.types import Demonstration
+from tests.methods import conftest, sgd
 
 
 def _run(world, name, steps=2, **settings):
@@ -21,7 +23,7 @@ def _run(world, name, steps=2, **settings):
   method = world.method(name, **settings)
   state, update, seen = world.start(method), jax.jit(method.update), []
   for step in range(steps):
-    state, metrics = update(state, world.batch(method, step))
+    state, metrics, _ = update(state, world.batch(method, step))
     seen.append(metrics)
   return state.base, seen
 
@@ -52,7 +54,7 @@ def test_a_limit_is_the_simpler_method(world, name, options, limit):
     )
     return jnp.sum(world.sft.weights * (1 - jnp.exp(logprobs)) ** 2) / 2
 
-  base, _ = _run(world, name, **{name: options})
+  base, _ = _run(world, name, **options)
   if limit == "uncertain":
     expected = world.base
     for _ in range(2):
@@ -84,7 +86,7 @@ def test_dft_ascends_the_mean_probability(world):
 
 
 def test_mixed_descends_the_weighted_sum_and_logs_the_effective_mix(world):
-  after, (metrics,) = _run(world, "mixed", steps=1, mixed={"sft_weight": 0.3})
+  after, (metrics,) = _run(world, "mixed", steps=1, sft_weight=0.3)
   sft, rl = _gradients(world, world.base)
   total = jax.tree.map(lambda s, r: 0.3 * s + r, sft, rl)
   chex.assert_trees_all_close(
@@ -97,9 +99,9 @@ def test_mixed_descends_the_weighted_sum_and_logs_the_effective_mix(world):
 
 
 def test_mixed_moves_an_adapter_down_the_same_sum(world):
-  method = world.method("mixed", mixed={"sft_weight": 0.3, "adapter": True})
+  method = world.method("mixed", sft_weight=0.3, adapter=True)
   state = world.start(method)
-  after, metrics = jax.jit(method.update)(state, world.batch(method))
+  after, metrics = sgd.run(method, state, world.batch(method))
   problem = world.problem()
 
   def total(base, adapter):
@@ -142,10 +144,55 @@ def test_gta_drops_an_sft_gradient_that_opposes_rl(world, sign):
   np.testing.assert_allclose(metrics["bilevel/gradient_cosine"], sign, 1e-5)
 
 
+WORDS = ["<gu", "ess>", "4", "2</", "guess", ">", "so", "</guess>"]
+
+
+class _Worded(conftest.Host):
+  """Samples, and demonstrations of words; what SFT asks for is kept."""
+
+  rows = (np.arange(8), np.arange(5), np.arange(0))
+
+  def sample(self, guide=None):
+    tokens = np.full((3, 9), 7)  # after its length, whatever it may be
+    for kept, row in zip(tokens, self.rows, strict=True):
+      kept[: len(row)] = row
+    lengths = np.array([len(row) for row in self.rows])
+    rollout = types.SimpleNamespace(tokens=tokens, lengths=lengths)
+    return types.SimpleNamespace(rollout=rollout)
+
+  def demonstrations(self):
+    prompt = np.array([1])
+    return [Demonstration(i, prompt, row) for i, row in enumerate(self.rows)]
+
+  def sft(self, demonstrations, **how):
+    self.sft_asked.append([list(d.solution) for d in demonstrations])
+    return self.world.sft
+
+  def text(self, tokens):
+    return "".join(WORDS[token] for token in tokens)
+
+
+@pytest.mark.parametrize(
+  ("end", "guesses"), [("</guess>", [6, 0, 0]), ("<guess>", [2, 2, 0])]
+)
+def test_of_a_guess_gta_learns_by_sft_and_of_the_rest_by_rl(
+  world, end, guesses
+):
+  """It ends with the token that completes its mark; without one is none."""
+  method = world.method("gta", guess_end=end)
+  host = _Worded(world, conftest.GROUPS, method.plan(0, {}), updates=2)
+  batches = list(method.batches(host))
+  assert [(b.rl is None, b.sft is None) for b in batches] == [
+    (False, False)
+  ] * 2
+  assert host.rl_asked["count_from"].tolist() == guesses
+  assert host.sft_asked == 2 * [[list(range(n)) for n in guesses]]
+  share = np.mean(np.array(guesses) > 0)
+  assert host.logged == {"rollout/guess_share": share}
+
+
 def test_alternating_takes_each_step_with_its_own_rate(world):
-  after, seen = _run(
-    world, "alternating", steps=3, alternating={"sft_learning_rate": 0.03}
-  )
+  after, seen = _run(world, "alternating", steps=3, sft_learning_rate=0.03)
   base = sgd.descended(world.base, _gradients(world, world.base)[1])
   base = sgd.descended(base, _gradients(world, base)[0], rate=0.03)
   base = sgd.descended(base, _gradients(world, base)[1])
@@ -156,7 +203,7 @@ def test_alternating_takes_each_step_with_its_own_rate(world):
 def test_alternating_keeps_an_optimiser_state_for_each(world):
   """Adam's moments of SFT do not see RL's gradients."""
   adam = optax.adam(0.05)
-  after, _ = _run(world, "alternating", steps=4, optimizer=adam)
+  after, _ = _run(world, "alternating", steps=4, adam=0.05)
   states = {"rl": adam.init(world.base), "sft": adam.init(world.base)}
   base = world.base
   for turn in ("rl", "sft", "rl", "sft"):
@@ -168,23 +215,28 @@ def test_alternating_keeps_an_optimiser_state_for_each(world):
 
 def test_the_rl_stage_starts_afresh_and_keeps_to_what_sft_made(world):
   adam = optax.adam(0.05)
-  method = world.method("sft_then_rl", optimizer=adam, kl_coef=0.1)
+  method = world.method("sft_then_rl", adam=0.05, kl_coef=0.1)
+  assert method.needs.reference == "own"
   state, update, bases = world.start(method), jax.jit(method.update), []
   for step in range(7):
-    state, _ = update(state, world.batch(method, step))
+    batch = world.batch(method, step)
+    state, *_ = update(state, batch)
     bases.append(state.base)
-    reference = method.reference(state)
+    reference = state.extra["reference"]
     chex.assert_trees_all_equal(reference, bases[min(step, 4)])
+  assert batch.rl.ref_logprobs is not None
+  rl_gradient = problem_lib.gradient(world.problem(kl_coef=0.1).lower)
   moments = adam.init(world.base)
   base = bases[4]  # five of the ten steps are of SFT
   for _ in range(2):
-    step, moments = adam.update(_gradients(world, base)[1], moments, base)
+    gradient = rl_gradient(base, None, batch.rl).base
+    step, moments = adam.update(gradient, moments, base)
     base = optax.apply_updates(base, step)
   chex.assert_trees_all_close(bases[6], base, atol=1e-5)
 
 
 def test_chords_schedule_rises_linearly_and_falls_by_a_cosine():
-  options = config.comparators.Chord(
+  options = chord.Options(
     peak=0.9, valley=0.1, warmup_updates=4, decay_updates=10
   )
   mu = chord.schedule(options, 100)
@@ -197,9 +249,10 @@ def test_chords_schedule_rises_linearly_and_falls_by_a_cosine():
 
 def test_the_meta_gradient_is_the_slope_of_what_one_step_earned(world):
   """mu moves against d L_RL(base') / d mu, here by central differences."""
-  method = world.method("meta_gradient", meta_gradient={"rate": 0.02})
-  state, _ = jax.jit(method.update)(world.start(method), world.batch())
-  _, metrics = jax.jit(method.update)(state, world.batch())
+  method = world.method("meta_gradient", rate=0.02)
+  update = jax.jit(method.update)
+  state, *_ = update(world.start(method), world.batch())
+  _, metrics, _ = update(state, world.batch())
   sft, rl = _gradients(world, world.base)
 
   def loss(mu):
@@ -232,40 +285,25 @@ def test_sasrs_gate_runs_from_sft_to_rl():
 
 @pytest.mark.parametrize(("gamma", "kinds"), [(0.0, "SSSSSS"), (1e9, "SSRRRR")])
 def test_sasr_warms_up_by_sft_and_then_asks_the_gate(world, gamma, kinds):
-  method = world.method(
-    "sasr", kl_coef=0.1, sasr={"warmup_steps": 2, "gamma": gamma}
-  )
-  state, update, seen, bases = (
-    world.start(method),
-    jax.jit(method.update),
-    "",
-    [],
-  )
-  for _ in kinds:
-    plan = method.narrow(state, method.plan(0))
-    assert plan.rollouts != plan.demonstrations
-    seen += "R" if plan.rollouts else "S"
-    whole = world.batch()
-    state, _ = update(
-      state,
-      dataclasses.replace(
-        whole,
-        rl=whole.rl if plan.rollouts else None,
-        sft=whole.sft if plan.demonstrations else None,
-      ),
-    )
+  method = world.method("sasr", kl_coef=0.1, warmup_steps=2, gamma=gamma)
+  assert method.needs.reference == "own"
+  state, update = world.start(method), jax.jit(method.update)
+  seen, bases = "", []
+  for step in range(len(kinds)):
+    host = world.host(method, step=step, own=conftest.scalars(state))
+    (batch,) = host.batches
+    assert (batch.rl is None) != (batch.sft is None)
+    seen += "S" if batch.rl is None else "R"
+    state, *_ = update(state, batch)
     bases.append(state.base)
   assert seen == kinds
-  chex.assert_trees_all_equal(method.reference(state), bases[1])
+  chex.assert_trees_all_equal(state.extra["reference"], bases[1])
 
 
 @pytest.mark.parametrize(("penalty", "alone"), [(0.0, "sft"), (1.0, "grpo")])
 @pytest.mark.parametrize(
   ("weight", "clip"),
-  [
-    (token_weights.probability, "weight"),
-    (token_weights.trust_region(0.1), "objective"),
-  ],
+  [("probability", "weight"), ("trust_region", "objective")],
   ids=["dft_and_cispo", "trust_region_and_gspo"],
 )
 def test_bridge_takes_any_weight_of_tokens_and_any_rl_objective(
@@ -275,26 +313,35 @@ def test_bridge_takes_any_weight_of_tokens_and_any_rl_objective(
   world.rl = dataclasses.replace(
     world.rl, old_logprobs=np.full(world.rl.weights.shape, -2.0, np.float32)
   )
-  problem = problem_lib.Problem(
-    upper=terms.sft_objective(world.policy, chunk=64, token_weight=weight),
-    lower=terms.rl_objective(
-      world.policy,
-      temperature=1.0,
-      clip_low=0.2,
-      clip_high=0.2,
-      kl_coef=0.0,
-      chunk=64,
-      ratio="sequence",
-      clip=clip,
-    ),
-  )
-  world.problem = lambda **settings: problem
-  joint, _ = _run(world, "bridge", steps=1, penalty=penalty)
+  losses = {
+    "sft.token_weight": weight,
+    "rl.ratio": "sequence",
+    "rl.clip": clip,
+  }
+
+  def moved(name, **own):
+    settings = conftest.settings_of(name, losses | own)
+    method = learner.build_method(settings, world.policy)
+    after, _ = sgd.run(method, world.start(method), world.batch(method))
+    return after.base["table"]
+
+  joint = moved("bridge", **{"method.bridge.penalty": penalty})
   delta = world.adapter["A"] @ world.adapter["B"]
   world.base = {"table": world.base["table"] + delta}
-  merged, _ = _run(world, alone, steps=1)
-  np.testing.assert_allclose(joint["table"] + delta, merged["table"], atol=1e-5)
-  assert np.abs(merged["table"] - world.base["table"]).max() > 1e-3
+  merged = moved(alone)
+  np.testing.assert_allclose(joint + delta, merged, atol=1e-5)
+  assert np.abs(merged - world.base["table"]).max() > 1e-3
+  objectives = {
+    "sft": terms.sft_objective(
+      world.policy, chunk=64, token_weight=token_weights.build(weight, 0.1)
+    ),
+    "grpo": world.rl_loss(ratio="sequence", clip=clip),
+  }
+  rows = {"sft": world.sft, "grpo": world.rl}[alone]
+  slope = problem_lib.gradient(objectives[alone])(world.base, None, rows).base
+  np.testing.assert_allclose(
+    merged, sgd.descended(world.base, slope)["table"], atol=1e-6
+  )
 
 
 def test_dual_clip_cuts_unlikely_samples_of_negative_advantage(world):
@@ -303,9 +350,13 @@ def test_dual_clip_cuts_unlikely_samples_of_negative_advantage(world):
   batch = dataclasses.replace(world.rl, old_logprobs=old)
   found = {}
   for bound in (None, 3.0):
-    loss, aux = world.reinforced(0.0, dual_clip=bound)(
-      world.base, world.adapter, batch
+    numbers = policy_gradient.PolicyGradient(
+      dual_clip=bound, importance_cap=None
     )
+    objective = terms.rl_objective(
+      world.policy, numbers=numbers, temperature=1.0, chunk=64
+    )
+    loss, aux = objective(world.base, world.adapter, batch)
     assert (np.asarray(aux["logprobs"]) - old > np.log(3.0)).all()
     found[bound] = float(loss)
   advantages, weights = (

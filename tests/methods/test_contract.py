@@ -33,27 +33,27 @@ every_case = pytest.mark.parametrize(
 )
 
 
+OPTIONS = {"relift": {"buffer": 1}}  # so that a step has an update of SFT
+
+
 class Case(NamedTuple):
   method: contract.Method
   update: Any  # guarded and jitted
-  steps: list[int]  # one for each kind of step that the method plans
   traces: list[None]  # one for each time that `update` was traced
 
 
 @functools.cache
 def _compiled(name: str, **settings) -> Case:
   """Compiled once for all tests: nearly all of their time is compilation."""
-  method = conftest.make_world().method(name, **settings)
-  kinds = {method.plan(step): step for step in range(10)}
-  if method.buffer is not None:
-    kinds["held back"] = -1
+  options = OPTIONS.get(name, {}) | settings
+  method = conftest.make_world().method(name, **options)
   traces = []
 
   def counted(state, batch):
     traces.append(None)
     return programs.guarded(method.update)(state, batch)
 
-  return Case(method, jax.jit(counted), sorted(kinds.values()), traces)
+  return Case(method, jax.jit(counted), traces)
 
 
 def _off_policy(world):
@@ -77,30 +77,23 @@ def _assert_finite(metrics):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_update_keeps_the_structure_and_is_traced_once(world, name):
-  method, update, steps, traces = _compiled(name)
+  method, update, traces = _compiled(name)
   state, before = world.start(method), len(traces)
-  for step in 2 * steps:
-    new, metrics = update(state, world.batch(method, step))
+  kinds = world.kinds(method)
+  for batch in 2 * kinds:
+    new, metrics = update(state, batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     _assert_finite(metrics)
-    assert int(new.updates) == int(state.updates) + 1
+    learns = batch.rl is not None or batch.sft is not None
+    assert int(new.updates) == int(state.updates) + learns
     state = new
-  assert len(traces) - before <= len(steps)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_update_is_deterministic(world, name):
-  method, update, steps, _ = _compiled(name)
-  for step in steps:
-    batch = world.batch(method, step)
-    results = [update(world.start(method), batch) for _ in range(2)]
-    chex.assert_trees_all_equal(*results)
+  assert len(traces) - before <= len(kinds)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_learns_what_it_descends(world, name):
   """Demonstrations, or the tokens with an advantage, become likelier."""
-  method, update, *_ = _compiled(name)
+  method, update, _ = _compiled(name)
   score = jax.jit(
     functools.partial(
       terms.token_logprobs, world.policy, chunk=64, temperature=1.0
@@ -110,22 +103,26 @@ def test_a_method_learns_what_it_descends(world, name):
   def goals(state):
     sft = score(state.base, state.adapter, world.sft)[0] * world.sft.weights
     rl = score(state.base, state.adapter, world.rl)[0] * world.rl.weights
-    return float(sft.sum()), float((rl * world.rl.advantages).sum())
+    return {
+      "sft": float(sft.sum()),
+      "rl": float((rl * world.rl.advantages).sum()),
+    }
 
   state = world.start(method)
-  before = goals(state)
+  before, seen = goals(state), set()
   for step in range(10):
-    state, _ = update(state, world.batch(method, step))
+    batch = world.batch(method, step)
+    seen |= {part for part in ("sft", "rl") if getattr(batch, part) is not None}
+    state, _ = update(state, batch)
   after = goals(state)
-  assert after[0] > before[0] + 1e-3 or after[1] > before[1] + 1e-3
+  assert any(after[part] > before[part] + 1e-3 for part in seen)
 
 
 @every_case
 def test_micro_batches_change_nothing(world, name, settings):
   _off_policy(world)
-  method, update, steps, _ = _compiled(name, **settings)
-  for step in steps:
-    batch = world.batch(method, step)
+  method, update, _ = _compiled(name, **settings)
+  for batch in world.kinds(method):
     expected, expected_metrics = update(world.start(method), batch)
     actual, metrics = update(world.start(method), _packed(batch))
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
@@ -139,7 +136,7 @@ def test_a_naive_mean_over_micro_batches_would_be_caught(world):
   for half, rows in zip(halves, (slice(0, 3), slice(3, 6)), strict=True):
     half[rows] = weighting.token_mean(mask[rows].astype(np.float32)) / 2
   naive = dataclasses.replace(world.sft, weights=halves[0] + halves[1])
-  method, update, *_ = _compiled("sft")
+  method, update, _ = _compiled("sft")
   right, _ = update(world.start(method), world.batch(method))
   wrong, _ = update(
     world.start(method), dataclasses.replace(world.batch(method), sft=naive)
@@ -153,7 +150,7 @@ def test_a_naive_mean_over_micro_batches_would_be_caught(world):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, split, empty):
   _off_policy(world)
-  method, update, steps, _ = _compiled(name)
+  method, update, _ = _compiled(name)
   none = lambda part: dataclasses.replace(
     part, weights=np.zeros_like(part.weights)
   )
@@ -161,8 +158,7 @@ def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, split, empty):
     world.sft = none(world.sft)
   if empty in ("rl", "both"):
     world.rl = none(world.rl)
-  for step in steps:
-    batch = world.batch(method, step)
+  for batch in world.kinds(method):
     if split:
       batch = _packed(batch)
     after, metrics = update(world.start(method), batch)
@@ -175,11 +171,10 @@ def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, split, empty):
 @every_case
 def test_devices_change_nothing(world, name, settings):
   _off_policy(world)
-  method, update, steps, _ = _compiled(name, **settings)
+  method, update, _ = _compiled(name, **settings)
   mesh = sharding.make_mesh(2, 1, 1, jax.devices()[:2])
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  for step in steps:
-    batch = world.batch(method, step)
+  for batch in world.kinds(method):
     expected, _ = update(world.start(method), batch)
     actual, _ = update(
       jax.device_put(world.start(method), everywhere),
@@ -190,8 +185,8 @@ def test_devices_change_nothing(world, name, settings):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_non_finite_update_is_skipped_and_counted(world, name):
-  method, update, steps, _ = _compiled(name)
-  good = world.batch(method, steps[0])
+  method, update, _ = _compiled(name)
+  good = world.kinds(method)[0]
   nan = lambda part: (
     part
     and dataclasses.replace(

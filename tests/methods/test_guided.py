@@ -8,17 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.bilevel import problem
-from bilevel_jax.config import comparators
 from bilevel_jax.methods import diagnostics, prefix_rft, terms, trapo, uft
 from bilevel_jax.objectives import (
   policy_gradient,
   prefix_losses,
   token_weights,
 )
-from bilevel_jax.rollout import rounds, routing
-from tests.methods import conftest
+from bilevel_jax.rollout import rounds
+from tests.methods import conftest, sgd
 
 GUIDED = ["prefix_rft", "progressive", "trapo", "uft"]
 SOLUTIONS = np.array([100, 0, 37, 1])
@@ -36,36 +35,25 @@ def _progress(step=0, rewards=None, samples=8, seed=(0,)):
   )
 
 
-def _groups(rewards, given, scored=None):
-  rewards = np.array(rewards, np.float32)
-  return routing.Groups(
-    rewards=rewards,
-    correct=rewards > 0,
-    scored=np.ones(rewards.shape, bool) if scored is None else scored,
-    demonstrated=np.ones(len(rewards), bool),
-    given=np.array(given),
-    truncated=np.zeros(rewards.shape, bool),
-  )
-
-
 @pytest.mark.parametrize("name", GUIDED)
 def test_without_given_tokens_a_guided_method_is_rl(world, name):
   method, grpo = world.method(name), world.method("grpo")
   batch = world.batch(grpo)
-  expected, _ = jax.jit(grpo.update)(world.start(grpo), batch)
+  expected, _ = sgd.run(grpo, world.start(grpo), batch)
   nowhere = np.zeros(world.rl.weights.shape, np.float32)
   batch = dataclasses.replace(
     batch, rl=dataclasses.replace(batch.rl, given=nowhere)
   )
-  actual, _ = jax.jit(method.update)(world.start(method), batch)
+  actual, _ = sgd.run(method, world.start(method), batch)
   chex.assert_trees_all_close(actual.base, expected.base, atol=1e-7)
-  groups = _groups([[1, 0, 0], [0, 0, 0], [1, 1, 0]], np.zeros((3, 3), int))
-  route = method.route(groups)
-  assert route.rollouts.all()
-  assert not route.prefixes.any()
-  assert not route.demonstrations.any()
+  groups = conftest.groups([[1, 0, 0], [0, 0, 0], [1, 1, 0]])
+  host = world.host(method, groups)
+  assert host.rl_asked["counted"] is None
+  assert not host.rl_asked["count_from"].any()
+  assert [batch.sft for batch in host.batches] == [None]
   np.testing.assert_array_equal(
-    route.advantages, conftest.ADVANTAGES(groups.rewards, groups.scored)[0]
+    host.rl_asked["advantages"],
+    conftest.advantages(groups.rewards, groups.scored)[0],
   )
 
 
@@ -84,9 +72,9 @@ def test_given_tokens_are_learned_as_demonstrations(
   world, name, options, weight, coefficient
 ):
   """TRAPO's bound towards 0 is SFT, at 1 it is DFT; UFT's is a little SFT."""
-  method = world.method(name, **{name: options})
+  method = world.method(name, **options)
   batch = world.batch(method)
-  state, _ = jax.jit(method.update)(world.start(method), batch)
+  state, _ = sgd.run(method, world.start(method), batch)
   given = np.asarray(batch.rl.given) > 0
   part = lambda keep: dataclasses.replace(
     batch.rl, weights=np.where(keep, batch.rl.weights, 0), given=None
@@ -105,10 +93,8 @@ def test_given_tokens_are_learned_as_demonstrations(
 
 
 def test_all_of_a_prefix_reinforced_is_as_if_it_was_drawn(world):
-  method = world.method("prefix_rft", prefix_rft={"top_share": 1.0})
-  state, _ = jax.jit(method.update)(world.start(method), world.batch(method))
-  grpo = world.method("grpo")
-  expected, _ = jax.jit(grpo.update)(world.start(grpo), world.batch(grpo))
+  state, _ = sgd.step(world, "prefix_rft", top_share=1.0)
+  expected, _ = sgd.step(world, "grpo")
   chex.assert_trees_all_close(state.base, expected.base, atol=1e-6)
 
 
@@ -116,16 +102,8 @@ def test_sure_tokens_of_a_prefix_teach_nothing(world):
   """What the default keeps, a loop over rows finds by the entropies."""
   method = world.method("prefix_rft")
   batch = world.batch(method)
-  state, _ = jax.jit(method.update)(world.start(method), batch)
-  _, entropies = terms.token_logprobs(
-    world.policy,
-    world.base,
-    None,
-    world.rl,
-    temperature=1.0,
-    chunk=64,
-    with_entropy=True,
-  )
+  state, _ = sgd.run(method, world.start(method), batch)
+  _, entropies = sgd.scores(world, world.base, world.rl)
   weights = np.array(batch.rl.weights)
   for row, given in enumerate(np.asarray(batch.rl.given) > 0):
     begun = np.flatnonzero(given)
@@ -142,10 +120,12 @@ def test_sure_tokens_of_a_prefix_teach_nothing(world):
 def test_neither_sampler_nor_reference_has_a_say_on_given_tokens(world):
   """Nor do numbers that are logged: those tokens were not drawn."""
   objective = jax.jit(
-    world.reinforced(
-      1.0,
+    terms.rl_objective(
+      world.policy,
+      numbers=policy_gradient.PolicyGradient(kl_coef=1.0, importance_cap=2.0),
+      temperature=1.0,
+      chunk=64,
       prefix_loss=prefix_losses.likelihood(token_weights.one),
-      importance_cap=2.0,
       ratio="sequence",
     )
   )
@@ -164,23 +144,20 @@ def test_neither_sampler_nor_reference_has_a_say_on_given_tokens(world):
 
 
 def test_prefix_rft_gives_the_last_sample_less_and_less(world):
-  method = world.method("prefix_rft", total_updates=101)
-  given = method.guide(_progress(step=0))
+  guide = world.host(world.method("prefix_rft", total_updates=101)).guide
+  given = guide(_progress(step=0))
   assert not given[:, :-1].any()
   np.testing.assert_array_equal(given[:, -1], np.floor(0.95 * SOLUTIONS))
-  options = config.Method().prefix_rft
+  options = prefix_rft.Options()
   low = [prefix_rft.lowest_share(options, step, 101) for step in (0, 50, 100)]
   np.testing.assert_allclose(low, [0.95, 0.475, 0.0], atol=1e-12)
   # In the end any part of it, evenly.
   lengths = np.array(
-    [
-      method.guide(_progress(step=100, seed=(seed,)))[:, -1]
-      for seed in range(400)
-    ]
+    [guide(_progress(step=100, seed=(seed,)))[:, -1] for seed in range(400)]
   )
   np.testing.assert_allclose(lengths[:, 0].mean(), 47, atol=4)
   assert lengths.max() < 95
-  again = method.guide(_progress(step=100, seed=(7,)))[:, -1]
+  again = guide(_progress(step=100, seed=(7,)))[:, -1]
   np.testing.assert_array_equal(lengths[7], again)
 
 
@@ -195,7 +172,7 @@ def test_prefix_rft_compares_a_guided_sample_with_the_others(normalise):
   scored[3, 0] = False
   rewards = np.array([[0, 0, 0, 1], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 0, 1]])
   given = np.array([[0, 0, 0, 5], [0, 0, 0, 5], [0, 0, 0, 0], [0, 0, 0, 2]])
-  groups = _groups(rewards, given, scored)
+  groups = conftest.groups(rewards, prefix_lengths=given, scored=scored)
   advantages = prefix_rft.advantages_of(groups, rule)
   for q in range(4):
     others = [s for s in range(4) if scored[q, s] and not given[q, s]]
@@ -230,7 +207,7 @@ def _guides(guide, rewards, samples=8):
 
 
 def test_trapo_helps_a_question_while_its_samples_fail():
-  guide = trapo.micro_groups(comparators.TRAPO())
+  guide = trapo.micro_groups(trapo.Options())
   given = _guides(
     guide,
     [
@@ -251,9 +228,7 @@ def test_trapo_helps_a_question_while_its_samples_fail():
 
 
 def test_the_codes_thresholds_of_trapo_are_counts_of_right_samples():
-  guide = trapo.micro_groups(
-    comparators.TRAPO(thresholds=(-1.0, 0.5, 0.66, 1.0))
-  )
+  guide = trapo.micro_groups(trapo.Options(thresholds=(-1.0, 0.5, 0.66, 1.0)))
   for right in range(9):
     rewards = np.arange(8) < right
     given = _guides(guide, [rewards])[0]
@@ -267,7 +242,7 @@ def test_the_codes_thresholds_of_trapo_are_counts_of_right_samples():
   ("samples", "sizes"), [(16, [8, 4, 2, 2]), (4, [2, 1, 1]), (2, [1, 1])]
 )
 def test_micro_groups_keep_their_ratio(samples, sizes):
-  guide, drawn = trapo.micro_groups(comparators.TRAPO()), []
+  guide, drawn = trapo.micro_groups(trapo.Options()), []
   while sum(drawn) < samples:
     rewards = np.zeros((4, sum(drawn)))
     drawn.append(guide(_progress(rewards=rewards, samples=samples)).shape[1])
@@ -292,24 +267,27 @@ def test_of_samples_that_begin_alike_trapo_learns_the_beginning_once():
   ],
 )
 def test_settings_that_mean_nothing_are_refused(world, name, options, message):
-  with pytest.raises(config.ConfigError, match=message):
-    world.method(name, **{name: options})
+  with pytest.raises(errors.ConfigError, match=message):
+    world.method(name, **options)
 
 
 def test_progressive_goes_from_whole_demonstrations_to_none(world):
-  method = world.method("progressive", total_updates=40)
+  groups = conftest.groups(
+    np.zeros((2, 3)), prefix_lengths=[[4, 4, 4], [0, 0, 0]]
+  )
+  host = world.host(world.method("progressive", total_updates=40), groups)
   for step, share in ((0, 1.0), (5, 0.75), (19, 0.05), (20, 0.0), (39, 0.0)):
-    given = method.guide(_progress(step=step))
+    given = host.guide(_progress(step=step))
     expected = np.floor(share * SOLUTIONS + 1e-9)
     np.testing.assert_array_equal(given, np.tile(expected[:, None], 8))
-  groups = _groups(np.zeros((2, 3)), [[4, 4, 4], [0, 0, 0]])
+  # One of those that begin alike counts from its start.
   np.testing.assert_array_equal(
-    method.route(groups).prefixes, [[0, 0, 1], [0, 0, 0]]
+    host.rl_asked["count_from"], [[4, 4, 0], [0, 0, 0]]
   )
 
 
 def test_ufts_hints_shrink_along_a_cosine_and_end():
-  options = comparators.UFT()
+  options = uft.Options()
   chances = [uft.probability(options, step, 500) for step in (0, 150, 299, 300)]
   # T_hint 300 of 500, p = 0.05 + 0.45 (1 + cos(pi t / 300)), as in the paper.
   expected = 0.05 + 0.45 * (1 + math.cos(math.pi * 299 / 300))
@@ -325,25 +303,44 @@ def test_ufts_hints_shrink_along_a_cosine_and_end():
     assert (drawn <= SOLUTIONS[:, None] * 5 // 6).all()
 
 
+FAILED = conftest.groups(
+  [[0, 0], [1, 0], [0, 0], [0, 0], [0, 0]],
+  scored=np.array([[1, 1]] * 3 + [[0, 0], [1, 1]], bool),  # one not judged
+  demonstrated=[True, True, False, True, True],
+)
+
+
 def test_relift_holds_back_the_questions_that_all_samples_failed(world):
-  method = world.method("relift")
-  groups = _groups([[0, 0], [1, 0], [0, 0], [0, 0], [0, 0]], np.zeros((5, 2)))
-  scored = np.ones((5, 2), bool)
-  scored[3] = False  # could not be judged
-  groups = groups._replace(
-    scored=scored, demonstrated=np.array([1, 1, 0, 1, 1], bool)
+  host = world.host(world.method("relift"), FAILED)
+  assert host.memory == {"waiting": [10, 14]}
+  assert host.logged == {"mix/demonstrated_questions": 0.8, "mix/waiting": 2.0}
+  assert host.rl_asked == {"counted": None, "count_from": None}
+  assert [batch.sft for batch in host.batches] == [None]
+
+
+def test_relift_ends_a_step_with_the_oldest_that_wait(world):
+  """With at most one update of them; what came last waits on."""
+  host = world.host(
+    world.method("relift", buffer=2),
+    FAILED,
+    memory={"waiting": [3, 1, 7]},
+    updates=2,
   )
-  route = method.route(groups)
-  assert route.held_back.tolist() == [True, False, False, False, True]
-  assert route.rollouts.all()
-  assert not route.demonstrations.any()
+  kinds = [(batch.rl is None, batch.sft is None) for batch in host.batches]
+  assert kinds == [(False, True), (False, True), (True, False)]
+  assert host.sft_asked == [{"rows": 2, "ids": [3, 1]}]
+  assert host.memory == {"waiting": [7, 10, 14]}
+  assert host.logged["mix/waiting"] == 3.0
 
 
-def test_relift_is_rl_until_its_buffer_is_full(world):
-  method, grpo, sft = (world.method(name) for name in ("relift", "grpo", "sft"))
-  state, _ = method.update(world.start(method), world.batch(method))
-  expected, _ = grpo.update(world.start(grpo), world.batch(grpo))
+def test_relift_is_rl_and_then_sft_with_an_optimiser_of_its_own(world):
+  method = world.method("relift", buffer=1, sft_learning_rate=0.03)
+  by_rl, by_sft = world.host(method).batches
+  state, _ = sgd.run(method, world.start(method), by_rl)
+  expected, _ = sgd.step(world, "grpo")
   chex.assert_trees_all_close(state.base, expected.base, atol=1e-7)
-  state, _ = method.update(world.start(method), world.batch(method, -1))
-  expected, _ = sft.update(world.start(sft), world.batch(sft))
-  chex.assert_trees_all_close(state.base, expected.base, atol=1e-7)
+  state, _ = sgd.run(method, world.start(method), by_sft)
+  expected = sgd.descended(
+    world.base, sgd.sft_gradient(world, world.base), rate=0.03
+  )
+  chex.assert_trees_all_close(state.base, expected, atol=1e-7)

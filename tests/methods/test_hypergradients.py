@@ -15,12 +15,13 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel_jax import config, methods, types
-from bilevel_jax.bilevel.problem import Gradient, Problem, gradient
-from bilevel_jax.methods import accumulation, contract, terms
-from bilevel_jax.training import optimizers
+from bilevel_jax import types
+from bilevel_jax.bilevel.problem import Gradient, Objective, gradient
+from bilevel_jax.methods import accumulation, bridge, contract, terms
+from bilevel_jax.objectives import policy_gradient
+from bilevel_jax.training import learner, optimizers
 from tests import tiny_run
-from tests.methods import conftest
+from tests.methods import conftest, sgd
 from tests.models import tiny
 
 PENALTY = 0.375  # exact in float32
@@ -39,39 +40,31 @@ class Model(NamedTuple):
   sft: types.TokenBatch
   rl: types.RLBatch
 
-  def problem(self, surrogate: str) -> Problem:
-    return Problem(
-      upper=terms.sft_objective(self.policy, chunk=64),
-      lower=terms.rl_objective(
-        self.policy,
-        temperature=1.3,
-        clip_low=0.2,
-        clip_high=0.2,
-        kl_coef=0.1,
-        chunk=64,
-        importance_cap=2.0,
-        surrogate=surrogate,
-      ),
+  def sft_loss(self) -> Objective:
+    return terms.sft_objective(self.policy, chunk=64)
+
+  def rl_loss(self, surrogate: str) -> Objective:
+    return terms.rl_objective(
+      self.policy,
+      numbers=policy_gradient.PolicyGradient(kl_coef=0.1, importance_cap=2.0),
+      temperature=1.3,
+      chunk=64,
+      surrogate=surrogate,
     )
 
   def update(self, *, surrogate="dice", optimizer=ADAM, **settings):
     """Returns (gradient of the adapter, state before, state after, metrics)."""
     unit = optax.sgd(1.0)  # the step is minus the gradient
-    method = methods.METHODS["bridge"](
-      config.Method(penalty=PENALTY, **settings),
-      contract.Ingredients(
-        problem=self.problem(surrogate),
+    method = bridge.build(
+      bridge.Options(penalty=PENALTY, surrogate=surrogate, **settings),
+      contract.Setup(
+        sft_loss=self.sft_loss,
+        rl_loss=self.rl_loss,
         gradient=accumulation.gradient,
-        optimizers={
-          "base": optimizer,
-          "adapter": unit,
-          "rl_only_base": optimizer,
-        },
+        optimizers={"base": optimizer, "adapter": unit},
+        base_optimizer=lambda learning_rate, updates, plain: optimizer,
+        advantages=conftest.advantages,
         total_updates=10,
-        supervised=lambda weight: self.problem(surrogate).upper,
-        reinforced=lambda **own: self.problem(surrogate).lower,
-        base_optimizer=lambda learning_rate, updates: optimizer,
-        advantages=conftest.ADVANTAGES,
       ),
     )
     state = method.init(self.base, self.adapter)
@@ -87,7 +80,7 @@ class Model(NamedTuple):
       },
     )
     batch = types.StepBatch(rl=self.rl, sft=self.sft)
-    after, metrics = jax.jit(method.update)(state, batch)
+    after, metrics = sgd.run(method, state, batch)
     found = optax.tree.sub(state.adapter, after.adapter)
     return found, state, after, metrics
 
@@ -132,8 +125,10 @@ class Oracle:
   """First derivatives of J and of the RL loss, and optimiser steps."""
 
   def __init__(self, model: Model, surrogate: str):
-    problem = model.problem(surrogate)
-    upper, lower = gradient(problem.upper), gradient(problem.lower)
+    upper, lower = (
+      gradient(model.sft_loss()),
+      gradient(model.rl_loss(surrogate)),
+    )
 
     def joint(base, adapter):
       u, v = upper(base, adapter, model.sft), lower(base, adapter, model.rl)
@@ -306,17 +301,22 @@ FORMS = {
 def _adapter_gradient(world, batch=None, **settings):
   method = world.method("bridge", **settings)
   state = world.start(method)
-  after, metrics = jax.jit(method.update)(state, batch or world.batch())
+  after, metrics = sgd.run(method, state, batch or world.batch())
   moved = optax.tree.sub(state.adapter, after.adapter)
-  return optax.tree.scale(1 / 0.1, moved), metrics
+  return optax.tree.scale(1 / sgd.RATE, moved), metrics
 
 
-def test_finite_differences_agree_with_the_exact_products(world):
+@pytest.mark.parametrize("surrogate", ["dice", "fixed_sample"])
+def test_finite_differences_agree_with_the_exact_products(world, surrogate):
   score = lambda: terms.token_logprobs(
     world.policy, world.base, world.adapter, world.rl, temperature=1.0, chunk=64
   )[0]
   world.rl = dataclasses.replace(world.rl, old_logprobs=jax.jit(score)())
-  settings = {"hypergradient": "one_step", **FORMS["one_step"]}
+  settings = {
+    "hypergradient": "one_step",
+    "surrogate": surrogate,
+    **FORMS["one_step"],
+  }
   exact, _ = _adapter_gradient(world, mixed_product="exact", **settings)
   rough, _ = _adapter_gradient(world, **settings)
   first, _ = _adapter_gradient(world, **FORMS["one_step"])
@@ -326,7 +326,7 @@ def test_finite_differences_agree_with_the_exact_products(world):
 
 def test_a_finite_difference_asks_for_the_old_logprobs(world):
   """A stopped copy of its own would move along with the base."""
-  plan = lambda **settings: world.method("bridge", **settings).plan(0)
+  plan = lambda **settings: world.method("bridge", **settings).plan(0, {})
   one_step = {"hypergradient": "one_step", **FORMS["one_step"]}
   assert not plan().old_logprobs
   assert not plan(mixed_product="exact", **one_step).old_logprobs
@@ -339,7 +339,11 @@ def test_cosines_between_forms_are_logged_on_demand(world):
   world.rl = dataclasses.replace(
     world.rl, old_logprobs=-2 * np.ones_like(world.rl.weights)
   )
-  settings = {"hypergradient": "unrolled", **FORMS["one_step"]}
+  settings = {
+    "hypergradient": "unrolled",
+    "surrogate": "fixed_sample",  # which penalty alone has
+    **FORMS["one_step"],
+  }
   ours, metrics = _adapter_gradient(
     world, compare_with=("penalty",), **settings
   )
@@ -362,11 +366,16 @@ def test_nothing_to_learn_from_is_not_a_nan(world, form):
     old_logprobs=-np.ones_like(world.rl.weights),
   )
   world.sft = dataclasses.replace(world.sft, weights=0 * world.sft.weights)
-  method = world.method(
-    "bridge", optimizer=ADAM, hypergradient=form, **FORMS[form]
+  own = {"hypergradient": form, **FORMS[form]}
+  clipped_adam = {"name": "adamw", "learning_rate": 1e-2, "clip_norm": 0.5}
+  settings = conftest.settings_of(
+    "bridge",
+    {f"method.bridge.{name}": value for name, value in own.items()}
+    | {f"optimizer.base.{name}": x for name, x in clipped_adam.items()},
   )
+  method = learner.build_method(settings, world.policy)
   state = world.start(method)
-  after, metrics = jax.jit(method.update)(state, world.batch())
+  after, metrics = sgd.run(method, state, world.batch())
   chex.assert_tree_all_finite((after.base, after.adapter, dict(metrics)))
   chex.assert_trees_all_equal(after.adapter, state.adapter)
 
@@ -379,7 +388,7 @@ def test_adaptive_penalty_follows_the_measured_gain(world):
   update = jax.jit(method.update)
   seen, gains = [], []
   for _ in range(3):
-    state, metrics = update(state, world.batch())
+    state, metrics, _ = update(state, world.batch())
     seen.append(float(metrics["bilevel/penalty"]))
     gains.append(float(metrics["bilevel/cooperative_gain"]))
   push = np.clip(-np.array(gains[:2]) / 0.02 - 1, -1, 1)

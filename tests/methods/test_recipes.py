@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.methods import staged, terms
 from bilevel_jax.objectives import continuation, policy_gradient, preferences
-from bilevel_jax.rollout import assemble
 from tests.methods import conftest, sgd
 
 # SRFT
@@ -22,7 +21,7 @@ from tests.methods import conftest, sgd
 def test_srft_descends_its_four_terms(world, exponent):
   """The losses whose coefficients they are, with entropies held still."""
   sign = {"paper": -1, "code": 1}[exponent]
-  after, _ = sgd.step(world, "srft", srft={"sft_exponent": exponent})
+  after, _ = sgd.step(world, "srft", sft_exponent=exponent)
 
   def entropy_of_rows(batch):
     _, entropies = sgd.scores(world, world.base, batch)
@@ -52,16 +51,19 @@ def test_srft_descends_its_four_terms(world, exponent):
 def test_srft_puts_demonstrations_into_groups_and_samples_at_plus_minus_one(
   world,
 ):
-  route = world.method("srft").route(conftest.GROUPS)
+  host, luffys = (world.host(world.method(name)) for name in ("srft", "luffy"))
+  (asked,), (expected,) = host.sft_asked, luffys.sft_asked
   np.testing.assert_allclose(
-    route.group_advantages,
-    world.method("luffy").route(conftest.GROUPS).coefficients,
+    asked["group_advantages"], expected["coefficients"]
   )
   # 11 scored samples and 2 demonstrations: every row counts the same.
   signs = np.where(conftest.GROUPS.correct, 1, -1)
-  np.testing.assert_allclose(route.advantages, signs * 11 / 13, rtol=1e-6)
-  assert (route.demonstrations == conftest.GROUPS.demonstrated).all()
-  assert (route.coefficients == 1).all()
+  np.testing.assert_allclose(
+    host.rl_asked["advantages"], signs * 11 / 13, rtol=1e-6
+  )
+  assert host.rl_asked["counted"] is None
+  assert asked["ids"] == [10, 11]  # the questions that have one
+  assert asked["coefficients"] is None
 
 
 def test_entropies_are_computed_only_where_they_are_asked_for(world):
@@ -97,9 +99,7 @@ def test_a_shift_of_the_advantage_has_the_gradient_of_the_kl(
   correct = np.array([0, 0, 0, 0, 1, 0, 1, 0], np.float32)
   accuracy = np.array([0] * 4 + [0.5] * 4, np.float32)
   world.rl = dataclasses.replace(world.rl, correct=correct, accuracy=accuracy)
-  after, metrics = sgd.step(
-    world, "kdrl", kdrl=options | {"estimate": estimate}
-  )
+  after, metrics = sgd.step(world, "kdrl", estimate=estimate, **options)
   rows = {
     "all": np.ones(8),
     "wrong": 1 - correct,
@@ -124,16 +124,16 @@ def test_a_shift_of_the_advantage_has_the_gradient_of_the_kl(
 
 
 def test_the_teachers_weight_falls_to_its_end(world):
-  method = world.method("kdrl", kdrl={"start": 0.5, "end": 0.25, "decay": 0.1})
+  method = world.method("kdrl", start=0.5, end=0.25, decay=0.1)
   state, update, seen = world.start(method), jax.jit(method.update), []
   for _ in range(4):
-    state, metrics = update(state, world.batch(method))
+    state, metrics, _ = update(state, world.batch(method))
     seen.append(float(metrics["mix/teacher_weight"]))
   np.testing.assert_allclose(seen, [0.5, 0.4, 0.3, 0.25], rtol=1e-6)
 
 
 def test_a_teacher_without_weight_is_rl(world):
-  after, _ = sgd.step(world, "kdrl", kdrl={"start": 0.0, "end": 0.0})
+  after, _ = sgd.step(world, "kdrl", start=0.0, end=0.0)
   expected, _ = sgd.step(world, "grpo")
   chex.assert_trees_all_close(after.base, expected.base, atol=1e-7)
 
@@ -143,17 +143,17 @@ def test_a_teacher_without_weight_is_rl(world):
 
 def test_pear_without_ratios_and_discount_is_the_cold_start(world):
   same = {"lowest_ratio": 0.0, "highest_ratio": 0.0, "gamma": 1.0}
-  after, _ = sgd.step(world, "pear", pear=same)
+  after, _ = sgd.step(world, "pear", **same)
   expected, _ = sgd.step(world, "sft")
   chex.assert_trees_all_close(after.base, expected.base, atol=1e-7)
-  reinforced, _ = sgd.step(world, "pear", step=5, pear=same)
+  reinforced, _ = sgd.step(world, "pear", step=5, **same)
   expected, _ = sgd.step(world, "grpo")
   chex.assert_trees_all_close(reinforced.base, expected.base, atol=1e-7)
 
 
 def test_pear_holds_its_weights_still(world):
   """SFT's loss with weights that were computed before it was descended."""
-  after, _ = sgd.step(world, "pear", pear={"form": "block"})
+  after, _ = sgd.step(world, "pear", form="block")
   logprobs, _ = sgd.scores(world, world.base, world.sft)
   weights = continuation.weights(
     logprobs,
@@ -202,9 +202,9 @@ def test_the_second_stage_descends_dpo(world):
   world.rl = dataclasses.replace(
     world.rl, old_logprobs=logprobs["old"], ref_logprobs=logprobs["ref"]
   )
-  method = world.method("implicit_reward", implicit_reward={"beta": 0.4})
+  method = world.method("implicit_reward", beta=0.4)
   batch = dataclasses.replace(world.batch(method, 5), rl=world.rl)
-  after, metrics = jax.jit(method.update)(world.start(method), batch)
+  after, metrics = sgd.run(method, world.start(method), batch)
   counted = world.rl.weights > 0
 
   def loss(base):
@@ -223,7 +223,7 @@ def test_the_second_stage_descends_dpo(world):
 
 
 def test_preferences_need_a_question_in_one_update(world):
-  with pytest.raises(config.ConfigError, match="got 2 updates"):
+  with pytest.raises(errors.ConfigError, match="must be 1, got 2 and 1"):
     world.method("implicit_reward", updates_per_step=2)
 
 
@@ -231,20 +231,18 @@ def test_preferences_need_a_question_in_one_update(world):
 
 
 def test_stages_grow_and_the_temperature_is_the_states(world):
-  method = world.method(
-    "staged", staged={"temperature": 0.9}, sft_then_rl={"sft_share": 0.4}
-  )
-  plans = [method.plan(step) for step in range(10)]
+  method = world.method("staged", temperature=0.9, sft_share=0.4)
+  state = world.start(method)
+  plans = [method.plan(step, conftest.scalars(state)) for step in range(10)]
   assert [plan.rollouts for plan in plans] == [False] * 4 + [True] * 6
   assert [p.length_share for p in plans[4:]] == [0.5, 0.5, 0.75, 0.75, 1.0, 1.0]
-  state = world.start(method)
-  assert method.narrow(state, plans[0]) == plans[0]
-  assert method.narrow(state, plans[4]).temperature == np.float32(0.9)
-  assert method.reference(state) is None
+  used = np.float32(0.9)
+  assert [p.temperature for p in plans] == [None] * 4 + [used] * 6
+  assert method.needs.reference is None
   for step in (0, 4):
-    state, metrics = jax.jit(method.update)(state, world.batch(method, step))
+    state, metrics = sgd.run(method, state, world.batch(method, step))
     if step == 0:
-      assert float(state.extra["temperature"]) == np.float32(0.9)
+      assert float(state.extra["temperature"]) == used
   expected = 0.9 * np.exp(0.5 * (0.3 - metrics["rl/entropy"]))
   np.testing.assert_allclose(
     state.extra["temperature"], max(expected, 0.6), rtol=1e-6
@@ -253,16 +251,15 @@ def test_stages_grow_and_the_temperature_is_the_states(world):
 
 @pytest.mark.parametrize(("step", "last"), [(4, False), (9, True)])
 def test_a_stage_leaves_out_the_truncated_and_then_the_easy(world, step, last):
-  method = world.method("staged", sft_then_rl={"sft_share": 0.4})
-  route = method.route(conftest.GROUPS._replace(step=step))
+  host = world.host(world.method("staged", sft_share=0.4), step=step)
   kept = conftest.GROUPS.scored & ~conftest.GROUPS.truncated
   if last:  # a third of question 1 is right, all of questions 2 and 3
     kept = conftest.GROUPS.scored & np.array([[1], [1], [0], [0]], bool)
-  np.testing.assert_array_equal(route.rollouts, kept)
-  advantages, _ = conftest.ADVANTAGES(
+  np.testing.assert_array_equal(host.rl_asked["counted"], kept)
+  advantages, _ = conftest.advantages(
     conftest.GROUPS.rewards, conftest.GROUPS.scored
   )
-  np.testing.assert_array_equal(route.advantages, advantages)
+  np.testing.assert_array_equal(host.rl_asked["advantages"], advantages)
 
 
 def test_the_temperature_settles_where_the_entropy_is_the_target():
@@ -288,7 +285,7 @@ def test_the_temperature_settles_where_the_entropy_is_the_target():
 
 
 def test_a_batch_is_scored_at_the_temperature_of_its_samples(world):
-  batch = assemble.at_temperature(world.rl, 0.5)
+  batch = dataclasses.replace(world.rl, temperature=np.float32(0.5))
   now, _ = jax.jit(functools.partial(sgd.scores, world))(world.base, batch)
   expected, _ = terms.token_logprobs(
     world.policy, world.base, None, world.rl, temperature=0.5, chunk=64
@@ -298,5 +295,5 @@ def test_a_batch_is_scored_at_the_temperature_of_its_samples(world):
 
 
 def test_stages_must_all_have_all_settings(world):
-  with pytest.raises(config.ConfigError, match="got 3 for 2"):
-    world.method("staged", staged={"lengths": (0.5, 1.0)})
+  with pytest.raises(errors.ConfigError, match="got 3 for 2"):
+    world.method("staged", lengths=(0.5, 1.0))

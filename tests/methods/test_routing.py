@@ -1,102 +1,104 @@
 """Which rollouts and demonstrations hpt, luffy and shuffle learn from."""
 
-import types
-
 import numpy as np
 import pytest
 
-from bilevel_jax.methods import shuffle
-from bilevel_jax.objectives import policy_gradient, weighting
-from bilevel_jax.rollout import routing
-from bilevel_jax.types import Scores
+from bilevel_jax.methods import routing, shuffle
+from bilevel_jax.objectives import weighting
+from bilevel_jax.rollout import assemble
+from tests.methods import conftest
 
 REWARDS = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0], [1, 1, 0]])
 SCORED = np.ones(REWARDS.shape, bool)
 SCORED[4, 2] = False
-GROUPS = routing.Groups(
-  rewards=REWARDS,
-  correct=REWARDS > 0,
-  scored=SCORED,
-  demonstrated=np.array([True, True, True, False, False]),
-  given=np.zeros((5, 3), int),
-  truncated=np.zeros((5, 3), bool),
+# Question i has the demonstration 10 + i.
+GROUPS = conftest.groups(
+  REWARDS, scored=SCORED, demonstrated=[True, True, True, False, False]
 )
 
 
 def _advantages(rewards, scored):
-  return policy_gradient.group_advantages(
-    rewards, scored, normalise="group_mean"
-  )[0]
+  return conftest.advantages(rewards, scored)[0]
+
+
+def _demonstrated(*questions):
+  return conftest.groups(
+    REWARDS, scored=SCORED, demonstrated=np.isin(np.arange(5), questions)
+  )
 
 
 def test_hpt_gives_sft_the_questions_that_are_never_solved(world):
-  route = world.method("hpt").route(GROUPS)
-  np.testing.assert_array_equal(route.demonstrations, [1, 0, 0, 0, 0])
+  host = world.host(world.method("hpt"), GROUPS)
+  (asked,) = host.sft_asked
+  assert asked["ids"] == [10]
   np.testing.assert_array_equal(
-    route.rollouts, np.array([0, 1, 1, 1, 1], bool)[:, None] & (REWARDS >= 0)
+    host.rl_asked["counted"],
+    np.array([0, 1, 1, 1, 1], bool)[:, None] & (REWARDS >= 0),
   )
   # One question of five: a fifth of the whole, four fifths for the others.
-  np.testing.assert_allclose(route.coefficients, 0.2)
+  np.testing.assert_allclose(asked["coefficients"], [0.2])
   np.testing.assert_allclose(
-    route.advantages, 0.8 * _advantages(REWARDS, SCORED), rtol=1e-6
+    host.rl_asked["advantages"], 0.8 * _advantages(REWARDS, SCORED), rtol=1e-6
   )
 
 
 def test_hpt_with_a_gate_below_zero_is_rl(world):
-  route = world.method("hpt", hpt={"gate": -1.0}).route(GROUPS)
-  assert route.rollouts.all()
-  assert not route.demonstrations.any()
-  np.testing.assert_array_equal(route.advantages, _advantages(REWARDS, SCORED))
+  host = world.host(world.method("hpt", gate=-1.0), GROUPS)
+  assert host.rl_asked["counted"].all()
+  assert [asked["ids"] for asked in host.sft_asked] == [[]]
+  np.testing.assert_array_equal(
+    host.rl_asked["advantages"], _advantages(REWARDS, SCORED)
+  )
 
 
 def test_hpt_with_a_gate_of_one_is_sft_where_there_are_demonstrations(world):
-  route = world.method("hpt", hpt={"gate": 1.0}).route(
-    GROUPS._replace(demonstrated=np.ones(5, bool))
-  )
-  assert not route.rollouts.any()
-  assert route.demonstrations.all()
-  np.testing.assert_array_equal(route.coefficients, 1.0)
+  host = world.host(world.method("hpt", gate=1.0), _demonstrated(*range(5)))
+  (asked,) = host.sft_asked
+  assert not host.rl_asked["counted"].any()
+  assert asked["ids"] == [10, 11, 12, 13, 14]
+  np.testing.assert_array_equal(asked["coefficients"], 1.0)
 
 
 def test_luffy_counts_a_demonstration_as_one_more_sample(world):
-  route = world.method("luffy").route(GROUPS)
-  assert route.rollouts.all()
+  host = world.host(world.method("luffy"), GROUPS)
+  (asked,) = host.sft_asked
+  assert host.rl_asked["counted"] is None
+  assert asked["ids"] == [10, 11, 12]
   rows = 5 * 3 - 1, 3  # samples that were scored, and demonstrations
   for q in range(5):
     group = list(REWARDS[q, SCORED[q]])
     group += [1.0] * int(GROUPS.demonstrated[q])
     for g in np.flatnonzero(SCORED[q]):
       expected = (REWARDS[q, g] - np.mean(group)) * rows[0] / sum(rows)
-      np.testing.assert_allclose(route.advantages[q, g], expected, atol=1e-6)
+      np.testing.assert_allclose(
+        host.rl_asked["advantages"][q, g], expected, atol=1e-6
+      )
     expected = (1 - np.mean(group)) * rows[1] / sum(rows)
     if GROUPS.demonstrated[q]:
-      np.testing.assert_allclose(route.coefficients[q], expected, atol=1e-6)
+      np.testing.assert_allclose(asked["coefficients"][q], expected, atol=1e-6)
 
 
 def test_luffy_without_demonstrations_is_rl(world):
-  route = world.method("luffy").route(
-    GROUPS._replace(demonstrated=np.zeros(5, bool))
+  host = world.host(world.method("luffy"), _demonstrated())
+  assert [asked["ids"] for asked in host.sft_asked] == [[]]
+  np.testing.assert_array_equal(
+    host.rl_asked["advantages"], _advantages(REWARDS, SCORED)
   )
-  assert not route.demonstrations.any()
-  np.testing.assert_array_equal(route.advantages, _advantages(REWARDS, SCORED))
 
 
-EVEN = routing.Groups(
-  rewards=np.random.default_rng(0).normal(size=(3, 4)),
-  correct=np.zeros((3, 4), bool),
-  scored=np.ones((3, 4), bool),
-  demonstrated=np.zeros(3, bool),
-  given=np.zeros((3, 4), int),
-  truncated=np.zeros((3, 4), bool),
+EVEN = conftest.groups(
+  np.random.default_rng(0).normal(size=(3, 4)), demonstrated=[False] * 3
 )
 
 
 def test_shuffle_of_all_pairs_in_one_round_is_rl(world):
-  options = {"kept_share": 1.0, "rounds": 1}
-  route = world.method("shuffle", shuffle=options).route(EVEN)
-  assert route.rollouts.all()
+  host = world.host(world.method("shuffle", kept_share=1.0, rounds=1), EVEN)
+  assert host.rl_asked["counted"].all()
+  assert [batch.sft for batch in host.batches] == [None]
   np.testing.assert_allclose(
-    route.advantages, _advantages(EVEN.rewards, EVEN.scored), rtol=1e-6
+    host.rl_asked["advantages"],
+    _advantages(EVEN.rewards, EVEN.scored),
+    rtol=1e-6,
   )
 
 
@@ -126,55 +128,55 @@ def test_shuffle_draws_pairs_by_their_size_as_often_as_there_are_pairs():
 
 def test_shuffle_weighs_rows_as_if_they_were_repeated(world):
   """The mean over counted rows is that over the rows as they were drawn."""
-  route = world.method("shuffle", shuffle={"rounds": 3}).route(EVEN)
+  asked = world.host(world.method("shuffle", rounds=3), EVEN).rl_asked
   advantages = _advantages(EVEN.rewards, EVEN.scored)
-  counts = np.where(route.rollouts, route.advantages / advantages, 0)
-  np.testing.assert_allclose(counts[route.rollouts].mean(), 1.0, rtol=1e-5)
-  times = counts / counts[route.rollouts].min()
+  drawn = asked["counted"]
+  counts = np.where(drawn, asked["advantages"] / advantages, 0)
+  np.testing.assert_allclose(counts[drawn].mean(), 1.0, rtol=1e-5)
+  times = counts / counts[drawn].min()
   np.testing.assert_allclose(times, np.round(times), atol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_each_update_gets_its_questions_demonstrations(world, parts):
   """Every demonstration once a pass, with its coefficient, on its tokens."""
-  demonstrated = np.array([1, 1, 0, 1, 1], bool)
-  pair = lambda q: (np.full(2, 3, np.int32), np.full(q + 1, q, np.int32))
-  solutions = types.SimpleNamespace(
-    of=lambda questions: [
-      pair(q) if demonstrated[q] else None for q in questions
+  groups = _demonstrated(0, 1, 3, 4)
+  groups = groups._replace(
+    demonstrations=[
+      d and d._replace(prompt=np.full(2, 3), solution=np.full(q + 1, q))
+      for q, d in enumerate(groups.demonstrations)
     ]
   )
-  answered = types.SimpleNamespace(
-    scores=Scores(
-      rewards=REWARDS.ravel(),
-      scored=SCORED.ravel(),
-      correct=GROUPS.correct.ravel(),
-    ),
-    questions=list(np.repeat(np.arange(5), 3)),
-    rollout=types.SimpleNamespace(
-      given=np.zeros(15, int),
-      truncated=np.zeros(15, bool),
-      requests=types.SimpleNamespace(samples_per_prompt=3),
-    ),
-  )
-  router = lambda groups: routing.Route(
+  router = lambda groups, host: routing.Route(
     rollouts=REWARDS > 0,
     advantages=REWARDS,
     demonstrations=np.array([1, 0, 1, 0, 1], bool),
     coefficients=np.array([2.0, 9.0, 9.0, 9.0, 3.0]),
   )
-  routed = routing.follow(router, answered, solutions, parts=parts)
-  assert routed.metrics() == {
+  method = world.method("mixed")._replace(batches=routing.routed(router))
+  host = world.host(method, groups, updates=2 * parts, parts=parts)
+  assert host.logged == {
     "mix/demonstrated_questions": 0.8,
     "mix/sft_questions": 0.4,
   }
-  np.testing.assert_array_equal(
-    routed.scores.scored, (SCORED & (REWARDS > 0)).ravel()
-  )
+  np.testing.assert_array_equal(host.rl_asked["counted"], REWARDS > 0)
+  np.testing.assert_array_equal(host.rl_asked["advantages"], REWARDS)
+  assert len(host.sft_asked) == 2 * parts
+
+  def made(asked):
+    own = {d.id: d for d in groups.demonstrations if d is not None}
+    return assemble.demonstration_batch(
+      [own[i] for i in asked["ids"]],
+      weighting.sequence_mean,
+      rows=asked["rows"],
+      coefficients=asked["coefficients"],
+      group_advantages=asked["group_advantages"],
+    )
+
   weights = {}
   for number in range(parts):
-    batch = routed.demonstrations(number, weighting.sequence_mean)
-    again = routed.demonstrations(number + parts, weighting.sequence_mean)
+    batch = made(host.sft_asked[number])
+    again = made(host.sft_asked[number + parts])
     np.testing.assert_array_equal(batch.weights, again.weights)
     for tokens, row in zip(batch.tokens, batch.weights, strict=True):
       if row.any():

@@ -10,13 +10,11 @@ import optax
 import pytest
 
 from bilevel_jax.methods import contract
-from tests.methods import conftest, sgd
+from tests.methods import sgd
 
 
 def test_interleaved_is_an_update_of_rl_and_then_one_of_sft(world):
-  after, metrics = sgd.step(
-    world, "interleaved", interleaved={"sft_learning_rate": 0.03}
-  )
+  after, metrics = sgd.step(world, "interleaved", sft_learning_rate=0.03)
   base = sgd.descended(world.base, sgd.rl_gradient(world, world.base))
   base = sgd.descended(base, sgd.sft_gradient(world, base), rate=0.03)
   chex.assert_trees_all_close(after.base, base, atol=2e-6)
@@ -26,10 +24,10 @@ def test_interleaved_is_an_update_of_rl_and_then_one_of_sft(world):
 
 def test_interleaved_without_a_demonstration_leaves_momentum_at_rest(world):
   adam = optax.adam(0.05)
-  state, _ = sgd.step(world, "interleaved", optimizer=adam)
+  state, _ = sgd.step(world, "interleaved", adam=0.05)
   none = np.zeros_like(world.sft.weights)
   world.sft = dataclasses.replace(world.sft, weights=none)
-  after, _ = sgd.step(world, "interleaved", state=state, optimizer=adam)
+  after, _ = sgd.step(world, "interleaved", state=state, adam=0.05)
   gradient = sgd.rl_gradient(world, state.base)
   updates, _ = adam.update(gradient, state.optimizer_states["base"])
   chex.assert_trees_all_close(
@@ -39,9 +37,9 @@ def test_interleaved_without_a_demonstration_leaves_momentum_at_rest(world):
 
 
 def test_interleaved_gives_sft_what_no_sample_solved(world):
-  route = world.method("interleaved").route(conftest.GROUPS)
-  assert route.rollouts.all()
-  assert route.demonstrations.tolist() == [True, False, False, False]
+  host = world.host(world.method("interleaved"))
+  assert host.rl_asked["counted"] is None
+  assert [asked["ids"] for asked in host.sft_asked] == [[10]]
 
 
 def test_data_mix_is_one_mean_over_all_tokens(world):
@@ -66,11 +64,13 @@ def test_data_mix_is_one_mean_over_all_tokens(world):
 @pytest.mark.parametrize("sft_share", [0.0, 0.5, 1.0])
 def test_merge_adds_what_each_branch_changed(world, sft_share):
   options = {"sft_share": sft_share, "rl_weight": 0.7, "sft_weight": 0.4}
-  method = world.method("merge", total_updates=4, merge=options)
+  method = world.method("merge", total_updates=4, **options)
   state, update = world.start(method), jax.jit(method.update)
   for step in range(4):
-    state, _ = update(state, world.batch(method, step))
-  merged = method.finish(state).base
+    # The last step ends with an update that adds the branches up.
+    for batch in world.host(method, step=step, steps=4).batches:
+      state, *_ = update(state, batch)
+  merged = state.base
   ends = {}
   for branch, gradient in (
     ("rl", sgd.rl_gradient),
@@ -95,11 +95,12 @@ def test_both_orders_measure_in_both_stages_what_one_undoes(world, first):
   adam = optax.adam(0.05)
   method = world.method(
     "non_decoupling",
-    optimizer=adam,
+    adam=0.05,
     total_updates=4,
-    non_decoupling={"first": first},
+    first=first,
   )
-  assert method.plan(0) == method.plan(3) == contract.Plan(True, True)
+  assert method.plan(0, {}) == method.plan(3, {}) == contract.Plan(True, True)
+  assert method.needs.reference == "own"
   state, update = world.start(method), jax.jit(method.update)
   base, moments = world.base, adam.init(world.base)
   order = ["sft", "rl"] if first == "sft" else ["rl", "sft"]
@@ -112,9 +113,9 @@ def test_both_orders_measure_in_both_stages_what_one_undoes(world, first):
     )
     updates, moments = adam.update(gradient, moments)
     base = optax.apply_updates(base, updates)
-    state, metrics = update(state, world.batch(method, step))
+    state, metrics, _ = update(state, world.batch(method, step))
     for name in ("sft/loss", "rl/loss", "bilevel/gradient_cosine"):
       assert np.isfinite(metrics[name])
     assert float(metrics["mix/sft_share"]) == float(kind == "sft")
     chex.assert_trees_all_close(state.base, base, atol=2e-5)
-  chex.assert_trees_all_equal(method.reference(state), switched)
+  chex.assert_trees_all_equal(state.extra["reference"], switched)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.models import attention
 
 SEGMENTS = np.asarray(
@@ -129,10 +129,10 @@ def test_the_choice_of_kernel_follows_the_backend():
   ("backend", "dtype"), [("cpu", "bfloat16"), ("gpu", "float32")]
 )
 def test_cudnn_is_refused_where_it_cannot_run(backend, dtype):
-  with pytest.raises(config.ConfigError, match=rf"GPU.*got {backend} and"):
+  with pytest.raises(errors.ConfigError, match=rf"GPU.*got {backend} and"):
     attention.choose("cudnn", backend, dtype)
 
 
 def test_an_unknown_kernel_is_answered_with_the_choices():
-  with pytest.raises(config.ConfigError, match=r"auto, xla.*got 'flash'"):
+  with pytest.raises(errors.ConfigError, match=r"auto, xla.*got 'flash'"):
     attention.choose("flash", "gpu", "bfloat16")

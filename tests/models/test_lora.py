@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.models import attention, layers, lora, presets
 from tests.models import tiny
+
+
+def _adapter(targets, rank=4):
+  return lora.Spec(rank=rank, alpha=8.0, targets=targets)
+
 
 ROW = tiny.row(np.random.default_rng(0), 96, [13])
 
@@ -103,7 +108,7 @@ def test_merging_is_the_unmerged_mathematics():
 
 
 def test_matrices_that_are_not_targets_are_left_alone():
-  policy = tiny.make("tiny-qwen3", adapter_targets=("q", "down"))
+  policy = tiny.make("tiny-qwen3", adapter=_adapter(("q", "down")))
   base, adapter = tiny.weights(policy)
   assert set(adapter) == {"q", "down"}
   merge = jax.jit(policy.merge)
@@ -135,7 +140,7 @@ def test_a_change_of_w_below_bfloat16_counts():
 
 
 def test_a_starts_as_peft_starts_it():
-  policy = tiny.make("small-arithmetic", adapter_rank=64)
+  policy = tiny.make("small-arithmetic", adapter=_adapter(tiny.ALL, 64))
   adapter = policy.init_adapter(jax.random.key(0))
   a = np.asarray(adapter["down"]["A"])  # [L, in, 64]
   bound = a.shape[1] ** -0.5
@@ -144,8 +149,20 @@ def test_a_starts_as_peft_starts_it():
   assert not np.allclose(adapter["q"]["A"], adapter["k"]["A"])
 
 
+def test_a_policy_without_an_adapter_has_none_and_takes_none():
+  with_one, without = tiny.make(), tiny.make(adapter=None)
+  base, adapter = tiny.weights(with_one)
+  same = jax.tree.map(
+    np.array_equal, with_one.merge(base, None), without.merge(base, None)
+  )
+  assert all(jax.tree.leaves(same))
+  with pytest.raises(ValueError, match="made without an adapter"):
+    without.init_adapter(jax.random.key(0))
+  assert np.isnan(without.hidden(base, adapter, *ROW)).all()
+
+
 @pytest.mark.parametrize("targets", [("q", "query"), (), ("q", "q")])
 def test_targets_that_do_not_exist_are_refused_by_name(targets):
   received = ", ".join(targets) or "none"
-  with pytest.raises(config.ConfigError, match=rf"q, k, v, o.*got {received}"):
-    tiny.make(adapter_targets=targets)
+  with pytest.raises(errors.ConfigError, match=rf"q, k, v, o.*got {received}"):
+    tiny.make(adapter=_adapter(targets))

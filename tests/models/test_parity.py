@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel_jax.models import huggingface
+from bilevel_jax.weights import huggingface
 from tests.models import tiny
 
 pytestmark = pytest.mark.parity

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import errors
 from bilevel_jax.models import presets, transformer
 from tests.models import tiny
 
@@ -277,12 +277,12 @@ def test_presets_are_static():
 
 
 def test_an_unknown_preset_is_answered_with_the_choices():
-  with pytest.raises(config.ConfigError, match=r"qwen2\.5-3b.*got 'qwen-9b'"):
+  with pytest.raises(errors.ConfigError, match=r"qwen2\.5-3b.*got 'qwen-9b'"):
     presets.get("qwen-9b")
 
 
 def test_an_unknown_remat_is_answered_with_the_choices():
-  with pytest.raises(config.ConfigError, match=r"none.*everything.*'some'"):
+  with pytest.raises(errors.ConfigError, match=r"none.*everything.*'some'"):
     tiny.make(remat="some")
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax.models import policy, presets
+from bilevel_jax.models import lora, policy, presets
 
 NAMES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3")
 ALL = ("q", "k", "v", "o", "gate", "up", "down")
@@ -15,9 +15,7 @@ def make(architecture="tiny-qwen3", **changes):
   if isinstance(architecture, str):
     architecture = presets.get(architecture)
   settings = {
-    "adapter_rank": 4,
-    "adapter_alpha": 8.0,
-    "adapter_targets": ALL,
+    "adapter": lora.Spec(rank=4, alpha=8.0, targets=ALL),
     "compute_dtype": "float32",
     "attention": "xla",
     "remat": "everything",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bilevel_jax.objectives import policy_gradient
+from bilevel_jax.objectives.policy_gradient import PolicyGradient
 
 
 def _arrays(seed, shape=(4, 6)):
@@ -19,7 +20,7 @@ def _arrays(seed, shape=(4, 6)):
 def test_clipped_surrogate_is_ppos_formula_token_by_token():
   logprobs, old, advantages = _arrays(0)
   losses, clipped = policy_gradient.clipped_surrogate(
-    logprobs, old, advantages, clip_low=0.2, clip_high=0.3
+    logprobs, old, advantages, PolicyGradient(clip_low=0.2, clip_high=0.3)
   )
   for index in np.ndindex(losses.shape):
     ratio = np.exp(float(logprobs[index]) - float(old[index]))
@@ -35,10 +36,11 @@ def test_dual_clip_bounds_what_a_negative_advantage_counts():
   """Dual-clip PPO, token by token: max(min(r A, clip(r) A), c A) if A < 0."""
   logprobs, old, advantages = _arrays(0)
   old = old - 1.0  # most ratios above the bound
+  numbers = PolicyGradient(clip_low=0.2, clip_high=0.3, dual_clip=2.0)
 
   def total(logprobs):
     losses, clipped = policy_gradient.clipped_surrogate(
-      logprobs, old, advantages, clip_low=0.2, clip_high=0.3, dual_clip=2.0
+      logprobs, old, advantages, numbers
     )
     return losses.sum(), (losses, clipped)
 
@@ -61,7 +63,7 @@ def test_clipped_tokens_have_no_gradient_and_the_others_do():
 
   def total(logprobs):
     losses, clipped = policy_gradient.clipped_surrogate(
-      logprobs, old, advantages, clip_low=0.2, clip_high=0.2
+      logprobs, old, advantages, PolicyGradient(clip_low=0.2, clip_high=0.2)
     )
     return losses.sum(), clipped
 
@@ -76,7 +78,7 @@ def test_on_policy_gradient_is_reinforce():
   logprobs, _, advantages = _arrays(2)
   gradient = jax.grad(
     lambda x: policy_gradient.clipped_surrogate(
-      x, logprobs, advantages, clip_low=0.2, clip_high=0.2
+      x, logprobs, advantages, PolicyGradient()
     )[0].sum()
   )(logprobs)
   chex.assert_trees_all_equal(gradient, -advantages)
@@ -86,10 +88,30 @@ def test_no_gradient_flows_into_the_sampling_policy():
   logprobs, old, advantages = _arrays(3)
   gradient = jax.grad(
     lambda x: policy_gradient.clipped_surrogate(
-      logprobs, x, advantages, clip_low=0.2, clip_high=0.2
+      logprobs, x, advantages, PolicyGradient()
     )[0].sum()
   )(old)
   np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("dual_clip", [None, 2.0])
+@pytest.mark.parametrize(
+  "loss", [policy_gradient.clipped_surrogate, policy_gradient.clipped_weight]
+)
+def test_numbers_may_be_arguments_of_one_compiled_program(loss, dual_clip):
+  arrays, traces = _arrays(4), []
+
+  @jax.jit
+  def compiled(numbers):
+    traces.append(None)
+    return loss(*arrays, numbers)
+
+  for low, high in ((0.2, 0.3), (0.05, 0.0), (1.0, 4.0)):
+    numbers = PolicyGradient(clip_low=low, clip_high=high, dual_clip=dual_clip)
+    chex.assert_trees_all_close(
+      compiled(numbers), loss(*arrays, numbers), rtol=1e-6
+    )
+  assert len(traces) == 1
 
 
 def test_k3_is_the_kl_in_expectation_and_zero_at_the_reference():

@@ -51,7 +51,7 @@ def test_the_most_uncertain_tokens_of_each_prefix_are_kept():
 
 
 def test_a_reinforced_prefix_has_the_rl_loss_where_it_is_uncertain():
-  loss = prefix_losses.reinforced(0.2)
+  loss = prefix_losses.policy_gradient(0.2)
   np.testing.assert_array_equal(
     loss(LOGPROBS, SURROGATE, ENTROPIES, BATCH), _slowly(0.2) * SURROGATE
   )

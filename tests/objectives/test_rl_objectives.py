@@ -7,7 +7,7 @@ import pytest
 
 from bilevel_jax.objectives import policy_gradient, weighting
 
-CLIP = {"clip_low": 0.1, "clip_high": 0.15}
+CLIP = policy_gradient.PolicyGradient(clip_low=0.1, clip_high=0.15)
 
 
 @pytest.fixture
@@ -17,7 +17,8 @@ def rows():
   counted = np.arange(6) < np.array([6, 3, 1, 5])[:, None]
   logprobs = -rng.exponential(size=counted.shape)
   old = logprobs + 0.4 * rng.normal(size=counted.shape)
-  return logprobs, old, rng.normal(size=(4, 1)), counted
+  advantages = np.broadcast_to(rng.normal(size=(4, 1)), counted.shape)
+  return logprobs, old, advantages, counted
 
 
 def test_gspo_has_the_gradient_of_its_sequence_form(rows):
@@ -31,7 +32,7 @@ def test_gspo_has_the_gradient_of_its_sequence_form(rows):
 
   def by_token(logprobs):
     losses, _ = policy_gradient.clipped_surrogate(
-      logprobs, old, advantages, sequences=counted, **CLIP
+      logprobs, old, advantages, CLIP, sequences=counted
     )
     return jnp.sum(weighting.sequence_mean(counted) * losses)
 
@@ -55,13 +56,11 @@ def test_gspo_of_a_single_token_is_the_token_ratio(rows):
 def test_cispo_bounds_the_weight_of_every_token_and_drops_none(rows):
   logprobs, old, advantages, _ = rows
   gradient = jax.grad(
-    lambda x: policy_gradient.clipped_weight(x, old, advantages, **CLIP)[
-      0
-    ].sum()
+    lambda x: policy_gradient.clipped_weight(x, old, advantages, CLIP)[0].sum()
   )(logprobs)
   weight = np.clip(np.exp(logprobs - old), 0.9, 1.15)
   np.testing.assert_allclose(gradient, -weight * advantages, rtol=1e-5)
-  _, clipped = policy_gradient.clipped_weight(logprobs, old, advantages, **CLIP)
+  _, clipped = policy_gradient.clipped_weight(logprobs, old, advantages, CLIP)
   ratio = np.exp(logprobs - old)
   np.testing.assert_array_equal(clipped, (ratio < 0.9) | (ratio > 1.15))
 
@@ -74,9 +73,7 @@ def test_on_policy_every_form_is_reinforce(rows, loss, of_sequences):
   logprobs, _, advantages, counted = rows
   sequences = counted if of_sequences else None
   gradient = jax.grad(
-    lambda x: loss(x, logprobs, advantages, sequences=sequences, **CLIP)[
-      0
-    ].sum()
+    lambda x: loss(x, logprobs, advantages, CLIP, sequences=sequences)[0].sum()
   )(logprobs)
   np.testing.assert_allclose(
     gradient, np.broadcast_to(-advantages, gradient.shape), rtol=1e-6

@@ -122,8 +122,7 @@ def test_token_ratio_is_right_to_first_order_only():
       logprobs,
       jax.lax.stop_gradient(logprobs),
       (rewards - 0.3)[:, None] * MASK,
-      clip_low=0.2,
-      clip_high=0.2,
+      policy_gradient.PolicyGradient(clip_low=0.2, clip_high=0.2),
     )
     return _mean(-losses.sum(1), logprobs)
 

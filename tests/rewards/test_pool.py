@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.rewards import pool
 from tests import processes
 
@@ -232,7 +232,7 @@ def test_closing_leaves_no_process_and_ends_scoring():
 
 
 def test_what_cannot_be_imported_is_refused_before_a_process_starts():
-  with pytest.raises(config.ConfigError, match="nowhere"):
+  with pytest.raises(errors.ConfigError, match="nowhere"):
     pool.Scorer({"nowhere.does": 1.0})
 
 

@@ -4,7 +4,7 @@ import concurrent.futures
 
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.data import tasks
 from bilevel_jax.rewards import extraction, mathematics, verifiers
 
@@ -266,6 +266,6 @@ def test_a_verifier_that_fails_makes_the_completion_unscorable(name):
 def test_what_cannot_be_built_is_refused_in_a_sentence(
   parts, pattern, sentence
 ):
-  with pytest.raises(config.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     verifiers.build(parts, pattern)
   assert str(error.value) == sentence

@@ -163,6 +163,42 @@ def test_nothing_precedes_the_first_column_so_it_never_counts():
   np.testing.assert_array_equal(batch.weights[0, :3], [0, 1, 0])
 
 
+def test_demonstrations_bring_what_is_theirs_to_their_rows():
+  tokens = lambda *values: np.array(values, np.int32)
+  shown = [
+    types.Demonstration(7, tokens(5, 6), tokens(3, 4, 0), tokens(-1, -2, -3)),
+    types.Demonstration(2, tokens(8), tokens(1), tokens(-4)),
+    types.Demonstration(9, tokens(1, 2, 3), tokens(), tokens()),
+  ]
+  plain = assemble.token_batch(
+    [(d.prompt, d.solution) for d in shown], weighting.token_mean, rows=5
+  )
+  batch = assemble.demonstration_batch(
+    shown,
+    weighting.token_mean,
+    rows=5,
+    coefficients=np.array([0.5, -2.0, 3.0]),
+    group_advantages=np.array([1.0, 2.0, 3.0]),
+    with_logprobs=True,
+  )
+  np.testing.assert_array_equal(batch.tokens, plain.tokens)
+  assert batch.ids.dtype == np.int32
+  assert batch.ids.tolist() == [7, 2, 9, 0, 0]
+  assert batch.group_advantages.tolist() == [[1], [2], [3], [0], [0]]
+  np.testing.assert_allclose(
+    batch.weights[:, :5],
+    np.array([[0, 0, 0.5, 0.5, 0.5], [0, -2, 0, 0, 0], *[[0] * 5] * 3]) / 4,
+  )
+  expected = np.zeros_like(batch.weights)
+  expected[0, 2:5], expected[1, 1] = [-1, -2, -3], -4
+  np.testing.assert_array_equal(batch.expert_logprobs, expected)
+  bare = assemble.demonstration_batch(shown, weighting.token_mean)
+  assert bare.ids.tolist() == [7, 2, 9]
+  assert bare.expert_logprobs is None
+  assert bare.group_advantages is None
+  np.testing.assert_array_equal(bare.weights, plain.weights[:3])
+
+
 def test_what_does_not_fit_is_refused():
   pair = (np.ones(3, np.int32), np.ones(3, np.int32))
   with pytest.raises(ValueError, match="2 rows of up to 6 tokens do not fit"):

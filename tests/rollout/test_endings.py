@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.rollout import endings, engine
 from tests import tabular
 
@@ -188,15 +188,5 @@ def test_what_is_watched_holds_no_text_after_a_stop_string():
 )
 def test_endings_that_cannot_be_met_are_refused(changes, message):
   decode = changes.pop("decode", _decode)
-  with pytest.raises(config.ConfigError, match=message):
+  with pytest.raises(errors.ConfigError, match=message):
     engine.generate(POLICY, TABLE, _requests(**changes), decode=decode)
-
-
-def test_a_lead_ends_with_the_token_that_completes_its_mark():
-  words = ["<gu", "ess>", "4", "2</", "guess", ">", "so", "</guess>"]
-  decode = lambda tokens: "".join(words[token] for token in tokens)
-  tokens = np.arange(8)
-  assert endings.lead(tokens, "</guess>", decode) == 6
-  assert endings.lead(tokens[:5], "</guess>", decode) == 0
-  assert endings.lead(tokens[:0], "</guess>", decode) == 0
-  assert endings.lead(tokens, "<guess>", decode) == 2

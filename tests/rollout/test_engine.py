@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.rollout import engine
 from tests.rollout import completions
 
@@ -206,7 +206,7 @@ def test_no_prompts_give_no_rows():
   ],
 )
 def test_requests_that_cannot_be_met_are_refused(changes, message):
-  with pytest.raises(config.ConfigError, match=message):
+  with pytest.raises(errors.ConfigError, match=message):
     engine.generate(
       completions.TABLE._replace(max_positions=16),
       completions.table(),
@@ -227,5 +227,5 @@ def test_requests_that_cannot_be_met_are_refused(changes, message):
   ],
 )
 def test_options_that_cannot_be_met_are_refused(options, message):
-  with pytest.raises(config.ConfigError, match=message):
+  with pytest.raises(errors.ConfigError, match=message):
     completions.generate(completions.requests(), **options)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.rollout import engine
 from tests.rollout import completions
 
@@ -115,5 +115,5 @@ def test_a_total_counts_what_was_given():
   ],
 )
 def test_prefixes_that_cannot_be_given_are_refused(prefixes, message):
-  with pytest.raises(config.ConfigError, match=message):
+  with pytest.raises(errors.ConfigError, match=message):
     _generate(prefixes)

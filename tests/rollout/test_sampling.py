@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.rollout import sampling
 
 _DRAW = jax.jit(sampling.draw, static_argnames="needs")
@@ -255,7 +255,7 @@ def test_keys_depend_on_the_request_alone():
   ],
 )
 def test_rules_out_of_range_are_refused(values, message):
-  with pytest.raises(config.ConfigError, match=message):
+  with pytest.raises(errors.ConfigError, match=message):
     sampling.rules(types.Sampling(**values), 2)
 
 

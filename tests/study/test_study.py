@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bilevel_jax import config
+from bilevel_jax import config, errors
 from bilevel_jax.study import document, findings, numbers, plan, work
 from tests import tiny_run
 from tools import study as tool
@@ -212,7 +212,7 @@ def test_the_document_has_no_number_of_its_own(tmp_path):
     f"+87.5% ({low:+.1%} to {high:+.1%}) below at rate 0.001, for 100 tokens; "
     "(not run); 3 runs, 2 of BRIDGE; once 87.5%."
   ) in text
-  with pytest.raises(config.ConfigError, match=r"no 'ppo' .*B / ppo / same"):
+  with pytest.raises(errors.ConfigError, match=r"no 'ppo' .*B / ppo / same"):
     document.render(whole | {"findings": "[[B / ppo / same]]"})
   assert "3 of 7" in text
   assert "Budget of a run: 100 sampled tokens, and at most 4 steps." in text
@@ -317,7 +317,7 @@ def test_runs_of_an_edited_study_are_not_taken_for_its_own(tmp_path):
   (directory / work.RESULT).write_text('{"seed": 0}')
   assert work.results(tmp_path / "out", [job]) == [{"seed": 0}]
   study.settings.adapter.rank = 3
-  with pytest.raises(config.ConfigError, match=r"adapter\.rank 2.* has 3"):
+  with pytest.raises(errors.ConfigError, match=r"adapter\.rank 2.* has 3"):
     work.results(tmp_path / "out", [job])
 
 
@@ -345,7 +345,7 @@ def test_a_study_may_start_from_weights_that_are_there(tmp_path):
   (out / job.path / work.RESULT).write_text('{"seed": 1}')
   assert work.done(out, job)
   other = make_study(tiny_run.settings(tmp_path / "other"), ARMS)
-  with pytest.raises(config.ConfigError, match=r"model\.weights.*other"):
+  with pytest.raises(errors.ConfigError, match=r"model\.weights.*other"):
     work.done(out, plan.final(other, "B", {})["grpo"][1])
 
 
@@ -381,7 +381,7 @@ def test_jobs_run_side_by_side_and_a_failure_ends_them(tmp_path):
   jobs = [
     plan.Job(path=f"job-{n}", settings=broken, start=None) for n in range(2)
   ]
-  with pytest.raises(config.ConfigError):
+  with pytest.raises(errors.ConfigError):
     work.perform_all(
       tmp_path / "out", study, jobs, side_by_side=2, report=lambda path: None
     )

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax.models import huggingface_config, presets
+from bilevel_jax.models import presets
 from bilevel_jax.training import throughput
+from bilevel_jax.weights import huggingface_config
 from tests import processes, tiny_run
 from tests.models import tiny
 from tools import benchmark_rollout

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from bilevel_jax.models import huggingface_config
+from bilevel_jax.weights import huggingface_config
 from tests import tiny_run
 from tools import benchmark_step
 from tools.peers import contestants, updates

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bilevel_jax import config
+from bilevel_jax import config, errors
 from bilevel_jax.comparison import figures, pictures, runs
 from tools import compare_runs
 
@@ -89,7 +89,7 @@ def four(tmp_path):
 
 def test_runs_that_differ_in_their_seed_are_replicates(four, tmp_path):
   flipped = write(
-    tmp_path / "other", "bridge", 1, (0, 0, 0), **{"method.penalty": 0.3}
+    tmp_path / "other", "bridge", 1, (0, 0, 0), **{"method.bridge.penalty": 0.3}
   )
   # A setting of another method, and where a run was, set nothing apart.
   alike = write(
@@ -101,7 +101,7 @@ def test_runs_that_differ_in_their_seed_are_replicates(four, tmp_path):
     "grpo": [1, 2, 3],
     "bridge (penalty=0.3)": [1],
   }
-  with pytest.raises(config.ConfigError, match="same settings and seed 1"):
+  with pytest.raises(errors.ConfigError, match="same settings and seed 1"):
     runs.group([runs.read(four[0]), runs.read(four[0])])
 
 

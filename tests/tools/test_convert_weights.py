@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bilevel_jax.models import huggingface
-from tests.models import directories
+from bilevel_jax.weights import huggingface
+from tests.weights import directories
 from tools import convert_weights
 
 ARCHITECTURE = directories.UNTIED["qwen3_untied"]

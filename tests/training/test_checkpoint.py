@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.training import checkpoint, sharding
 from tests import processes
 
@@ -224,7 +224,7 @@ def test_another_model_is_refused_in_one_sentence(opened, other, sentence):
   checkpoints = opened()
   checkpoints.save(1, make_state(1), {})
   like = abstract(make_state(1, **other), one_device())
-  with pytest.raises(config.ConfigError, match=sentence) as error:
+  with pytest.raises(errors.ConfigError, match=sentence) as error:
     checkpoints.restore(like)
   assert "\n" not in str(error.value)
 
@@ -233,7 +233,7 @@ def test_a_step_that_is_not_there_is_refused(opened):
   checkpoints = opened()
   checkpoints.save(1, make_state(1), {})
   like = abstract(make_state(1), one_device())
-  with pytest.raises(config.ConfigError, match=r"checkpoint 7 must .* has 1"):
+  with pytest.raises(errors.ConfigError, match=r"checkpoint 7 must .* has 1"):
     checkpoints.restore(like, 7)
 
 

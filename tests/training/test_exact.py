@@ -11,7 +11,7 @@ import pytest
 
 from bilevel_jax import types
 from bilevel_jax.methods import accumulation, terms
-from bilevel_jax.objectives import weighting
+from bilevel_jax.objectives import policy_gradient, weighting
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import sharding
 from tests import processes, tiny_run
@@ -57,10 +57,10 @@ def _gradient(batch, mesh=None, *, remat="none", chunk=64, attention="xla"):
   )
   objective = terms.rl_objective(
     policy,
+    numbers=policy_gradient.PolicyGradient(
+      clip_low=0.9, clip_high=9.0, kl_coef=0.1
+    ),
     temperature=1.2,
-    clip_low=0.9,
-    clip_high=9.0,
-    kl_coef=0.1,
     chunk=chunk,
     ratio="sequence",
   )

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import config, errors
+from bilevel_jax import weights as weights_lib
 from bilevel_jax.data import batches
 from bilevel_jax.methods import terms
-from bilevel_jax.models import sources as model_sources
 from bilevel_jax.rollout import assemble, packing
+from bilevel_jax.training import host as host_lib
 from bilevel_jax.training import run, sharding
 from bilevel_jax.types import Question
 from tests import tiny_run
@@ -30,13 +31,14 @@ def _gathered(directory, method, expert=None):
   return run.gather(config.parse(c), scorer=None)
 
 
-def _logprobs(weights, scratch, pair, temperature):
+def _logprobs(weights, scratch, demonstration, temperature):
   """Of a solution's tokens: one sequence, one row, no layout."""
-  found = model_sources.load(str(weights), scratch)
+  pair = demonstration.prompt, demonstration.solution
+  base = weights_lib.open(str(weights)).read(None)
   policy = tiny_run.make_policy()
   batch = assemble.token_batch([pair], lambda mask: mask)
   scored, _ = terms.token_logprobs(
-    policy, found.base, None, batch, temperature=temperature, chunk=64
+    policy, base, None, batch, temperature=temperature, chunk=64
   )
   start = len(pair[0])
   return np.asarray(scored[0, start : start + len(pair[1])])
@@ -52,13 +54,20 @@ def test_demonstrations_are_scored_once_by_what_wrote_them(
   assert story.expert is None
   stream = story.streams.demonstrations
   writer = weights or directory / "policy"
-  for i in (0, 3, 9):
-    expected = _logprobs(writer, tmp_path, stream.pairs[i], 1.0)
-    np.testing.assert_allclose(stream.logprobs[i], expected, atol=1e-5)
-  drawn = stream.take(4, 3), stream.take_logprobs(4, 3)
-  for pair, scored in zip(*drawn, strict=True):
-    place = [p is pair for p in stream.pairs].index(True)
-    np.testing.assert_array_equal(scored, stream.logprobs[place])
+  for one in [stream.examples[i] for i in (0, 3, 9)]:
+    expected = _logprobs(writer, tmp_path, one, 1.0)
+    np.testing.assert_allclose(one.logprobs, expected, atol=1e-5)
+  for drawn in stream.take(4, 3):
+    assert drawn is stream.examples[drawn.id]
+  host = host_lib.Host(story, 0, story.learner.method.plan(0, {}))
+  drawn = host.demonstrations()
+  batch = host.sft(drawn)
+  for row, one in enumerate(drawn):
+    first, last = len(one.prompt), len(one.prompt) + len(one.solution)
+    np.testing.assert_array_equal(
+      batch.expert_logprobs[row, first:last], one.logprobs
+    )
+    assert int(batch.ids[row]) == one.id
 
 
 def test_a_teacher_scores_rollouts_at_their_temperature(directory, tmp_path):
@@ -67,16 +76,17 @@ def test_a_teacher_scores_rollouts_at_their_temperature(directory, tmp_path):
   c.method.name, c.method.expert.weights = "kdrl", str(teacher)
   c.rollout.temperature = 1.3
   story = run.gather(config.parse(c), scorer=None)
-  pairs = story.streams.demonstrations.pairs[:3]
+  examples = story.streams.demonstrations.examples[:3]
   batch = packing.pack(
-    assemble.token_batch(pairs, lambda mask: mask), story.learner.packing
+    assemble.demonstration_batch(examples, lambda mask: mask),
+    story.learner.packing,
   )
   scored = story.expert.logprobs(sharding.place_batch(batch, story.mesh))
-  for row, pair in zip(scored, pairs, strict=True):
-    start = len(pair[0])
+  for row, one in zip(scored, examples, strict=True):
+    start = len(one.prompt)
     np.testing.assert_allclose(
-      row[start : start + len(pair[1])],
-      _logprobs(teacher, tmp_path, pair, 1.3),
+      row[start : start + len(one.solution)],
+      _logprobs(teacher, tmp_path, one, 1.3),
       atol=1e-5,
     )
 
@@ -88,7 +98,7 @@ def test_another_vocabulary_is_refused(directory, tmp_path):
   vocabulary = content["model"]["vocab"]
   vocabulary["7"], vocabulary["8"] = vocabulary["8"], vocabulary["7"]
   file.write_text(json.dumps(content))
-  with pytest.raises(config.ConfigError, match=r"'[78]' is token \d+ of ours"):
+  with pytest.raises(errors.ConfigError, match=r"'[78]' is token \d+ of ours"):
     _gathered(directory, "kdrl", other)
 
 
@@ -115,16 +125,17 @@ def _stream(logprobs, **changes):
 def test_log_probs_that_come_with_demonstrations_are_taken():
   rows = [[-1.0, -2.0, -3.0, -4.0], [-5.0, -6.0, -7.0, -8.0]]
   stream = _stream(rows)
-  np.testing.assert_array_equal(stream.logprobs, rows)
+  told = lambda stream: [d.logprobs for d in stream.examples]
+  np.testing.assert_array_equal(told(stream), rows)
   cut = _stream(rows, max_tokens=5, overlong="truncate")
-  np.testing.assert_array_equal(cut.logprobs, np.array(rows)[:, :3])
-  batch = assemble.token_batch(
-    cut.pairs, lambda mask: mask, logprobs=cut.logprobs
+  np.testing.assert_array_equal(told(cut), np.array(rows)[:, :3])
+  batch = assemble.demonstration_batch(
+    cut.examples, lambda mask: mask, with_logprobs=True
   )
   np.testing.assert_array_equal(
     batch.expert_logprobs[batch.weights > 0].reshape(2, 3),
     np.array(rows)[:, :3],
   )
-  assert _stream([rows[0], None]).logprobs is None
-  with pytest.raises(config.ConfigError, match=r"its 4 tokens.*got 3"):
+  assert told(_stream([rows[0], None])) == [None, None]
+  with pytest.raises(errors.ConfigError, match=r"its 4 tokens.*got 3"):
     _stream([[-1.0, -2.0, -3.0]])

@@ -6,7 +6,7 @@ import functools
 import jax
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import config, errors
 from bilevel_jax.models import presets, transformer
 from bilevel_jax.rollout import layout
 from bilevel_jax.training import memory_plan, meshes, sharding
@@ -62,7 +62,7 @@ def test_matrices_are_split_only_where_the_rest_does_not_fit():
 
 
 def test_a_run_that_cannot_fit_says_what_it_would_take():
-  with pytest.raises(config.ConfigError, match=r"has 10\.0") as refusal:
+  with pytest.raises(errors.ConfigError, match=r"has 10\.0") as refusal:
     choose(1, 10)
   for term in ("base", "RL-only base", "optimiser states", "KV cache"):
     assert term in str(refusal.value)
@@ -71,7 +71,7 @@ def test_a_run_that_cannot_fit_says_what_it_would_take():
 def test_sizes_that_are_given_are_kept():
   assert choose(8, 80, given={"fsdp": 2, "tensor": 2}).sizes == (1, 2, 2)
   assert choose(8, 80, given={"tensor": 2}).sizes == (1, 4, 2)
-  with pytest.raises(config.ConfigError, match=r"must be 8, .* 3 x 2 x 1 = 6"):
+  with pytest.raises(errors.ConfigError, match=r"must be 8, .* 3 x 2 x 1 = 6"):
     choose(8, 80, given={"data": 3})
 
 
@@ -148,5 +148,5 @@ def test_samplers_share_weights_among_as_few_devices_as_hold_them(
 def test_weights_that_no_split_makes_fit_are_refused(monkeypatch):
   monkeypatch.setattr(meshes, "_reported_bytes", lambda _: 10 * GIB)
   base = base_of(architecture := presets.get("qwen3-8b"))
-  with pytest.raises(config.ConfigError, match=r"11\.4 GiB on each of 4"):
+  with pytest.raises(errors.ConfigError, match=r"11\.4 GiB on each of 4"):
     meshes.for_sampling(architecture, base, devices=[None] * 4)

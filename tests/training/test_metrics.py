@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax import config
+from bilevel_jax import config, errors
 from bilevel_jax.training import metrics, run_directory
 
 COMPLETION = {
@@ -144,7 +144,7 @@ def test_a_missing_logger_is_named_with_its_extra(
   files, monkeypatch, logging, package
 ):
   monkeypatch.setitem(sys.modules, package, None)
-  with pytest.raises(config.ConfigError, match=rf"{package}.*pip install"):
+  with pytest.raises(errors.ConfigError, match=rf"{package}.*pip install"):
     metrics.Writers(files, make_settings(**logging))
 
 

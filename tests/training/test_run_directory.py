@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import bilevel_jax
-from bilevel_jax import config
+from bilevel_jax import config, errors
 from bilevel_jax.training import metrics, run_directory
 
 
@@ -74,34 +74,34 @@ def test_files_of_others_do_not_make_it_used(tmp_path):
 )
 def test_a_used_directory_is_refused(tmp_path, name):
   (tmp_path / name).write_text("")
-  with pytest.raises(config.ConfigError, match=rf"unless resume .*{name}"):
+  with pytest.raises(errors.ConfigError, match=rf"unless resume .*{name}"):
     run_directory.prepare(tmp_path, make_settings(), False)
 
 
 def test_a_directory_with_checkpoints_is_refused(tmp_path):
   (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-  with pytest.raises(config.ConfigError, match=r"got one with checkpoints"):
+  with pytest.raises(errors.ConfigError, match=r"got one with checkpoints"):
     run_directory.prepare(tmp_path, make_settings(), False)
 
 
 def test_resume_from_nothing_is_refused(tmp_path):
-  with pytest.raises(config.ConfigError, match="nothing to resume"):
+  with pytest.raises(errors.ConfigError, match="nothing to resume"):
     run_directory.prepare(tmp_path, make_settings(), True)
-  with pytest.raises(config.ConfigError, match="nothing to resume"):
+  with pytest.raises(errors.ConfigError, match="nothing to resume"):
     run_directory.prepare(tmp_path / "absent", make_settings(), True)
   assert not (tmp_path / "absent").exists()
 
 
 def test_resume_from_a_broken_config_is_refused(tmp_path):
   (tmp_path / "config.json").write_text('{"config": {')
-  with pytest.raises(config.ConfigError, match="cannot be read"):
+  with pytest.raises(errors.ConfigError, match="cannot be read"):
     run_directory.prepare(tmp_path, make_settings(), True)
 
 
 def test_a_path_under_a_file_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   for path in (tmp_path / "file", tmp_path / "file" / "run"):
-    with pytest.raises(config.ConfigError, match="must be a directory") as e:
+    with pytest.raises(errors.ConfigError, match="must be a directory") as e:
       run_directory.prepare(path, make_settings(), False)
     assert "\n" not in str(e.value)
 
@@ -112,7 +112,7 @@ def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
     raise PermissionError(13, "Permission denied")
 
   monkeypatch.setattr(run_directory.tempfile, "TemporaryFile", refuse)
-  with pytest.raises(config.ConfigError, match="got Permission denied"):
+  with pytest.raises(errors.ConfigError, match="got Permission denied"):
     run_directory.prepare(tmp_path, make_settings(), False)
 
 
@@ -148,7 +148,7 @@ def test_what_moves_a_number_may_not_change_and_is_named(tmp_path):
     reward={"verifiers": ("exact",), "weights": (2.0,)},
     evaluation={"temperature": 1.0},
   )
-  with pytest.raises(config.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     run_directory.prepare(tmp_path, settings, True)
   sentence = str(error.value)
   assert "seed must stay 0, got 1" in sentence
@@ -204,7 +204,7 @@ def test_a_missing_logger_is_refused_before_anything_else(
 ):
   monkeypatch.setitem(__import__("sys").modules, "wandb", None)
   settings = make_settings(logging={"wandb_project": "p"})
-  with pytest.raises(config.ConfigError, match="needs the package wandb"):
+  with pytest.raises(errors.ConfigError, match="needs the package wandb"):
     run_directory.prepare(tmp_path, settings, False)
 
 

@@ -1,7 +1,9 @@
 """Every leaf has a rule, every rule a leaf, and sizes must divide."""
 
+import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,11 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from bilevel_jax import config, types
-from bilevel_jax.models import policy, presets
-from bilevel_jax.training import optimizers, sharding
+from bilevel_jax import config, errors, types
+from bilevel_jax.methods import grpo
+from bilevel_jax.models import lora, policy, presets
+from bilevel_jax.training import learner, optimizers, sharding
+from tests import tiny_run
 
 V, D, LAYERS, HEADS, KV, HEAD_DIM, MLP, RANK = 16, 8, 2, 4, 2, 2, 12, 2
 
@@ -78,6 +82,20 @@ def make_state():
   )
 
 
+def _idle_rules(tree):
+  """Returns the patterns that place no leaf of the tree."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, leaf in leaves
+    if leaf.shape
+  ]
+  patterns = [pattern for pattern, _ in sharding.RULES]
+  first = lambda name: next(p for p in patterns if re.search(p, name))
+  used = set(map(first, names))
+  return [pattern for pattern in patterns if pattern not in used]
+
+
 @pytest.fixture(scope="module")
 def mesh():
   return sharding.make_mesh(1, 2, 2)
@@ -89,7 +107,7 @@ def test_mesh_has_the_three_axes_in_order(mesh):
 
 
 def test_mesh_must_use_every_device():
-  with pytest.raises(config.ConfigError, match=r"must be 4, .* 1 x 2 x 1 = 2"):
+  with pytest.raises(errors.ConfigError, match=r"must be 4, .* 1 x 2 x 1 = 2"):
     sharding.make_mesh(1, 2, 1)
 
 
@@ -106,16 +124,14 @@ def test_every_leaf_of_a_train_state_has_a_place(mesh):
 
 
 def test_no_rule_is_idle():
-  assert sharding.unused_rules(make_state()) == []
+  assert _idle_rules(make_state()) == []
 
 
 @functools.cache
 def preset_tree(name):
   model = policy.make(
     presets.get(name),
-    adapter_rank=16,
-    adapter_alpha=16.0,
-    adapter_targets=tuple(projections()),
+    adapter=lora.Spec(rank=16, alpha=16.0, targets=tuple(projections())),
     compute_dtype="float32",
     attention="xla",
     remat="none",
@@ -136,13 +152,13 @@ def test_every_preset_can_be_split_over_four_devices(name):
 def test_no_rule_is_idle_over_the_presets():
   trees = {name: preset_tree(name) for name in presets.PRESETS}
   state = make_state()  # which has all that optimisers have
-  assert sharding.unused_rules((trees, state.optimizer_states)) == []
+  assert _idle_rules((trees, state.optimizer_states)) == []
 
 
 def test_an_idle_rule_is_named():
   tied = {k: v for k, v in make_base().items() if k != "head"}
   tied = {"base": tied, "adapter": make_adapter()}
-  assert sharding.unused_rules(tied) == [
+  assert _idle_rules(tied) == [
     r"(^|/)head/kernel$",
     r"(^|/)ns_coeffs$",
   ]
@@ -197,16 +213,86 @@ def test_rows_are_split_over_data_and_fsdp():
   assert place.shard_shape((8, 5)) == (2, 5)
 
 
+def _with_its_own(base):
+  """A state of a method that keeps arrays beside a copy of the base."""
+  own = {
+    "mu": jnp.zeros(()),
+    "of_each": jnp.zeros((6, 4)),
+    "told": [jnp.zeros(7), jnp.zeros((3, 5))],
+    "reference": base,
+  }
+  return dataclasses.replace(make_state(), extra=own)
+
+
+def test_a_methods_own_arrays_lie_on_every_device(mesh):
+  state = _with_its_own(make_base())
+  places = sharding.state_shardings(state, mesh)
+  own = {k: v for k, v in places.extra.items() if k != "reference"}
+  assert all(place.is_fully_replicated for place in jax.tree.leaves(own))
+  # A copy of the base lies as the base does; so does all else as ever.
+  assert jax.tree.leaves(places.extra["reference"]) == jax.tree.leaves(
+    places.base
+  )
+  plain = dataclasses.replace(state, extra=None)
+  assert jax.tree.leaves(
+    dataclasses.replace(places, extra=None)
+  ) == jax.tree.leaves(sharding.shardings(plain, mesh))
+
+
+def test_a_method_may_name_an_axis_for_its_own_arrays_alone(mesh):
+  rules = (
+    (r"of_each$", PartitionSpec("fsdp", "tensor")),
+    (r"(^|/)embedding$", PartitionSpec()),  # of its copy, not of the base
+  )
+  state = _with_its_own(make_base())
+  places = sharding.state_shardings(state, mesh, rules)
+  assert places.extra["of_each"].shard_shape((6, 4)) == (3, 2)
+  assert places.extra["told"][0].is_fully_replicated
+  assert places.extra["reference"]["embedding"].is_fully_replicated
+  assert places.base["embedding"].shard_shape((V, D)) == (V // 2, D // 2)
+  with pytest.raises(errors.ConfigError, match=r"told/0 .* multiple of mesh"):
+    sharding.state_shardings(state, mesh, [(r"told/0", PartitionSpec("fsdp"))])
+
+
+def test_no_array_that_is_not_a_methods_own_lies_by_default(mesh):
+  state = dataclasses.replace(make_state(), base={"router": jnp.zeros(4)})
+  with pytest.raises(errors.ConfigError, match="no sharding rule names base"):
+    sharding.state_shardings(state, mesh)
+
+
+def test_a_runs_state_lies_where_its_method_says(tmp_path, monkeypatch):
+  build = grpo.build
+
+  def with_arrays(options, setup):
+    method = build(options, setup)
+
+    def init(base, adapter):
+      own = {"scores": jnp.zeros((4, 3)), "other": jnp.zeros((4, 3))}
+      return dataclasses.replace(method.init(base, adapter), extra=own)
+
+    rule = (r"scores$", PartitionSpec("fsdp"))
+    return method._replace(init=init, placement=[rule])
+
+  monkeypatch.setattr(grpo, "build", with_arrays)
+  settings = tiny_run.parsed(tmp_path, "run", method__name="grpo")
+  policy = tiny_run.make_policy()
+  mesh = sharding.make_mesh(1, 2, 1, jax.devices()[:2])
+  built = learner.build(settings, policy, mesh)
+  state = built.programs.init(jax.jit(policy.init)(jax.random.key(0)), None)
+  assert state.extra["scores"].sharding.shard_shape((4, 3)) == (2, 3)
+  assert state.extra["other"].sharding.is_fully_replicated
+
+
 def test_an_unknown_parameter_is_an_error(mesh):
   tree = {"layers": {"router": {"weight": jnp.zeros((2, 4))}}}
-  with pytest.raises(config.ConfigError, match=r"layers/router/weight .*2, 4"):
+  with pytest.raises(errors.ConfigError, match=r"layers/router/weight .*2, 4"):
     sharding.shardings(tree, mesh)
 
 
 def test_an_indivisible_dimension_is_an_error(mesh):
   tree = {"embedding": jnp.zeros((15, 8))}
   with pytest.raises(
-    config.ConfigError,
+    errors.ConfigError,
     match=r"embedding of shape \(15, 8\) .* dimension 0 .* mesh.tensor = 2, "
     "got 15",
   ):
@@ -214,7 +300,7 @@ def test_an_indivisible_dimension_is_an_error(mesh):
 
 
 def test_a_rule_longer_than_the_shape_is_an_error(mesh):
-  with pytest.raises(config.ConfigError, match="fewer dimensions"):
+  with pytest.raises(errors.ConfigError, match="fewer dimensions"):
     sharding.shardings({"head": {"kernel": jnp.zeros(4)}}, mesh)
 
 

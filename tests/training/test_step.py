@@ -1,18 +1,20 @@
-"""The learner scores what was sampled as the sampler did, however warm."""
+"""The learner scores what was sampled as the sampler did, however warm.
+
+And a step waits for no more than it needs.
+"""
 
 import dataclasses
-import types as types_lib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax import types
+from bilevel_jax import config, types
 from bilevel_jax.methods import terms
-from bilevel_jax.objectives import weighting
+from bilevel_jax.objectives import policy_gradient, weighting
 from bilevel_jax.rollout import assemble, engine
-from bilevel_jax.training import step
+from bilevel_jax.training import run, step
 from tests import tiny_run
 
 
@@ -46,10 +48,10 @@ def test_the_first_ratio_is_one_and_the_first_kl_is_zero(temperature):
   )
   objective = terms.rl_objective(
     policy,
+    numbers=policy_gradient.PolicyGradient(
+      clip_low=0.0, clip_high=0.0, kl_coef=1.0, importance_cap=None
+    ),
     temperature=temperature,
-    clip_low=0.0,
-    clip_high=0.0,
-    kl_coef=1.0,
     chunk=64,
   )
   logprobs = jax.jit(
@@ -73,32 +75,42 @@ def test_the_first_ratio_is_one_and_the_first_kl_is_zero(temperature):
   np.testing.assert_allclose(loss, expected, atol=1e-6)
 
 
-def test_sft_sees_no_more_than_the_lead_of_a_demonstration():
-  """Character tokens: "ab:" of "ab:c" counts, and nothing of "abc"."""
-  texts = ["ab:c", "abc"]
-  pairs = [
-    (np.array([9, 9]), np.array([ord(c) for c in text])) for text in texts
-  ]
-  decode = lambda tokens: "".join(map(chr, tokens))
+class _Unread:
+  """A scalar on a device that must not be waited for."""
 
-  def weights(lead):
-    fake = types_lib.SimpleNamespace
-    story = fake(
-      settings=fake(data=fake(demonstrations_per_step=2)),
-      streams=fake(demonstrations=fake(take=lambda start, count: pairs)),
-      host={"demonstrations": 0},
-      learner=fake(
-        method=fake(lead=lead, expert=None),
-        sft_weighting=weighting.token_mean,
-        demonstration_columns=None,
-      ),
-      model=fake(tokenizer=fake(decode=decode)),
-    )
-    return step._demonstrations(story, 1).weights[:, :6]
+  shape = ()
 
-  np.testing.assert_allclose(
-    weights(":"), [[0, 0, 1 / 3, 1 / 3, 1 / 3, 0], [0] * 6]
-  )
-  np.testing.assert_allclose(
-    weights(None), np.array([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]]) / 7
-  )
+  def __float__(self):
+    raise AssertionError("it was fetched")
+
+
+def test_a_scalar_of_the_state_is_fetched_only_when_a_plan_reads_it():
+  extra = {"gap": _Unread(), "mu": jnp.float32(0.25), "tree": jnp.zeros(3)}
+  scalars = step._Scalars(extra)
+  assert list(scalars) == ["gap", "mu"]
+  assert len(scalars) == 2
+  assert scalars["mu"] == 0.25
+  with pytest.raises(AssertionError, match="was fetched"):
+    scalars["gap"]
+  assert dict(step._Scalars(None)) == {}
+
+
+@pytest.mark.parametrize(
+  ("method", "read"), [("sft", []), ("staged", []), ("sasr", ["sft_next"])]
+)
+def test_a_step_reads_what_its_plan_does(directory, monkeypatch, method, read):
+  """`staged` has a temperature, which its first stage does not read."""
+  c = tiny_run.settings(directory)
+  c.method.name = method
+  story, fetched = run.gather(config.parse(c), scorer=None), []
+
+  class Watched(step._Scalars):
+    def __getitem__(self, name):
+      fetched.append(name)
+      return super().__getitem__(name)
+
+  monkeypatch.setattr(step, "_Scalars", Watched)
+  result = step.run_step(story, 0)
+  assert fetched == read
+  assert result.answers is None
+  assert np.isfinite(result.metrics["sft/loss"])

@@ -9,29 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import types
-from bilevel_jax.models import (
-  attention,
-  huggingface,
-  layers,
-  presets,
-)
+from bilevel_jax.models import attention, layers, presets
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.rollout import engine
+from bilevel_jax.weights import huggingface
 from tools.peers import lines
 
 
 def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
   """Returns what runs a workload, and who we are."""
   architecture = huggingface.read_architecture(request["model"])
-  policy = policy_lib.make(
-    architecture,
-    adapter_rank=1,
-    adapter_alpha=1.0,
-    adapter_targets=("q",),
-    compute_dtype=request["dtype"],
-    attention="auto",
-    remat="none",
-  )
+  policy = policy_lib.make(architecture, compute_dtype=request["dtype"])
   if request["options"].get("layers") == "scanned":
     policy = scanned(policy, architecture)
   if request["random"]:

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from bilevel_jax import config, types
-from bilevel_jax.models import huggingface
+from bilevel_jax.models import lora
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import sharding, throughput
+from bilevel_jax.weights import huggingface
 from tools.peers import lines
 
 
@@ -37,9 +38,11 @@ def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
   c.adapter.rank = 16
   policy = policy_lib.make(
     architecture,
-    adapter_rank=c.adapter.rank,
-    adapter_alpha=c.adapter.alpha,
-    adapter_targets=tuple(c.adapter.targets),
+    adapter=lora.Spec(
+      rank=c.adapter.rank,
+      alpha=c.adapter.alpha,
+      targets=tuple(c.adapter.targets),
+    ),
     compute_dtype=request["dtype"],
     attention=c.model.attention,
     remat=c.model.remat,
@@ -53,7 +56,7 @@ def set_up(request: dict[str, Any]) -> tuple[lines.Handler, dict[str, Any]]:
     learner = learner_lib.build(settings, policy, mesh)
     base = jax.jit(policy.init)(jax.random.key(0))
     adapter = None
-    if learner.method.trains_adapter:
+    if learner.method.needs.adapter:
       adapter = jax.jit(policy.init_adapter)(jax.random.key(1))
     return learner, {"state": learner.programs.init(base, adapter)}
 
@@ -82,7 +85,7 @@ def _run(ready, mesh, compilations, architecture, request):
   )
   seconds = time.perf_counter() - started
   parts = [part for part in (packed.rl, packed.sft) if part is not None]
-  taken = learner.method.gradients
+  taken = learner.method.needs.gradients
   lower = learner.programs.update.lower  # pyright: ignore[reportFunctionMemberAccess] -- jitted
   flops = 3 * sum(
     times * throughput.batch_flops(architecture, part)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bilevel_jax import config
+from bilevel_jax import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 OURS = "tools.peers.bilevel_jax_rollout"
@@ -85,7 +85,7 @@ class Contestant:
       )
     except OSError as error:
       self._said.close()
-      raise config.ConfigError(
+      raise errors.ConfigError(
         f"{plan.label} must have a Python interpreter, got {plan.python}: "
         f"{error.strerror}"
       ) from None
@@ -121,7 +121,7 @@ class Contestant:
     self._said.seek(0)
     lines = [line for line in self._said.read().splitlines() if line.strip()]
     self.__exit__()
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"{self._label} ended with code {self._process.returncode}: "
       f"{lines[-1].strip() if lines else 'it said nothing'}"
     )

@@ -14,8 +14,9 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bilevel_jax import config
-from bilevel_jax.models import huggingface_config, presets
+from bilevel_jax import errors
+from bilevel_jax.models import presets
+from bilevel_jax.weights import huggingface_config
 from tools.peers import contestants, workloads
 
 Figures = dict[str, Any]
@@ -79,7 +80,7 @@ def main(
       figures = benchmark(options, pathlib.Path(scratch))
     if options.json is not None:
       options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-  except (config.ConfigError, OSError) as error:
+  except (errors.ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:

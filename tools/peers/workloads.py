@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bilevel_jax import config, types
+from bilevel_jax import errors, types
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.models import presets
 
@@ -97,7 +97,7 @@ def workloads(options: argparse.Namespace, vocab_size: int) -> list[Workload]:
 def _forced(name, lengths, batch, vocab_size):
   budget = max(lengths)
   if vocab_size <= budget + 1:
-    raise config.ConfigError(
+    raise errors.ConfigError(
       f"the vocabulary must have a token for each length up to {budget}, got "
       f"{vocab_size} tokens"
     )

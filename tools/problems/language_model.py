@@ -8,9 +8,9 @@ import numpy as np
 
 from bilevel_jax.bilevel.problem import Problem
 from bilevel_jax.methods import terms
+from bilevel_jax.models import lora, presets
 from bilevel_jax.models import policy as policy_lib
-from bilevel_jax.models import presets
-from bilevel_jax.objectives import weighting
+from bilevel_jax.objectives import policy_gradient, weighting
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.types import Policy, RLBatch, StepBatch, TokenBatch
 
@@ -28,10 +28,10 @@ class LanguageModel(NamedTuple):
       upper=terms.sft_objective(self.policy, chunk=1024),
       lower=terms.rl_objective(
         self.policy,
+        numbers=policy_gradient.PolicyGradient(
+          clip_low=0.2, clip_high=0.2, kl_coef=1e-3, importance_cap=None
+        ),
         temperature=1.0,
-        clip_low=0.2,
-        clip_high=0.2,
-        kl_coef=1e-3,
         chunk=1024,
         surrogate=surrogate,
       ),
@@ -63,12 +63,13 @@ def make(
   )
   policy = policy_lib.make(
     architecture,
-    adapter_rank=16,
-    adapter_alpha=16.0,
-    adapter_targets=("q", "k", "v", "o", "gate", "up", "down"),
     compute_dtype="float32",
-    attention="auto",
     remat="everything",
+    adapter=lora.Spec(
+      rank=16,
+      alpha=16.0,
+      targets=("q", "k", "v", "o", "gate", "up", "down"),
+    ),
   )
   rng = np.random.default_rng(0)
 

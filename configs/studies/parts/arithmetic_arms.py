@@ -70,7 +70,11 @@ def methods(steps, searched):
     changes={"method.name": name, **more}, search=searched
   )
   form = lambda name, **more: plan.Arm(
-    changes={"method.name": "bridge", "method.hypergradient": name, **more},
+    changes={
+      "method.name": "bridge",
+      "method.bridge.hypergradient": name,
+      **more,
+    },
     tuned_as="bridge",
   )
   return {
@@ -83,12 +87,14 @@ def methods(steps, searched):
     ),
     "mixed": named("mixed"),
     "bridge": named("bridge"),
-    "bridge, no gain": form("penalty", **{"method.gain_weight": 0.0}),
+    "bridge, no gain": form("penalty", **{"method.bridge.gain_weight": 0.0}),
     "alternating": named("alternating"),
     "chord": named("chord"),
     "hpt": named("hpt"),
     "luffy": named("luffy"),
-    "bridge, one_step": form("one_step", **{"method.rl_only_base": "one_step"}),
+    "bridge, one_step": form(
+      "one_step", **{"method.bridge.rl_only_base": "one_step"}
+    ),
     "bridge, unrolled": form("unrolled"),
     "bridge, implicit": form("implicit"),
   }
@@ -138,21 +144,23 @@ def why(steps):
     changes={"method.name": "bridge", **settings}, tuned_as="bridge", table=WHY
   )
   beta = "optimizer.adapter.learning_rate"
-  no_gain = {"method.gain_weight": 0.0}
+  no_gain = {"method.bridge.gain_weight": 0.0}
   return {
     "beta 0": change(**{beta: 0.0}),
     "beta 3e-3": change(**{beta: 3e-3}),
     "beta 1e-2": change(**{beta: 1e-2}),
     "beta 3e-3, no gain": change(**{beta: 3e-3}, **no_gain),
-    "gain x 5": change(**{"method.gain_weight": 5.0}),
-    "beta 3e-3, gain x 5": change(**{beta: 3e-3, "method.gain_weight": 5.0}),
+    "gain x 5": change(**{"method.bridge.gain_weight": 5.0}),
+    "beta 3e-3, gain x 5": change(
+      **{beta: 3e-3, "method.bridge.gain_weight": 5.0}
+    ),
     **{
       f"{name}, dual clip": change(**settings, **{"rl.dual_clip": 3.0})
       for name, settings in {
         "bridge": {},
-        "gain x 5": {"method.gain_weight": 5.0},
+        "gain x 5": {"method.bridge.gain_weight": 5.0},
         "beta 3e-3": {beta: 3e-3},
-        "beta 3e-3, gain x 5": {beta: 3e-3, "method.gain_weight": 5.0},
+        "beta 3e-3, gain x 5": {beta: 3e-3, "method.bridge.gain_weight": 5.0},
       }.items()
     },
     "rollouts x 4": change(**_FOUR_TIMES),
@@ -205,7 +213,7 @@ def four_times():
   return {
     "bridge x 4": arm("bridge", {}, search=both),
     "bridge x 4, no gain": arm(
-      "bridge", {"method.gain_weight": 0.0}, tuned_as="bridge x 4"
+      "bridge", {"method.bridge.gain_weight": 0.0}, tuned_as="bridge x 4"
     ),
     "mixed x 4": arm("mixed", {}, search=alone),
     "mixed with adapter x 4": arm(
@@ -223,14 +231,18 @@ def ablations(steps):
   change = lambda **settings: arm("bridge", settings)
   noisy = {"reward.verifiers": ("configs.studies.arithmetic.flipped",)}
   return {
-    "lambda 0.3": change(**{"method.penalty": 0.3}),
-    "lambda 0.7": change(**{"method.penalty": 0.7}),
+    "lambda 0.3": change(**{"method.bridge.penalty": 0.3}),
+    "lambda 0.7": change(**{"method.bridge.penalty": 0.7}),
     "lambda 0.3 to 0.9": change(
       # As many steps as the budget allows, or the schedule would not end.
-      **{"method.penalty": 0.3, "method.penalty_end": 0.9, "steps": SFT_STEPS}
+      **{
+        "method.bridge.penalty": 0.3,
+        "method.bridge.penalty_end": 0.9,
+        "steps": SFT_STEPS,
+      }
     ),
-    "theta-hat one_step": change(**{"method.rl_only_base": "one_step"}),
-    "theta-hat resync": change(**{"method.rl_only_base": "resync"}),
+    "theta-hat one_step": change(**{"method.bridge.rl_only_base": "one_step"}),
+    "theta-hat resync": change(**{"method.bridge.rl_only_base": "resync"}),
     "rank 2": change(**{"adapter.rank": 2, "adapter.alpha": 2.0}),
     "rank 32": change(**{"adapter.rank": 32, "adapter.alpha": 32.0}),
     "beta 1e-5": change(**{"optimizer.adapter.learning_rate": 1e-5}),

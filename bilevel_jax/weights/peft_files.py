@@ -1,0 +1,174 @@
+"""The adapter alone, in the format of Hugging Face's PEFT."""
+
+import pathlib
+from typing import NamedTuple
+
+import chex
+import jax
+
+from bilevel_jax import errors, types
+from bilevel_jax.models import lora, presets
+from bilevel_jax.weights import (
+  huggingface_config,
+  huggingface_export,
+  huggingface_layout,
+  safetensors_files,
+)
+
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+# Fields that change what an adapter computes, and the only value we implement.
+_ONLY = {
+  "peft_type": ("LORA",),
+  "bias": ("none", None),
+  "use_rslora": (False, None),
+  "use_dora": (False, None),
+  "fan_in_fan_out": (False, None),
+  "lora_bias": (False, None),
+  "rank_pattern": ({}, None),
+  "alpha_pattern": ({}, None),
+  "modules_to_save": (None, []),
+  "layer_replication": (None, []),
+}
+
+
+class LoadedAdapter(NamedTuple):
+  """An adapter as a PEFT directory describes it."""
+
+  adapter: types.Tree
+  spec: lora.Spec
+  base_model_name: str | None
+
+
+def export_adapter(
+  directory: str | pathlib.Path,
+  architecture: presets.Architecture,
+  adapter: types.Tree,
+  spec: lora.Spec,
+  *,
+  base_model_name: str | None,
+) -> pathlib.Path:
+  """Returns `directory`, now holding the adapter as PEFT reads it.
+
+  The adapter belongs to the base that it was trained with: where the base has
+  moved too, `base_model_name` must be an export of that base without it.
+  Every process of a run must call this; the first one writes.
+
+  Args:
+    adapter: {target: {"A": [L, in, r], "B": [L, r, out]}}.
+    base_model_name: directory or hub id of the base.
+
+  Raises:
+    ConfigError: the directory cannot be written.
+  """
+  directory = pathlib.Path(directory)
+  places = _places(architecture, spec.targets, spec.rank)
+  chex.assert_trees_all_equal_comparator(
+    lambda x, place: x.shape == (len(place.names), *reversed(place.shape)),
+    lambda x, place: f"{x.shape} does not fit {place}",
+    adapter,
+    places,
+  )
+  writes = jax.process_index() == 0
+  stage = huggingface_export.make_stage(directory) if writes else None
+  pairs = list(
+    zip(jax.tree.leaves(places), jax.tree.leaves(adapter), strict=True)
+  )
+  safetensors_files.write_file(
+    stage and stage / _WEIGHTS,
+    {name: place.shape for place, _ in pairs for name in place.names},
+    safetensors_files.DTYPES["F32"],
+    (
+      layer.T
+      for _, stacked in pairs
+      for layer in huggingface_export.gather(stacked)
+    ),
+  )
+  if stage is None:
+    return directory
+  huggingface_export.write_json(
+    stage / _CONFIG,
+    {
+      "peft_type": "LORA",
+      "task_type": "CAUSAL_LM",
+      "base_model_name_or_path": base_model_name,
+      "r": spec.rank,
+      "lora_alpha": spec.alpha,
+      "lora_dropout": 0.0,
+      "target_modules": [
+        huggingface_layout.PROJECTIONS[t].split(".")[-1] for t in spec.targets
+      ],
+      "bias": "none",
+      "fan_in_fan_out": False,
+      "use_rslora": False,
+      "use_dora": False,
+      "modules_to_save": None,
+      "inference_mode": True,
+    },
+  )
+  huggingface_export.publish(stage, directory, _CONFIG)
+  return directory
+
+
+def load_adapter(
+  directory: str | pathlib.Path,
+  architecture: presets.Architecture,
+  shardings: types.Tree | None = None,
+) -> LoadedAdapter:
+  """Returns the adapter of a PEFT directory, with what its scale follows from.
+
+  Args:
+    shardings: the tree of the adapter with a Sharding for each array; None
+      puts everything on the first device.
+
+  Raises:
+    ConfigError: a file is missing or broken, the tensors do not fit the
+      architecture, or the adapter is of a kind that is not implemented.
+  """
+  directory = pathlib.Path(directory)
+  fields = huggingface_config.read_object(directory / _CONFIG)
+  where = f"{directory / _CONFIG}: "
+  huggingface_config.refuse_unsupported(fields, _ONLY, where)
+  rank = int(huggingface_config.positive_number(fields, "r", where))
+  alpha = huggingface_config.positive_number(fields, "lora_alpha", where)
+  if not (directory / _WEIGHTS).exists():
+    raise errors.ConfigError(f"{directory} has no {_WEIGHTS}")
+  tensors = safetensors_files.open_file(directory / _WEIGHTS)
+  # target_modules may be a pattern, so the tensors say which targets there are.
+  targets = tuple(
+    target
+    for target, module in huggingface_layout.PROJECTIONS.items()
+    if any(f".{module}.lora_" in name for name in tensors)
+  )
+  places = _places(architecture, targets, rank)
+  huggingface_layout.check_shapes(
+    {name: tensor.shape for name, tensor in tensors.items()},
+    huggingface_layout.shapes(places),
+    directory,
+  )
+  return LoadedAdapter(
+    safetensors_files.read_arrays(places, tensors, shardings),
+    lora.Spec(rank=rank, alpha=alpha, targets=targets),
+    fields.get("base_model_name_or_path"),
+  )
+
+
+def _places(
+  architecture: presets.Architecture, targets: tuple[str, ...], rank: int
+) -> types.Tree:
+  tree = {}
+  for target in targets:
+    inputs, outputs = architecture.projections[target]
+    module = huggingface_layout.PROJECTIONS[target]
+    tree[target] = {
+      factor: huggingface_layout.Weight(
+        names=tuple(
+          f"base_model.model.model.layers.{i}.{module}.lora_{factor}.weight"
+          for i in range(architecture.layers)
+        ),
+        shape=shape,
+        transposed=True,
+      )
+      for factor, shape in (("A", (rank, inputs)), ("B", (outputs, rank)))
+    }
+  return tree

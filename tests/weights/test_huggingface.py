@@ -1,0 +1,273 @@
+"""Hugging Face weights read, against safetensors' own library."""
+
+import os
+
+import huggingface_hub
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from huggingface_hub import errors as hub_errors
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bilevel_jax import errors
+from bilevel_jax.weights import huggingface, safetensors_files
+from tests.weights import directories
+
+LLAMA = directories.LLAMA
+
+
+def edit_tensors(directory, edit):
+  path = directory / "model.safetensors"
+  tensors = safetensors.numpy.load_file(path)
+  edit(tensors)
+  safetensors.numpy.save_file(tensors, path)
+
+
+@pytest.fixture
+def exported(tmp_path):
+  huggingface.export(tmp_path / "hf", LLAMA, directories.base(LLAMA))
+  return tmp_path / "hf"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_master_weights_are_float32_whatever_the_file_holds(dtype, exported):
+  def edit(tensors):
+    tensors.update({k: v.astype(dtype) for k, v in tensors.items()})
+
+  edit_tensors(exported, edit)
+  rounded = jax.tree.map(
+    lambda x: x.astype(dtype).astype(np.float32),
+    directories.base(LLAMA),
+  )
+  loaded = huggingface.load_base(exported, LLAMA)
+  assert {x.dtype.name for x in jax.tree.leaves(loaded)} == {"float32"}
+  directories.assert_same_bits(loaded, rounded)
+
+
+def test_sharded_load_is_the_unsharded_one_and_reads_its_shards_only(
+  tmp_path, monkeypatch
+):
+  architecture = directories.UNTIED["qwen3_untied"]
+  huggingface.export(
+    tmp_path, architecture, directories.base(architecture), shard_bytes=5000
+  )
+  whole = huggingface.load_base(tmp_path, architecture)
+  mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"))
+  on = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+  split = {1: on(("fsdp", "tensor")), 2: on(None, ("fsdp", "tensor"))}
+  split[3] = on(None, "fsdp", "tensor")
+  shardings = jax.tree.map(lambda x: split[x.ndim], whole)
+  reads, read = [], safetensors_files.Tensor.__getitem__
+
+  def recorded(tensor, index):
+    block = read(tensor, index)
+    reads.append(block.size)
+    return block
+
+  monkeypatch.setattr(safetensors_files.Tensor, "__getitem__", recorded)
+  sharded = huggingface.load_base(tmp_path, architecture, shardings)
+  directories.assert_same_bits(sharded, whole)
+  assert all(
+    x.sharding == sharding
+    for x, sharding in zip(
+      jax.tree.leaves(sharded), jax.tree.leaves(shardings), strict=True
+    )
+  )
+  # Every device reads its own part once, and no part is a whole tensor.
+  assert sum(reads) == sum(x.size for x in jax.tree.leaves(whole))
+  assert max(reads) == whole["embedding"].size // 4
+
+
+def truncate(directory):
+  os.truncate(directory / "model.safetensors", 5000)
+
+
+def make_pointer(directory):
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+  (directory / "model.safetensors").write_text(pointer)
+
+
+def leave_only_bin(directory):
+  (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def drop_norm(tensors):
+  del tensors["model.layers.1.input_layernorm.weight"]
+
+
+def widen_head(tensors):
+  tensors["model.norm.weight"] = np.zeros(17, np.float32)
+
+
+def add_bias(tensors):
+  tensors["model.layers.0.self_attn.o_proj.bias"] = np.zeros(4, np.float32)
+
+
+def store_integers(tensors):
+  tensors["model.norm.weight"] = np.zeros(16, np.int8)
+
+
+@pytest.mark.parametrize(
+  ("damage", "sentence"),
+  [
+    (truncate, r"model.safetensors is not a complete .* has 5000 bytes"),
+    (make_pointer, r"model.safetensors is not a complete safetensors file"),
+    (
+      lambda d: (d / "model.safetensors").write_bytes(b""),
+      r"model.safetensors is not a complete safetensors file .* 0 bytes",
+    ),
+    (leave_only_bin, "holds pytorch_model.bin but no model.safetensors"),
+    (
+      lambda d: (d / "model.safetensors").unlink(),
+      "has neither model.safetensors nor model.safetensors.index.json",
+    ),
+    (
+      lambda d: edit_tensors(d, drop_norm),
+      "lacks 1 of 29 tensors, the first is "
+      "model.layers.1.input_layernorm.weight",
+    ),
+    (
+      lambda d: edit_tensors(d, widen_head),
+      r"model.norm.weight must have shape \[16\], got \[17\]",
+    ),
+    (
+      lambda d: edit_tensors(d, add_bias),
+      "1 tensors that the architecture does not have, the first is "
+      "model.layers.0.self_attn.o_proj.bias",
+    ),
+    (
+      lambda d: edit_tensors(d, store_integers),
+      "model.norm.weight in .* must be F32, F16, BF16, got I8",
+    ),
+  ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(
+  damage, sentence, exported
+):
+  damage(exported)
+  with pytest.raises(errors.ConfigError, match=sentence):
+    huggingface.load_base(exported, LLAMA)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+  huggingface.export(
+    tmp_path,
+    LLAMA,
+    directories.base(LLAMA),
+    shard_bytes=5000,
+  )
+  shards = sorted(tmp_path.glob("*.safetensors"))
+  shards[1].unlink()
+  with pytest.raises(
+    errors.ConfigError,
+    match=f"lacks 1 of the {len(shards)} files .* {shards[1].name}",
+  ):
+    huggingface.load_base(tmp_path, LLAMA)
+  (tmp_path / "model.safetensors.index.json").write_text("{}")
+  with pytest.raises(errors.ConfigError, match="must be JSON with a weight_ma"):
+    huggingface.load_base(tmp_path, LLAMA)
+
+
+def test_a_missing_directory_is_named(tmp_path):
+  for read in (
+    huggingface.read_architecture,
+    lambda path: huggingface.load_base(path, LLAMA),
+  ):
+    with pytest.raises(errors.ConfigError, match="nowhere is not a directory"):
+      read(tmp_path / "nowhere")
+
+
+def test_buffers_and_a_tied_head_in_the_file_are_not_read(exported):
+  def edit(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, "f4")
+
+  edit_tensors(exported, edit)
+  directories.assert_same_bits(
+    huggingface.load_base(exported, LLAMA),
+    directories.base(LLAMA),
+  )
+
+
+def test_a_directory_is_its_own_answer(tmp_path, monkeypatch):
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+  assert huggingface.resolve(str(tmp_path)) == tmp_path
+
+
+def test_a_hub_id_is_fetched_without_torch_files(tmp_path, monkeypatch):
+  asked = {}
+
+  def download(repository, **options):
+    asked.update(options, repository=repository)
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  assert huggingface.resolve("Qwen/Qwen3-0.6B", "v1") == tmp_path
+  assert asked["repository"] == "Qwen/Qwen3-0.6B"
+  assert asked["revision"] == "v1"
+  fetched = set(
+    huggingface_hub.utils.filter_repo_objects(
+      [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "merges.txt",
+        "pytorch_model.bin",
+        "original/consolidated.00.pth",
+        "onnx/model.onnx",
+      ],
+      allow_patterns=asked["allow_patterns"],
+    )
+  )
+  assert "chat_template.jinja" in fetched
+  assert "model-00001-of-00002.safetensors" in fetched
+  assert len(fetched) == 10
+
+
+@pytest.mark.parametrize(
+  ("error", "sentence"),
+  [
+    (hub_errors.GatedRepoError, "wants terms accepted and a login"),
+    (
+      hub_errors.RepositoryNotFoundError,
+      "the hub has no such public repository",
+    ),
+    (hub_errors.RevisionNotFoundError, "the repository has no revision 'v9'"),
+    (
+      hub_errors.LocalEntryNotFoundError,
+      "fetched from the hub: no connection$",
+    ),
+    (ConnectionError, "fetched from the hub: no connection$"),
+  ],
+)
+def test_a_failed_download_is_one_sentence(error, sentence, monkeypatch):
+  def download(*_, **__):
+    failure = error.__new__(error)  # some of them want a whole response
+    failure.args = ("no connection\nsecond line",)
+    raise failure
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  with pytest.raises(errors.ConfigError, match=sentence) as caught:
+    huggingface.resolve("Qwen/Nothing", "v9")
+  assert str(caught.value).startswith("Qwen/Nothing is not a directory and")
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["./here", "/no/such/place", "a/b/c", "a b"])
+def test_a_path_is_not_looked_up_on_the_hub(path, monkeypatch):
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+  with pytest.raises(errors.ConfigError, match=f"{path} is not a directory$"):
+    huggingface.resolve(path)
+
+
+def test_a_file_is_not_a_model_directory(exported):
+  with pytest.raises(errors.ConfigError, match="is a file, not a model direct"):
+    huggingface.resolve(str(exported / "config.json"))
