@@ -72,11 +72,15 @@ class _Scalars(Mapping[str, float]):
     self._extra = extra if isinstance(extra, Mapping) else {}
 
   def __getitem__(self, name: str) -> float:
+    if name not in self:
+      raise KeyError(name)
     return float(self._extra[name])
 
+  def __contains__(self, name: object) -> bool:
+    return getattr(self._extra.get(name), "shape", None) == ()
+
   def __iter__(self) -> Iterator[str]:
-    scalar = lambda x: getattr(x, "shape", None) == ()
-    return (name for name, x in self._extra.items() if scalar(x))
+    return filter(self.__contains__, self._extra)
 
   def __len__(self) -> int:
-    return len(list(iter(self)))
+    return sum(1 for _ in self)

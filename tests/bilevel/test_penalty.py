@@ -117,6 +117,21 @@ def test_without_the_gain_the_adapter_follows_the_upper_level_alone():
     np.testing.assert_array_equal(got, term)
 
 
+def test_the_adapters_gradient_is_told_apart_into_what_it_is_made_of():
+  base, adapter, upper, lower = _inputs()
+  other = jax.tree.map(lambda x: 1.1 * x, base)
+  terms = penalty.terms(PROBLEM, base, other, adapter, upper, lower)
+  found = penalty.combine(terms, 0.3, 2.0)
+  for name, moved in found.adapter.items():
+    direct = 0.7 * terms.upper.adapter[name]
+    gap = terms.lower.adapter[name] - terms.rl_only.adapter[name]
+    np.testing.assert_allclose(found.direct[name], direct, rtol=1e-6)
+    np.testing.assert_allclose(
+      found.gain[name], 0.3 * 2.0 * gap, rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_array_equal(moved, found.direct[name] + found.gain[name])
+
+
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_term_of_weight_zero_is_absent_even_if_infinite(traced):
   good = Gradient(jnp.ones(2), jnp.ones(2), jnp.ones(()), {})

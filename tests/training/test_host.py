@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bilevel_jax.methods import contract
+from bilevel_jax.methods import contract, mixed
 from bilevel_jax.training import host as host_lib
 from bilevel_jax.training import run
 from bilevel_jax.types import Demonstration, Scores
@@ -167,6 +167,31 @@ def test_without_demonstrations_a_batch_of_them_is_empty(directory):
   assert host.demonstrations_at([]) == []
   assert host.groups(host.sample()).demonstrations == [None] * 3
   assert not np.asarray(host.sft([]).weights).any()
+
+
+@pytest.mark.parametrize(
+  ("changes", "count"),
+  [
+    ({}, 10),
+    ({"data__demonstration_share": 0.5}, 5),
+    ({"data__demonstrations_per_step": 0}, 0),
+  ],
+  ids=["all", "half", "none"],
+)
+def test_a_method_is_told_how_many_demonstrations_there_are(
+  directory, monkeypatch, changes, count
+):
+  """Their ids are below it."""
+  build, told = mixed.build, []
+
+  def watched(options, setup):
+    told.append(setup.demonstrations)
+    return build(options, setup)
+
+  monkeypatch.setattr(mixed, "build", watched)
+  story = _gathered(directory, **changes)
+  assert told[-1] == count  # before it, a plan for the memory
+  assert len(story.streams.demonstrations or ()) == count
 
 
 def test_each_update_of_a_step_has_its_share_of_both(directory):

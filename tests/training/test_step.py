@@ -114,3 +114,13 @@ def test_a_step_reads_what_its_plan_does(directory, monkeypatch, method, read):
   assert fetched == read
   assert result.answers is None
   assert np.isfinite(result.metrics["sft/loss"])
+
+
+def test_only_the_scalars_of_a_state_are_among_those_that_a_plan_may_read():
+  extra = {"gate": jnp.float32(0.5), "table": jnp.ones(3), "tree": {"a": 1}}
+  scalars = step._Scalars(extra)
+  assert dict(scalars) == {"gate": 0.5}
+  assert len(scalars) == 1
+  assert "table" not in scalars
+  with pytest.raises(KeyError, match="table"):
+    scalars["table"]
