@@ -44,8 +44,8 @@ from bilevel_jax.evaluation import (
   contamination,
   result_files,
   summary,
-  tables,
 )
+from bilevel_jax.reporting import scores
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers, cache, sampling
 from bilevel_jax.rollout import layout as layouts
@@ -144,7 +144,7 @@ def _evaluate(options: argparse.Namespace) -> None:
   console = rich.console.Console(stderr=True, highlight=False)
   names = list(dict.fromkeys(options.benchmarks.split(",")))
   asked = {
-    name: benchmark_table.load(name, options.data, options.limit)
+    name: benchmark_table.load_questions(name, options.data, options.limit)
     for name in names
   }
   overlap = None
@@ -160,7 +160,8 @@ def _evaluate(options: argparse.Namespace) -> None:
   settings = _settings(options, opened, prompt_format, asked)
   together = result_files.merged(options.out, settings)
   earlier = {
-    out: against.read(out, settings, asked) for out in options.against or ()
+    out: against.read_earlier(out, settings, asked)
+    for out in options.against or ()
   }
   devices = jax.local_devices()
   with console.status(f"reading {options.weights}"):
@@ -195,7 +196,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name, questions in asked.items():
       progress.update(task, description=name)
       path = options.out / "records" / f"{name}.jsonl"
-      records = result_files.read(path, questions)
+      records = result_files.resume_records(path, questions)
       progress.advance(task, len(records))
       with path.open("a", encoding="utf-8") as file:
         while len(records) < len(questions):
@@ -222,8 +223,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     str(out): against.compare(before, answered)
     for out, before in earlier.items()
   }
-  result_files.write(options.out, settings, results, mean, overlap, compared)
-  tables.show(results, mean, compared)
+  result_files.write_scores(
+    options.out,
+    settings,
+    results,
+    mean_of_five=mean,
+    overlap=overlap,
+    against=compared or None,
+  )
+  scores.print_scores(results, mean, compared)
 
 
 def _settings(
@@ -332,7 +340,7 @@ def _overlap(
 ) -> dict[str, list[dict[str, Any]]]:
   training = corpora.load(config.Source(path=path))
   found = {
-    name: contamination.find(questions, training)
+    name: contamination.find_overlaps(questions, training)
     for name, questions in asked.items()
   }
   for name, overlaps in found.items():

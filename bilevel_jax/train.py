@@ -9,18 +9,12 @@ from typing import Any
 
 from bilevel_jax import config, errors, processes
 from bilevel_jax.evaluation import benchmarks
+from bilevel_jax.reporting import run_report, terminal
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers
-from bilevel_jax.training import (
-  checkpoint,
-  display,
-  metrics,
-  profiler,
-  report,
-  run_directory,
-  sources,
-  termination,
-)
+from bilevel_jax.runs import directory as run_directory
+from bilevel_jax.runs.writers import Writers
+from bilevel_jax.training import checkpoint, profiler, sources, termination
 from bilevel_jax.training import run as run_lib
 from bilevel_jax.training import step as step_lib
 from bilevel_jax.weights import sampler
@@ -108,8 +102,8 @@ def steps(
     processes.on_first(lambda: directory.start(settings, first))
     with (
       checkpoints,
-      metrics.Writers(directory, settings, silent=silent) as writers,
-      display.Display(
+      Writers(directory, settings, silent=silent) as writers,
+      terminal.Display(
         settings.steps, first, settings.logging, silent=silent or not shown
       ) as screen,
       termination.Requested() as asked_to_end,
@@ -204,8 +198,8 @@ def _log_completions(
   run: run_lib.Run,
   done: int,
   taken: step_lib.StepResult,
-  writers: metrics.Writers,
-  screen: display.Display,
+  writers: Writers,
+  screen: terminal.Display,
 ) -> None:
   """Writes some of the step's completions, and now and then shows them."""
   if taken.answers is None:
@@ -220,7 +214,7 @@ def _log_completions(
 def _finish(
   run: run_lib.Run,
   directory: run_directory.RunDirectory,
-  screen: display.Display,
+  screen: terminal.Display,
   before: benchmarks.Result | None,
   after: benchmarks.Result | None,
 ) -> None:
@@ -228,15 +222,15 @@ def _finish(
   if run.settings.checkpoints.export:
     screen.note(f"exporting weights to {directory.export}")
     sources.export(directory.export, run.settings, run.model, run.state)
-  processes.on_first(lambda: report.write(directory.path))
+  processes.on_first(lambda: run_report.write_report(directory.path))
   screen.closing(before, after, directory.path)
 
 
 def _evaluate(
   run: run_lib.Run,
   step: int,
-  writers: metrics.Writers,
-  screen: display.Display,
+  writers: Writers,
+  screen: terminal.Display,
 ) -> benchmarks.Result | None:
   """Returns and shows the accuracy on the held-out questions, if any."""
   settings = run.settings

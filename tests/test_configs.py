@@ -6,10 +6,10 @@ import pathlib
 import pytest
 
 from bilevel_jax import config, methods, train
-from bilevel_jax.study import plan
+from experiments.engine import plan
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
-STUDIES = sorted((FOLDER / "studies").glob("*.py"))
+STUDIES = sorted((FOLDER.parent / "experiments/studies").glob("*.py"))
 CONFIGS = sorted(FOLDER.glob("*.py"))
 METHODS = FOLDER / "methods.py"
 
@@ -77,7 +77,9 @@ def test_every_method_runs(name, tmp_path, monkeypatch):
   c.checkpoints.export = False
   c.mesh.fsdp = 1
   # Its charts take as long as an update.
-  monkeypatch.setattr(train.report, "write", lambda *unused: tmp_path)
+  monkeypatch.setattr(
+    train.run_report, "write_report", lambda *unused: tmp_path
+  )
   done = train.run(config.parse(c))
   assert done.number == 2
   assert done.metrics["training/skipped_updates"] == 0

@@ -15,8 +15,8 @@ from bilevel_jax.evaluation import (
   paired,
   scoring,
   summary,
-  tables,
 )
+from bilevel_jax.reporting import scores as scores_lib
 from bilevel_jax.rewards import verifiers
 from bilevel_jax.rollout import answers, engine
 from bilevel_jax.training import meshes
@@ -445,7 +445,7 @@ def test_a_narrow_screen_shows_every_score(monkeypatch, capsys):
   records = [_record([True, False] * 4, ["1", "2"] * 4)] * 3
   found = summary.summarise(records)
   found["scores"]["avg@8"] = [0.5, 0.25, 0.75]
-  tables.show({"olympiadbench": found}, None, {})
+  scores_lib.print_scores({"olympiadbench": found}, None, {})
   words = capsys.readouterr().out.split()
   assert "50.0% 25.0% to 75.0%" in " ".join(words)
   assert {"olympiadbench", "avg@8", "pass@8", "maj@8", "50.0%"} <= set(words)

@@ -132,7 +132,9 @@ def test_resuming_a_finished_run_says_so_and_fails(directory):
     train.run(tiny_run.parsed(directory, "finished", resume=True))
 
 
-@pytest.mark.parametrize("killed", ["sources.export", "report.write"])
+@pytest.mark.parametrize(
+  "killed", ["training.sources.export", "reporting.run_report.write_report"]
+)
 @pytest.mark.parametrize("budget", [None, 60])
 def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
   directory, killed, budget
@@ -144,7 +146,7 @@ def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
   expected = train.run(whole)
   assert (expected.number < 4) == (budget is not None)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(f"bilevel_jax.training.{killed}", _killed)
+    patch.setattr(f"bilevel_jax.{killed}", _killed)
     with pytest.raises(InterruptedError):
       train.run(tiny_run.parsed(directory, name, **changes))
   resumed = tiny_run.parsed(directory, name, resume=True, **changes)

@@ -16,7 +16,8 @@ import rich.console
 import rich.table
 
 from bilevel_jax import errors
-from bilevel_jax.comparison import figures, page, runs
+from bilevel_jax.reporting import comparison, comparison_page, groups, text
+from bilevel_jax.runs import finished
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,16 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--title", default="Comparison of runs")
   chosen = parser.parse_args(arguments)
   try:
-    groups = runs.group([runs.read(path) for path in chosen.run_dirs])
-    reference = _reference([group.name for group in groups], chosen.reference)
-    summary = figures.summarise(groups, reference, chosen.target)
-    written = page.write(chosen.out, groups, summary, chosen.title)
+    runs = [finished.read_run(path) for path in chosen.run_dirs]
+    found = groups.group(runs)
+    reference = _reference([group.name for group in found], chosen.reference)
+    summary = comparison.compare_groups(found, reference, chosen.target)
+    written = comparison_page.write_comparison(
+      chosen.out, found, summary, chosen.title
+    )
   except (errors.ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   table = rich.table.Table("", "seeds", "accuracy (95% interval)")
   for name, row in summary["groups"].items():
-    accuracy = page.estimate(row["accuracy"])
+    accuracy = text.estimate(row["accuracy"])
     table.add_row(name, str(len(row["seeds"])), accuracy)
   console = rich.console.Console(highlight=False)
   console.print(table)

@@ -5,7 +5,6 @@ python tools/draw_run.py runs/quickstart --out quickstart.svg
 
 import argparse
 import io
-import json
 import pathlib
 import re
 import sys
@@ -16,7 +15,8 @@ import rich.console
 
 from bilevel_jax import config
 from bilevel_jax.evaluation import benchmarks
-from bilevel_jax.training import display
+from bilevel_jax.reporting import terminal
+from bilevel_jax.runs import directory, records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,13 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--every", type=int, default=10, help="steps of a line")
   parser.add_argument("--samples", type=int, default=2, help="of a step")
   chosen = parser.parse_args(arguments)
-  try:
-    lines = _lines(chosen.run_dir / "metrics.jsonl")
-    samples = _lines(chosen.run_dir / "completions.jsonl")
-  except OSError as error:
-    print(f"nothing to draw: {error}", file=sys.stderr)
-    return 2
-  console = draw(lines, samples, chosen.run_dir, chosen.every, chosen.samples)
+  files = directory.RunDirectory(chosen.run_dir)
+  for path in (files.metrics, files.completions):
+    if not path.is_file():
+      print(f"nothing to draw: no {path}", file=sys.stderr)
+      return 2
+  steps = records.by_step(files.metrics)
+  samples = records.read_records(files.completions)
+  console = draw(steps, samples, chosen.run_dir, chosen.every, chosen.samples)
   chosen.out.parent.mkdir(parents=True, exist_ok=True)
   picture = console.export_svg(title=chosen.title or str(chosen.run_dir))
   # Fonts that a reader's browser would fetch; its own will do.
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(
-  lines: list[dict[str, Any]],
+  steps: dict[int, dict[str, float]],
   samples: list[dict[str, Any]],
   run_dir: pathlib.Path,
   every: int,
@@ -55,7 +56,7 @@ def draw(
   """Returns a console that recorded the run.
 
   Args:
-    lines: of metrics.jsonl.
+    steps: what was logged at each.
     samples: of completions.jsonl.
     run_dir: named in the last line.
     every: steps between those that are drawn.
@@ -65,8 +66,8 @@ def draw(
     record=True, width=80, file=io.StringIO(), force_terminal=True
   )
   elapsed = 0.0
-  screen = display.Display(
-    lines[-1]["step"],
+  screen = terminal.Display(
+    max(steps),
     0,
     config.Logging(progress=False),
     console=console,
@@ -74,8 +75,7 @@ def draw(
   )
   results = []
   with screen:
-    for line in lines:
-      step = line["step"]
+    for step, line in steps.items():
       elapsed += line.get("time/step_s", 0.0)
       if step == 1 or (step and step % every == 0):
         rows = [row for row in samples if row["step"] == step]
@@ -87,10 +87,6 @@ def draw(
     before, after = (results[0], results[-1]) if results else (None, None)
     screen.closing(before, after, run_dir)
   return console
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -27,16 +27,16 @@ PROGRAMS = (
   "bilevel_jax/generate.py",
   "tools/plan_memory.py",
   "tools/compare_runs.py",
-  "tools/study.py",
   "tools/convert_weights.py",
   "tools/fetch_smollm2.py",
   "tools/draw_run.py",
-  "tools/benchmark_rollout.py",
-  "tools/benchmark_step.py",
-  "tools/benchmark_hypergradients.py",
-  "tools/benchmark_grader.py",
   "tools/make_arithmetic_policy.py",
   "tools/write_reference.py",
+  "experiments/study.py",
+  "benchmarks/rollout.py",
+  "benchmarks/step.py",
+  "benchmarks/hypergradients.py",
+  "benchmarks/grader.py",
 )
 _RULES = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
 _KINDS = {
@@ -88,7 +88,7 @@ def command_line() -> str:
     "",
     "What each program says of itself; `--help` lists its flags. This page is "
     "written by `tools/write_reference.py`. Programs of `bilevel_jax` come "
-    "with the package, those of `tools/` with a clone of the repository.",
+    "with the package, all others with a clone of the repository.",
   ]
   for path in PROGRAMS:
     said = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""

@@ -228,12 +228,12 @@ def suggestion(name: str, fields: Iterable[str] = ()) -> str:
 
   Args:
     name: that was given, without its groups.
-    fields: that it could have been instead; a field of another group that has
-      the very name comes first.
+    fields: that it could have been instead; those of other groups that have
+      the very name come first.
   """
   moved = [path for path in defaults() if path.endswith(f".{name}")]
   close = moved or difflib.get_close_matches(name, fields, n=1)
-  return f", did you mean {close[0]}?" if close else ""
+  return f", did you mean {' or '.join(close)}?" if close else ""
 
 
 def _convert(item: Any, hint: Any, path: str, broken: list[str]) -> Any:

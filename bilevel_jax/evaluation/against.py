@@ -30,7 +30,7 @@ class Earlier(NamedTuple):
   records: Mapping[str, Sequence[summary.Record]]  # of each benchmark
 
 
-def read(
+def read_earlier(
   out: pathlib.Path,
   settings: Mapping[str, Any],
   asked: Mapping[str, Sequence[types.Question]],
@@ -46,7 +46,7 @@ def read(
       was something else: then the weights alone would not explain a
       difference.
   """
-  theirs = result_files.read_settings(out)
+  theirs = result_files.earlier_settings(out)
   if theirs is None:
     raise errors.ConfigError(
       f"--against takes the --out of an earlier evaluation, got {out}"

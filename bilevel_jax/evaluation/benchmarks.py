@@ -1,6 +1,7 @@
 """Accuracy on held-out questions, with an interval."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,26 +35,20 @@ class Result:
   def metrics(self) -> dict[str, float]:
     """Returns what is logged."""
     low, high = self.interval
-    return {
-      "evaluation/accuracy": self.accuracy,
-      "evaluation/accuracy_low": low,
-      "evaluation/accuracy_high": high,
-      "evaluation/correct": self.correct,
-      "evaluation/questions": self.questions,
-      "evaluation/length": self.length,
-      "evaluation/truncated_share": self.truncated_share,
-      "evaluation/unscorable": self.unscorable,
+    found = {
+      "accuracy": self.accuracy,
+      "accuracy_low": low,
+      "accuracy_high": high,
+      **dataclasses.asdict(self),
     }
+    return {f"evaluation/{name}": value for name, value in found.items()}
 
   @classmethod
-  def from_metrics(cls, logged: dict[str, float]) -> "Result":
+  def from_metrics(cls, logged: Mapping[str, float]) -> "Result":
     """Returns the result that `metrics` was made of."""
+    fields: Any = dataclasses.fields(cls)
     return cls(
-      correct=int(logged["evaluation/correct"]),
-      questions=int(logged["evaluation/questions"]),
-      length=logged["evaluation/length"],
-      truncated_share=logged["evaluation/truncated_share"],
-      unscorable=int(logged["evaluation/unscorable"]),
+      **{f.name: f.type(logged[f"evaluation/{f.name}"]) for f in fields}
     )
 
 

@@ -20,7 +20,7 @@ class Overlap(NamedTuple):
   share: float  # of the question's runs of words that this example has
 
 
-def find(
+def find_overlaps(
   benchmark: Sequence[types.Question], training: Sequence[types.Question]
 ) -> list[Overlap]:
   """Returns the questions of which half the 8-word runs are in one example.

@@ -7,6 +7,7 @@ from typing import Any
 
 from bilevel_jax import errors, types
 from bilevel_jax.data import json_lines
+from bilevel_jax.runs.records import write_atomically
 
 
 def merged(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def merged(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     ConfigError: it is there, with results for other settings.
   """
   new = json.loads(json.dumps(settings))
-  old = read_settings(out)
+  old = earlier_settings(out)
   if old is None:
     return new
   for name, value in new.items():
@@ -36,7 +37,7 @@ def merged(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
   return {**old, "benchmarks": {**old["benchmarks"], **new["benchmarks"]}}
 
 
-def read_settings(out: pathlib.Path) -> dict[str, Any] | None:
+def earlier_settings(out: pathlib.Path) -> dict[str, Any] | None:
   """Returns the settings of an earlier evaluation; None: it is not there.
 
   Raises:
@@ -87,14 +88,14 @@ def claim(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
   """
   try:
     (out / "records").mkdir(parents=True, exist_ok=True)
-    _replace(out / "settings.json", settings)
+    _write(out / "settings.json", settings)
   except OSError as error:
     raise errors.ConfigError(
       f"--out {out} cannot be written: {error.strerror}"
     ) from error
 
 
-def read(
+def resume_records(
   path: pathlib.Path, questions: Sequence[types.Question]
 ) -> list[dict[str, Any]]:
   """Returns the records of an earlier call; a line half written is cut off.
@@ -132,35 +133,23 @@ def matching(
   return records, sum(len(line) for line, _ in found)
 
 
-def write(
+def write_scores(
   out: pathlib.Path,
   settings: Mapping[str, Any],
   results: Mapping[str, Any],
-  mean_of_five: Sequence[float] | None,
-  overlap: Mapping[str, Any] | None,
-  compared: Mapping[str, Any],
+  **more: Any,
 ) -> None:
   """Writes scores.json.
 
   Args:
     settings: what the scores depend on.
     results: a summary for each benchmark.
-    mean_of_five: of the paper's five, where all are there, with its interval.
-    overlap: what training data hold of each benchmark, where it was asked.
-    compared: differences from each earlier evaluation, where it was asked.
+    **more: the rest by its name; None is left out.
   """
-  scores: dict[str, Any] = {"settings": settings, "benchmarks": results}
-  if mean_of_five is not None:
-    scores["mean_of_five"] = mean_of_five
-  if overlap is not None:
-    scores["overlap"] = overlap
-  if compared:
-    scores["against"] = compared
-  _replace(out / "scores.json", scores)
+  found = {name: value for name, value in more.items() if value is not None}
+  scores = {"settings": settings, "benchmarks": results, **found}
+  _write(out / "scores.json", scores)
 
 
-def _replace(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-  """Writes all of a file or, killed, leaves the one that was there."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-  temporary.replace(path)
+def _write(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  write_atomically(path, json.dumps(value, indent=2) + "\n")

@@ -87,7 +87,7 @@ def untrained(
     make_key: makes the PRNG key that they follow from.
   """
 
-  def read(shardings: types.Tree | None) -> types.Tree:
+  def initialised(shardings: types.Tree | None) -> types.Tree:
     init = functools.partial(transformer.init, architecture=architecture)
     return jax.jit(init, out_shardings=shardings)(make_key())
 
@@ -100,7 +100,7 @@ def untrained(
     described = f"{architecture} {jax.random.key_data(make_key())}"
     return hashlib.sha256(described.encode()).hexdigest()
 
-  return Opened(architecture, read, refuse, fingerprint)
+  return Opened(architecture, initialised, refuse, fingerprint)
 
 
 def _written_tokenizer(

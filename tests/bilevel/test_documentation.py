@@ -7,8 +7,8 @@ import re
 import jax
 import pytest
 
-from tools import benchmark_hypergradients
-from tools.problems import language_model
+from benchmarks import hypergradients
+from benchmarks.problems import language_model
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "hypergradients.md"
 
@@ -43,7 +43,7 @@ def test_the_penalty_form_keeps_no_activations_of_its_own():
   model = language_model.make(
     layers=2, width=64, rows=15, tokens=64, micro_batch=5
   )
-  costs = benchmark_hypergradients.cost(model, repeats=0, only="penalty")
+  costs = hypergradients.cost(model, repeats=0, only="penalty")
   leaves = jax.tree.leaves((model.base, model.adapter))
   gradient_mib = sum(x.nbytes for x in leaves) / 2**20
   more = costs["penalty"]["temporary_mib"] - costs["grpo"]["temporary_mib"]
@@ -56,7 +56,7 @@ def test_benchmark_writes_its_figures(tmp_path, capsys):
   sizes = {"layers": 1, "width": 64, "rows": 5, "tokens": 16, "repeats": 1}
   small = [text for k, v in sizes.items() for text in (f"--{k}", str(v))]
   arguments = [*small, "--only", "CG 4", "--json", str(path)]
-  assert benchmark_hypergradients.main(arguments) == 0
+  assert hypergradients.main(arguments) == 0
   grpo, row = json.loads(path.read_text())
   assert grpo["memory_ratio"] == 1
   assert row["estimator"] == "implicit, CG 4"

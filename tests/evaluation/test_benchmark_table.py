@@ -32,7 +32,7 @@ def test_a_benchmark_is_read_at_one_commit(name, monkeypatch):
     return [ROWS[name]]
 
   monkeypatch.setattr("datasets.load_dataset", load_dataset)
-  (question,) = benchmark_table.load(name, None)
+  (question,) = benchmark_table.load_questions(name, None)
   assert (question.question, question.answer) == ("Q", "A")
   ((hub, _, split, revision),) = asked
   assert re.fullmatch(r"[0-9a-f]{40}", revision), hub

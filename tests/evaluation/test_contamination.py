@@ -31,7 +31,9 @@ def _question(text, solution=None, id="t"):
   ],
 )
 def test_half_of_the_runs_of_eight_words_make_an_overlap(training, share):
-  found = contamination.find([_question(LONG, id="q")], [_question(training)])
+  found = contamination.find_overlaps(
+    [_question(LONG, id="q")], [_question(training)]
+  )
   assert found == ([] if share is None else [("q", "t", pytest.approx(share))])
 
 
@@ -41,15 +43,18 @@ def test_solutions_count_and_the_closest_example_is_named():
     _question(near, id="near"),
     _question("?", LONG, id="same"),
   ]
-  (found,) = contamination.find([_question(LONG)], training)
+  (found,) = contamination.find_overlaps([_question(LONG)], training)
   assert (found.training_id, found.share) == ("same", 1)
 
 
 def test_a_short_question_must_be_there_as_a_whole():
   training = [_question("compute 1 + 2 now"), _question("what is 3?", id="u")]
-  assert contamination.find([_question("1+2")], training)[0].training_id == "t"
-  assert not contamination.find([_question("1+3")], training)
-  assert not contamination.find([_question("?!")], training)
+  assert (
+    contamination.find_overlaps([_question("1+2")], training)[0].training_id
+    == "t"
+  )
+  assert not contamination.find_overlaps([_question("1+3")], training)
+  assert not contamination.find_overlaps([_question("?!")], training)
 
 
 @pytest.mark.parametrize("name", benchmark_table.BENCHMARKS)
@@ -65,7 +70,7 @@ def test_local_copies_have_the_published_number_of_questions(name):
     "amc23": 40,
     "gsm8k": 1319,
   }
-  questions = benchmark_table.load(name, DATA)
+  questions = benchmark_table.load_questions(name, DATA)
   assert len(questions) == counts[name]
   assert len({q.id for q in questions}) == len(questions)
   assert json.dumps([q.meta for q in questions])

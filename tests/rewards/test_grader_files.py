@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from benchmarks import grader
 from bilevel_jax import types
 from bilevel_jax.rewards import pool
-from tools import benchmark_grader
 
 FILES = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "grader"
 
@@ -19,7 +19,7 @@ def scorer():
 
 
 def _agreement(scorer, name):
-  pairs = benchmark_grader.labelled(FILES, name)
+  pairs = grader.labelled(FILES, name)
   if not pairs:
     pytest.skip(f"{FILES / name}.jsonl is not here")
   questions = [types.Question("", "", p.answer, None, p.meta) for p in pairs]

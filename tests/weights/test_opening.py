@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bilevel_jax import errors, evaluate, generate, train, weights
-from bilevel_jax.training import run, run_directory
+from bilevel_jax.runs import directory as run_directory
+from bilevel_jax.training import run
 from bilevel_jax.weights import gguf, safetensors_files
 from tests import gguf_files, tiny_run
 from tests.weights import directories

@@ -1,0 +1,102 @@
+"""Every number of a study, as one JSON, from what its jobs found."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bilevel_jax.evaluation import paired
+from bilevel_jax.reporting import comparison
+from experiments.engine import plan
+
+Results = Mapping[str, Mapping[int, Any]]  # arm -> seed -> what a job found
+
+
+def best_point(found: list[Any]) -> int:
+  """Returns which point of a search is best on the validation questions."""
+  return int(np.argmax([result["validation"] for result in found]))
+
+
+def summarise(
+  study: plan.Study, name: str, searches: Mapping[str, Any], results: Results
+) -> dict[str, Any]:
+  """Returns the numbers of a regime.
+
+  Args:
+    searches: by arm, what its search found.
+    results: of the jobs that are done; None for those that are not.
+  """
+  regime = study.regimes[name]
+  arms: dict[str, Any] = {}
+  for arm, given in regime.arms.items():
+    done = {s: r for s, r in results.get(arm, {}).items() if r is not None}
+    arms[arm] = {
+      "changes": dict(given.changes) if given.changes is not None else None,
+      "table": given.table,
+      "search": searches.get(arm),
+      "tuned_as": given.tuned_as,
+      "seeds": sorted(done),
+      "seeds_wanted": len(study.seeds(given)),
+      "runs": {str(seed): found for seed, found in done.items()},
+      "tests": {test: _accuracy(done, test) for test in study.tests}
+      if done
+      else None,
+      "cost": _cost(done),
+    }
+  references = study.references()
+  for test in study.tests:
+    for table, reference in references.items():
+      theirs = results.get(reference, {})
+      compared = {
+        arm: _against(results[arm], theirs, test, regime.arms[arm])
+        for arm, given in arms.items()
+        if given["table"] == table and arm != reference and given["runs"]
+      }
+      for arm, found in comparison.with_holm(compared).items():
+        arms[arm].setdefault("reference_minus_this", {})[test] = found
+  return {"about": regime.about, "stages": list(regime.stages), "arms": arms}
+
+
+def _accuracy(done: Mapping[int, Any], test: str) -> list[float]:
+  """The mean with its interval: over seeds, or with one over questions."""
+  each = [result["tests"][test]["accuracy"] for result in done.values()]
+  if len(each) == 1:
+    return each[0]
+  return list(comparison.over_seeds([value for value, _, _ in each]))
+
+
+def _against(
+  runs: Mapping[int, Any],
+  reference: Mapping[int, Any],
+  test: str,
+  arm: plan.Arm,
+) -> paired.Difference:
+  """Returns reference less arm, over the seeds of both and all questions."""
+  bits = lambda found: [int(bit) for bit in found["tests"][test]["right"]]
+  ours = {seed: bits(r) for seed, r in reference.items() if r is not None}
+  theirs = {seed: bits(r) for seed, r in runs.items() if r is not None}
+  if arm.changes is None:  # it is the same for every seed
+    theirs = dict.fromkeys(ours, next(iter(theirs.values())))
+  seeds = [seed for seed in ours if seed in theirs]
+  if not seeds:
+    return paired.Difference(*(math.nan,) * 4)
+  return paired.crossed(
+    np.array([theirs[seed] for seed in seeds]),
+    np.array([ours[seed] for seed in seeds]),
+  )
+
+
+def _cost(done: Mapping[int, Any]) -> dict[str, float] | None:
+  trained = [result for result in done.values() if "spent" in result]
+  if not trained:
+    return None
+  mean = lambda name: float(np.mean([r["spent"][name] for r in trained]))
+  return {
+    **{name: mean(name) for name in trained[0]["spent"]},
+    **{
+      name: float(np.mean([r[kind][name] for r in trained]))
+      for kind in ("means", "last")
+      for name in trained[0][kind]
+    },
+  }

@@ -1,0 +1,254 @@
+"""Jobs of a study: each done once, several side by side, killed and resumed."""
+
+import concurrent.futures
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bilevel_jax import compile_cache, config, errors, train, types, weights
+from bilevel_jax.data import corpora, tokenizer
+from bilevel_jax.evaluation import scoring
+from bilevel_jax.rewards import pool
+from bilevel_jax.rollout import answers
+from bilevel_jax.runs import finished, records
+from bilevel_jax.weights import sampler
+from experiments.engine import plan
+
+WATCHED = (
+  "bilevel/cooperative_gain",
+  "bilevel/cooperative_gain_se",
+  "bilevel/rl_only_clip_fraction",
+  "bilevel/direct_norm",
+  "bilevel/implicit_norm",
+  "bilevel/parts_cosine",
+)
+LAST = ("bilevel/adapter_delta_norm", "bilevel/kl_to_rl_only", "sft/loss")
+RESULT = "result.json"  # written last: the job is done
+# Settings that a job may find changed: set here, or how devices are laid out.
+_FREE = ("run_dir", "resume", "tokenizer.path", "mesh.")
+
+
+def results(out: pathlib.Path, jobs: Sequence[plan.Job]) -> list[Any]:
+  """Returns what each job found, None for one that is not done.
+
+  Raises:
+    ConfigError: one was done with other settings than it has now.
+  """
+  return [
+    json.loads((out / job.path / RESULT).read_text())
+    if done(out, job)
+    else None
+    for job in jobs
+  ]
+
+
+def perform_all(
+  out: pathlib.Path,
+  study: plan.Study,
+  jobs: Sequence[plan.Job],
+  *,
+  side_by_side: int,
+  report: Callable[[str], None],
+) -> None:
+  """Does the jobs that are not done yet, several at once.
+
+  Args:
+    jobs: none of which needs another's result.
+    side_by_side: processes, each with its share of the CPUs; with 1, this one.
+    report: is told of each job that is done.
+  """
+  left = [job for job in jobs if not done(out, job)]
+  if side_by_side == 1:
+    for job in left:
+      perform(out, study, job)
+      report(job.path)
+    return
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(
+    min(side_by_side, max(len(left), 1)),
+    mp_context=context,
+    initializer=_settle,
+    initargs=(context.Value("i", 0), side_by_side),
+  ) as workers:
+    futures = {workers.submit(perform, out, study, job): job for job in left}
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        future.result()
+        report(futures[future].path)
+    except BaseException:
+      workers.shutdown(wait=True, cancel_futures=True)
+      raise
+
+
+def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
+  """Trains, scores the tests and writes the result, or goes on with that.
+
+  Raises:
+    TrainingStopped: terminated; the run goes on from there the next time.
+  """
+  directory = out / job.path
+  settings: Any = job.settings.copy_and_resolve_references()
+  settings.run_dir = str(directory)
+  if job.start is not None:
+    settings.model.preset = None
+    settings.model.weights = str(out / job.start / "export")
+    settings.tokenizer.path = None
+  elif settings.model.weights is None and settings.tokenizer.path is None:
+    characters = out / "tokenizer"
+    tokenizer.character_tokenizer(characters)
+    settings.tokenizer.path = str(characters)
+  parsed = config.parse(settings)
+  if job.train:
+    _train(directory, parsed)
+  found: dict[str, Any] = {"seed": parsed.seed}
+  if job.train:
+    found |= _spent(finished.read_run(directory))
+    export = directory / "export"
+  else:
+    export = pathlib.Path(str(parsed.model.weights))
+  if job.tested:
+    found["tests"] = _tests(export, parsed, study)
+  directory.mkdir(parents=True, exist_ok=True)
+  # The weights that count are exported.
+  shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+  records.write_atomically(directory / RESULT, json.dumps(found))
+  jax.clear_caches()  # learning rates are compiled in: no run needs another's
+
+
+def done(out: pathlib.Path, job: plan.Job) -> bool:
+  """Returns whether a job has its result.
+
+  Raises:
+    ConfigError: it was done with other settings than it has now.
+  """
+  path = out / job.path
+  if not (path / RESULT).exists():
+    return False
+  if job.train:
+    then = finished.read_settings(path)
+    free = _FREE if job.start is None else (*_FREE, "model.")
+    now = dict(config.flat(config.to_dict(config.parse(job.settings))))
+    for name in now:
+      value = json.loads(json.dumps(now[name]))
+      if not name.startswith(free) and then.get(name) != value:
+        raise errors.ConfigError(
+          f"{path} was done with {name} {then.get(name)!r}, and the study now "
+          f"has {value!r}: name another --out"
+        )
+  return True
+
+
+def _settle(places: Any, side_by_side: int) -> None:
+  """Gives a worker its CPUs, kept programs, and an end with its parent."""
+  compile_cache.enable()
+  with places.get_lock():
+    place = places.value
+    places.value += 1
+  if hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[place % side_by_side :: side_by_side]
+    os.sched_setaffinity(0, own or cores)
+
+  def end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+      parent.join()
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _train(directory: pathlib.Path, settings: config.Config) -> None:
+  if (directory / "report.html").exists():  # what a run writes last
+    return
+  logged = records.read_records(directory / "metrics.jsonl")
+  if logged and not (directory / "checkpoints").exists():
+    shutil.rmtree(directory)  # killed before anything of it was saved
+  elif logged and logged[-1]["step"] >= settings.steps:
+    shutil.rmtree(directory)  # killed after its last step
+  resume = directory.exists()
+  directory.mkdir(parents=True, exist_ok=True)
+  settings = config.parse(config.to_dict(settings) | {"resume": resume})
+  with (
+    (directory / "log.txt").open("a", encoding="utf-8") as log,
+    contextlib.redirect_stdout(log),
+  ):
+    train.run(settings)
+
+
+def _spent(run: finished.FinishedRun) -> dict[str, Any]:
+  """Returns what the run cost, and its accuracy on the way."""
+  x, accuracy = run.curve("evaluation/accuracy", "steps")
+  costs = {name: run.curve("evaluation/accuracy", name)[0] for name in run.cost}
+  del costs["steps"]
+  last = list(run.steps.values())[-1]
+  watched = {name: run.curve(name, "steps")[1] for name in WATCHED}
+  return {
+    "steps": int(last["step"]),
+    "spent": {name: float(spent[-1]) for name, spent in run.cost.items()},
+    "validation": float(accuracy[-1]) if len(accuracy) else None,
+    "curve": {
+      "steps": x.tolist(),
+      "accuracy": accuracy.tolist(),
+      **{name: spent.tolist() for name, spent in costs.items()},
+    },
+    "means": {n: float(y.mean()) for n, y in watched.items() if len(y)},
+    "last": {n: run.last(n) for n in LAST if not math.isnan(run.last(n))},
+  }
+
+
+def _tests(
+  export: pathlib.Path, settings: config.Config, study: plan.Study
+) -> dict[str, Any]:
+  """Returns, for each test, the greedy answers that are right, as 0 and 1."""
+  model = sampler.make(weights.open(str(export)), settings.tokenizer)
+  with pool.Scorer(
+    {study.verifier: 1.0},
+    deadline_s=settings.reward.deadline_s,
+    workers=settings.reward.workers,
+  ) as scorer:
+    return {
+      name: _test(model, scorer, corpora.load(source), study.test_tokens)
+      for name, source in study.tests.items()
+    }
+
+
+def _test(
+  model: sampler.Sampler,
+  scorer: pool.Scorer,
+  questions: list[types.Question],
+  longest: int,
+) -> dict[str, Any]:
+  answered = answers.answer(
+    model.policy,
+    model.weights,
+    questions,
+    types.Requests(
+      prompts=[model.tokenizer.prompt_tokens(q) for q in questions],
+      prompt_ids=np.arange(len(questions)),
+      samples_per_prompt=1,
+      max_new_tokens=longest,
+      eos_ids=model.tokenizer.eos_ids,
+      sampling=types.Sampling(temperature=0.0),
+      key=jax.random.key(0),
+    ),
+    model.tokenizer,
+    scorer,
+    max_rows=1024,
+  )
+  right = answered.scores.correct & answered.scores.scored
+  return {
+    "accuracy": list(scoring.accuracy(right)),
+    "right": "".join(str(int(r)) for r in right),
+    "tokens": float(answered.rollout.lengths.mean()),
+  }
