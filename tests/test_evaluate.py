@@ -66,7 +66,7 @@ def test_greedy_scores_are_those_of_the_engines_texts(directory, run):
   assert code == 0
   architecture = huggingface.read_architecture(directory / "policy")
   policy = tiny_run.make_policy(architecture)
-  loaded = tokenizer.load(directory / "policy", prompt="{question}=")
+  loaded = tokenizer.from_source(directory / "policy", prompt="{question}=")
   questions = [
     types.Question("", f"{n}+{n}", str(n), None, {}) for n in range(5)
   ]

@@ -50,7 +50,7 @@ def _expected(directory, prompts, *, samples, seed, temperature):
   """The engine's own texts, with a policy made here."""
   architecture = huggingface.read_architecture(directory)
   policy = tiny_run.make_policy(architecture)
-  loaded = tokenizer.load(directory)
+  loaded = tokenizer.from_source(directory)
   rollout = engine.generate(
     policy,
     policy.merge(huggingface.load_base(directory, architecture), None),

@@ -221,8 +221,8 @@ def test_a_merged_run_ends_with_what_it_was_to_add(directory):
     method__merge__sft_weight=0.0,
   )
   train.run(settings)
-  model = sources.build_model(settings, sources.find(settings))
+  model = sources.build_model(settings, sources.open_model(settings))
   mesh, _ = meshes.make(settings, model.architecture)
-  start = sources.load_base(settings, model, mesh)
+  start = sources.load_base(model, mesh)
   _, state, _ = tiny_run.last_state(settings)
   chex.assert_trees_all_close(state.base, start, atol=1e-6)

@@ -65,7 +65,7 @@ def workloads(options: argparse.Namespace, vocab_size: int) -> list[Workload]:
     ConfigError: a vocabulary that is too small.
   """
   if options.weights is not None:
-    tokenizer = tokenizer_lib.load(options.weights, prompt="{question}")
+    tokenizer = tokenizer_lib.from_source(options.weights, prompt="{question}")
     questions = [types.Question("", text, "", None, {}) for text in QUESTIONS]
     return [
       Workload(

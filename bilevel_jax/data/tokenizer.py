@@ -196,7 +196,7 @@ class Tokenizer:
     return np.asarray(ids, np.int32)
 
 
-def load(
+def from_source(
   source: str | pathlib.Path, *, revision: str | None = None, **fields: Any
 ) -> Tokenizer:
   """Returns what `of_settings` does, of settings with these fields."""

@@ -54,7 +54,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     ConfigError: something in the settings cannot be used.
   """
   with processes.together():
-    found = sources.find(settings)
+    found = sources.open_model(settings)
   mesh, layout = meshes.make(settings, found.architecture)
   with processes.together():
     model = sources.build_model(settings, found, sharding.batch_sharding(mesh))
@@ -75,7 +75,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
         "training.max_update_flops needs a method whose operations are counted "
         f"(of bridge: hypergradient=penalty), got {settings.method.name}"
       )
-    base = sources.load_base(settings, model, mesh)
+    base = sources.load_base(model, mesh)
   processes.check_same("the examples", streams.content())
   reference = None
   dtype = learner_lib.reference_dtype(settings)
@@ -102,7 +102,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "tokens": 0,
       "update_flops": 0.0,
       "method": {},  # the method's own memory
-      "model": sources.fingerprint(base),
+      "model": sources.checksum(base),
     },
   )
 

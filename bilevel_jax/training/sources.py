@@ -180,15 +180,12 @@ def build_streams(
   return Streams(prompts(questions, settings.seed), demonstrations, held_out)
 
 
-def load_base(
-  settings: config.Config, model: Model, mesh: jax.sharding.Mesh
-) -> Tree:
+def load_base(model: Model, mesh: jax.sharding.Mesh) -> Tree:
   """Returns the base to start from, in float32, sharded over the mesh.
 
   Raises:
     ConfigError: weights that cannot be read or do not fit.
   """
-  del settings
   shapes = jax.eval_shape(model.policy.init, jax.random.key(0))
   return model.opened.read(sharding.shardings(shapes, mesh))
 
@@ -238,8 +235,3 @@ def export(
       adapter,
       base_model_name=str(settings.model.weights or settings.model.preset),
     )
-
-
-# Until `training.run` and others say the new names.
-find = open_model
-fingerprint = checksum

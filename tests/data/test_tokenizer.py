@@ -85,7 +85,7 @@ def backend_ids(directory, text):
 
 
 def test_default_prompt_is_the_papers(tmp_path):
-  loaded = tokenizer.load(write(tmp_path / "t", template=CHATML))
+  loaded = tokenizer.from_source(write(tmp_path / "t", template=CHATML))
   assert loaded.decode(loaded.prompt_tokens(QUESTION)) == (
     "user\nWhat is 6 * 7?\nPlease reason step by step, and put your final "
     "answer within \\boxed{}.\nassistant\n"
@@ -122,7 +122,7 @@ def test_prompt_and_solution_are_the_dialogue_up_to_its_eos(
   tmp_path, template, rendered
 ):
   directory = write(tmp_path / "t", template=template)
-  loaded = tokenizer.load(directory, prompt="{question}")
+  loaded = tokenizer.from_source(directory, prompt="{question}")
   together = [
     *loaded.prompt_tokens(QUESTION),
     *loaded.solution_tokens(QUESTION),
@@ -134,14 +134,14 @@ def test_prompt_and_solution_are_the_dialogue_up_to_its_eos(
 @given(text=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
 def test_any_text_survives_in_a_solution(tmp_path_factory, text):
   directory = tmp_path_factory.mktemp("t")
-  loaded = tokenizer.load(write(directory, template=CHATML))
+  loaded = tokenizer.from_source(write(directory, template=CHATML))
   tokens = loaded.solution_tokens(QUESTION._replace(solution=text))
   assert tokens[-1] == IM_END
   assert loaded.decode(tokens) == text
 
 
 def test_solution_ends_with_one_eos_and_nothing_after(tmp_path):
-  loaded = tokenizer.load(write(tmp_path / "t", template=CHATML))
+  loaded = tokenizer.from_source(write(tmp_path / "t", template=CHATML))
   tokens = loaded.solution_tokens(QUESTION)
   assert tokens.dtype == np.int32
   assert np.flatnonzero(np.isin(tokens, loaded.eos_ids)) == [len(tokens) - 1]
@@ -150,7 +150,7 @@ def test_solution_ends_with_one_eos_and_nothing_after(tmp_path):
 def test_a_template_that_rewrites_the_prompt_gets_the_bare_solution(tmp_path):
   template = "{{ messages | length }}{{ messages[-1].content }}<|end|>"
   directory = write(tmp_path / "t", template=template)
-  loaded = tokenizer.load(directory)
+  loaded = tokenizer.from_source(directory)
   assert list(loaded.solution_tokens(QUESTION)) == backend_ids(
     directory, QUESTION.solution + "<|end|>"
   )
@@ -158,11 +158,11 @@ def test_a_template_that_rewrites_the_prompt_gets_the_bare_solution(tmp_path):
 
 def test_eos_ids_are_those_of_generation_config_and_tokenizer(tmp_path):
   one = write(tmp_path / "1", generation={"eos_token_id": IM_END})
-  assert tokenizer.load(one).eos_ids == (END, IM_END)
+  assert tokenizer.from_source(one).eos_ids == (END, IM_END)
   two = write(tmp_path / "2", generation={"eos_token_id": [START, IM_END]})
-  assert tokenizer.load(two).eos_ids == (END, IM_END, START)
+  assert tokenizer.from_source(two).eos_ids == (END, IM_END, START)
   none = write(tmp_path / "3", generation={"temperature": 0.6})
-  assert tokenizer.load(none).eos_ids == (END,)
+  assert tokenizer.from_source(none).eos_ids == (END,)
 
 
 def test_the_end_of_a_turn_is_an_eos_even_if_no_file_says_so(tmp_path):
@@ -170,19 +170,19 @@ def test_the_end_of_a_turn_is_an_eos_even_if_no_file_says_so(tmp_path):
   directory = write(
     tmp_path / "t", template=CHATML, generation={"eos_token_id": END}
   )
-  loaded = tokenizer.load(directory)
+  loaded = tokenizer.from_source(directory)
   assert loaded.eos_ids == (END, IM_END)
   assert loaded.end_id == IM_END
 
 
 def test_pad_may_be_the_eos_and_changes_no_token(tmp_path):
-  padded = tokenizer.load(
+  padded = tokenizer.from_source(
     write(tmp_path / "1", template=CHATML, pad="<|im_end|>", eos="<|im_end|>")
   )
   assert padded.pad_id == IM_END
   assert padded.eos_ids == (IM_END,)
   assert padded.solution_tokens(QUESTION)[-1] == IM_END
-  unpadded = tokenizer.load(
+  unpadded = tokenizer.from_source(
     write(tmp_path / "2", template=CHATML, eos="<|im_end|>")
   )
   assert unpadded.pad_id == IM_END
@@ -193,7 +193,7 @@ def test_pad_may_be_the_eos_and_changes_no_token(tmp_path):
 
 def test_plain_prompt_is_text_and_newline_after_bos(tmp_path):
   directory = write(tmp_path / "t", bos=True)
-  loaded = tokenizer.load(directory, prompt="{question}")
+  loaded = tokenizer.from_source(directory, prompt="{question}")
   assert list(loaded.prompt_tokens(QUESTION)) == [
     START,
     *backend_ids(directory, "What is 6 * 7?\n"),
@@ -206,12 +206,12 @@ def test_plain_prompt_is_text_and_newline_after_bos(tmp_path):
 
 def test_chat_template_can_be_ignored_or_replaced(tmp_path):
   directory = write(tmp_path / "t", template=CHATML)
-  plain = tokenizer.load(
+  plain = tokenizer.from_source(
     directory, prompt="{question}", use_chat_template=False
   )
   assert plain.decode(plain.prompt_tokens(QUESTION)) == "What is 6 * 7?\n"
   assert plain.end_id == END
-  replaced = tokenizer.load(
+  replaced = tokenizer.from_source(
     directory, prompt="{question}", chat_template=NO_GENERATION_PROMPT
   )
   assert list(replaced.prompt_tokens(QUESTION)) == backend_ids(
@@ -225,7 +225,7 @@ def test_system_prompt_starts_the_dialogue(tmp_path):
     (True, "system\nBe brief.\nuser\nWhat is 6 * 7?\nassistant\n"),
     (False, "Be brief.\nWhat is 6 * 7?\n"),
   ):
-    loaded = tokenizer.load(
+    loaded = tokenizer.from_source(
       directory,
       system_prompt="Be brief.",
       prompt="{question}",
@@ -236,16 +236,16 @@ def test_system_prompt_starts_the_dialogue(tmp_path):
 
 def test_prompt_can_use_meta_but_not_the_answer(tmp_path):
   directory = write(tmp_path / "t")
-  loaded = tokenizer.load(directory, prompt="{question} Make {target}.")
+  loaded = tokenizer.from_source(directory, prompt="{question} Make {target}.")
   assert "Make 42." in loaded.decode(loaded.prompt_tokens(QUESTION))
-  loaded = tokenizer.load(directory, prompt="{question} {answer}")
+  loaded = tokenizer.from_source(directory, prompt="{question} {answer}")
   with pytest.raises(errors.ConfigError, match="only fields of the question"):
     loaded.prompt_tokens(QUESTION)
 
 
 def test_character_tokenizer_round_trips_its_alphabet(tmp_path):
   tokenizer.character_tokenizer(tmp_path / "t")
-  loaded = tokenizer.load(tmp_path / "t", prompt="{question}")
+  loaded = tokenizer.from_source(tmp_path / "t", prompt="{question}")
   text = tokenizer.CHARACTERS + "  a\n\n#1"
   question = QUESTION._replace(question=text, solution=text)
   assert loaded.vocab_size <= 64
@@ -258,7 +258,7 @@ def test_character_tokenizer_round_trips_its_alphabet(tmp_path):
 
 def test_character_tokenizer_refuses_what_it_does_not_know(tmp_path):
   tokenizer.character_tokenizer(tmp_path / "t", "0123")
-  loaded = tokenizer.load(tmp_path / "t", prompt="{question}")
+  loaded = tokenizer.from_source(tmp_path / "t", prompt="{question}")
   with pytest.raises(errors.ConfigError, match="every character of '4"):
     loaded.prompt_tokens(QUESTION._replace(question="4"))
   with pytest.raises(errors.ConfigError, match="each character once"):
@@ -266,7 +266,7 @@ def test_character_tokenizer_refuses_what_it_does_not_know(tmp_path):
 
 
 def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused(tmp_path):
-  loaded = tokenizer.load(write(tmp_path / "t"))
+  loaded = tokenizer.from_source(write(tmp_path / "t"))
   loaded.check_fits(260)
   with pytest.raises(errors.ConfigError, match=r"up to 259.*259$"):
     loaded.check_fits(259)
@@ -286,7 +286,7 @@ def test_tokenizer_json_wins_over_the_class_that_the_config_names(tmp_path):
   (directory / "tokenizer_config.json").write_text(
     json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|end|>"})
   )
-  loaded = tokenizer.load(directory, prompt="{question}")
+  loaded = tokenizer.from_source(directory, prompt="{question}")
   ids = loaded.solution_tokens(QUESTION._replace(solution="a  12"))
   assert list(ids) == backend_ids(directory, "a  12<|end|>")
   assert 300 in ids
@@ -301,7 +301,7 @@ def test_hub_id_is_fetched_without_the_weights(tmp_path, monkeypatch):
     return str(directory)
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-  loaded = tokenizer.load("someone/model", revision="v2")
+  loaded = tokenizer.from_source("someone/model", revision="v2")
   assert loaded.files == directory
   assert (seen["repo_id"], seen["revision"]) == ("someone/model", "v2")
   assert not [p for p in seen["patterns"] if "safetensors" in p]
@@ -324,7 +324,7 @@ def test_hub_id_is_fetched_without_the_weights(tmp_path, monkeypatch):
 def test_bad_settings_are_refused_in_one_sentence(tmp_path, arguments, message):
   directory = write(tmp_path / "t")
   with pytest.raises(errors.ConfigError, match=message) as error:
-    tokenizer.load(directory, **arguments)
+    tokenizer.from_source(directory, **arguments)
   assert "\n" not in str(error.value)
 
 
@@ -349,7 +349,7 @@ def test_broken_files_are_refused_in_one_sentence(tmp_path, files, message):
   for name, content in files.items():
     (directory / name).write_text(content)
   with pytest.raises(errors.ConfigError, match=message) as error:
-    tokenizer.load(directory)
+    tokenizer.from_source(directory)
   assert "\n" not in str(error.value)
 
 
@@ -359,7 +359,7 @@ def test_a_missing_tokenizer_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(
       errors.ConfigError, match="a directory or a hub id"
     ) as e:
-      tokenizer.load(source)
+      tokenizer.from_source(source)
     assert "\n" not in str(e.value)
 
 
@@ -372,7 +372,7 @@ def test_loading_needs_no_torch_and_says_nothing_about_it(tmp_path):
   )
   load = (
     "from bilevel_jax.data import tokenizer; "
-    f"print(tokenizer.load({str(directory)!r}).eos_ids)"
+    f"print(tokenizer.from_source({str(directory)!r}).eos_ids)"
   )
   done = subprocess.run(
     [sys.executable, "-c", hide_torch + load],

@@ -75,7 +75,7 @@ def test_directory_holds_the_files_weights_tokenizer_and_licence(
     huggingface.load_base(out, architecture),
     base,
   )
-  loaded = tokenizer.load(out)
+  loaded = tokenizer.from_source(out)
   loaded.check_fits(architecture.vocab_size)
   assert (out / "LICENSE").read_text() == "the licence"
   assert "Tiny.F32.gguf" in (out / "NOTICE").read_text()
@@ -186,7 +186,7 @@ def test_real_weights_agree_with_transformers(directory, request):
   torch = pytest.importorskip("torch")
   import transformers
 
-  loaded = tokenizer.load(directory, prompt="{question}")
+  loaded = tokenizer.from_source(directory, prompt="{question}")
   model = transformers.AutoModelForCausalLM.from_pretrained(
     directory, dtype=torch.float32
   ).eval()
@@ -254,7 +254,7 @@ def test_real_weights_agree_with_transformers(directory, request):
 def test_real_prompt_is_what_transformers_renders(directory):
   import transformers
 
-  loaded = tokenizer.load(directory, prompt="{question}")
+  loaded = tokenizer.from_source(directory, prompt="{question}")
   theirs = transformers.AutoTokenizer.from_pretrained(directory)
   question = types.Question(
     id="", question=QUESTIONS[0], answer="42", solution="17 + 25 = 42", meta={}

@@ -148,7 +148,7 @@ def test_the_directory_serves_prompts_with_every_eos(tmp_path):
     ),
   )
   gguf_tokenizer.export(path, tmp_path / "t")
-  loaded = tokenizer.load(tmp_path / "t", prompt="{question}")
+  loaded = tokenizer.from_source(tmp_path / "t", prompt="{question}")
   assert {tokens[i] for i in loaded.eos_ids} == {"<|endoftext|>", "<|im_end|>"}
   question = types.Question(
     id="1", question="a", answer="b", solution="b", meta={}
