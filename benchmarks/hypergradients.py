@@ -141,7 +141,7 @@ def accuracy(only: str = "") -> dict[str, float]:
         q.problem, q.optimum(weight), base, q.adapter, None, None
       )
       updates = penalty.combine(terms, weight)
-      result[f"penalty {weight}"] = relative(updates.adapter / (1 - weight))
+      result[f"penalty {weight}"] = relative(updates.upper / (1 - weight))
     for name, (estimate, optimizer) in estimators(q.step).items():
       if only not in name:
         continue
@@ -156,7 +156,7 @@ def _live_state(
 ) -> Any:
   """The optimiser's state after 20 gradients of a base that is on its way."""
   base = q.optimum(1.0) + 1.0
-  grad = gradient(q.problem.lower)(base, q.adapter, None).base
+  grad = gradient(q.problem.lower)(base, q.adapter, None).by_lower
   state = optimizer.init(base)
   for _ in range(20):
     state = optimizer.update(grad, state, base)[1]

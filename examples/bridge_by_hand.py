@@ -88,13 +88,13 @@ def update(optimizers, gain_weight, variables, states, rollouts, rl_rollouts):
     rollouts,
     # RL alone learns from samples of its own. A language model's are costly:
     # there it is scored on the joint policy's, by importance ratios.
-    rl_only_batch=lambda lower_batch, aux: rl_rollouts,
+    lower_only_batch=lambda lower_batch, aux: rl_rollouts,
   )
   # The gain (see `train`) has its gradient taken in `penalty.combine`, by
-  # `excess(lower.adapter, 1, rl_only.adapter)`: of minus the gain, as losses
-  # are minimised. It moves the adapter alone, with weight PENALTY.
+  # `excess(of_lower.by_upper, 1, lower_only.by_upper)`: of minus the gain, as
+  # losses are minimised. It moves the adapter alone, with weight PENALTY.
   found = penalty.combine(terms, PENALTY, gain_weight)
-  gradients = Variables(found.base, found.rl_only_base, found.adapter)
+  gradients = Variables(found.lower, found.lower_only, found.upper)
   new, new_states = [], []
   for i, optimizer in enumerate(optimizers):
     step, state = optimizer.update(gradients[i], states[i], variables[i])

@@ -1,11 +1,12 @@
 """BRIDGE's objective with the lower level's moves differentiated.
 
-    J(base, adapter) = (1 - penalty) upper + penalty lower
-    F(adapter) = J(U(adapter), adapter) - penalty lower(V(adapter), adapter)
+    J(x, y) = (1 - penalty) f(x, y) + penalty g(x, y)
+    F(y) = J(U(y), y) - penalty g(V(y), y)
 
-U is `base` moved by J, V is `rl_only_base` moved by lower alone. The penalty
-form holds both where they are; here their dependence on the adapter counts.
-Each branch is an ordinary bilevel problem whose two levels are one objective,
+f is the upper objective, g the lower one, y are the upper variables. U is
+`lower` moved by J, V is `lower_only` moved by g alone. The penalty form holds
+both where they are; here their dependence on y counts. Each of the two terms
+is an ordinary bilevel problem whose two levels are one objective,
 so any estimator gives it. Source: Algorithm 2 of BRIDGE, arXiv 2509.06948; its
 moves are held constant there.
 """
@@ -35,22 +36,22 @@ class JointAux(NamedTuple):
   lower: Tree
   upper_loss: jax.Array
   lower_loss: jax.Array
-  agreement: Agreement  # of their gradients by base
+  agreement: Agreement  # of their gradients by the lower variables
 
 
 class Cooperative(NamedTuple):
-  """The derivative of F, and the two branches that it is made of."""
+  """The derivative of F, and the two terms that it is made of."""
 
-  gradient: Tree  # joint.gradient - penalty * rl_only.gradient
-  direct: Tree  # the same of their direct parts: at fixed bases
+  gradient: Tree  # joint.gradient - penalty * lower_only.gradient
+  direct: Tree  # the same of their direct parts: at fixed U and V
   implicit: Tree  # the same of their implicit parts: through the moves
   joint: Hypergradient  # of J through U; aux are JointAux
-  rl_only: Hypergradient  # of lower through V
+  lower_only: Hypergradient  # of g through V
 
 
 def joint(
-  upper: GradientFunction,
-  lower: GradientFunction,
+  upper_gradient: GradientFunction,
+  lower_gradient: GradientFunction,
   weight: jax.typing.ArrayLike,
 ) -> GradientFunction:
   """Returns the gradient of (1 - weight) upper + weight lower.
@@ -58,20 +59,22 @@ def joint(
   Its batch is the pair (upper_batch, lower_batch), its aux a JointAux.
 
   Args:
-    upper: gradient of the upper objective.
-    lower: gradient of the lower objective.
+    upper_gradient: gradient of the upper objective.
+    lower_gradient: gradient of the lower objective.
     weight: the penalty, in [0, 1].
   """
 
-  def evaluate(base: Tree, adapter: Tree, batch: Any) -> Gradient:
+  def evaluate(lower: Tree, upper: Tree, batch: Any) -> Gradient:
     upper_batch, lower_batch = batch
-    u = upper(base, adapter, upper_batch)
-    v = lower(base, adapter, lower_batch)
+    u = upper_gradient(lower, upper, upper_batch)
+    v = lower_gradient(lower, upper, lower_batch)
     return Gradient(
-      base=penalty.mix(weight, u.base, v.base),
-      adapter=penalty.mix(weight, u.adapter, v.adapter),
+      by_lower=penalty.mix(weight, u.by_lower, v.by_lower),
+      by_upper=penalty.mix(weight, u.by_upper, v.by_upper),
       loss=penalty.mix(weight, u.loss, v.loss),
-      aux=JointAux(u.aux, v.aux, u.loss, v.loss, agreement(u.base, v.base)),
+      aux=JointAux(
+        u.aux, v.aux, u.loss, v.loss, agreement(u.by_lower, v.by_lower)
+      ),
     )
 
   return evaluate
@@ -79,50 +82,50 @@ def joint(
 
 def cooperative(
   estimate: Estimator,
-  rl_only_estimate: Estimator,
-  upper: GradientFunction,
-  lower: GradientFunction,
-  base: Tree,
-  rl_only_base: Tree,
-  adapter: Tree,
+  lower_only_estimate: Estimator,
+  upper_gradient: GradientFunction,
+  lower_gradient: GradientFunction,
+  lower: Tree,
+  lower_only: Tree,
+  upper: Tree,
   upper_batch: Any,
   lower_batch: Any,
   *,
   weight: jax.typing.ArrayLike,
   optimizer_state: Tree = None,
-  rl_only_state: Tree = None,
+  lower_only_state: Tree = None,
   inner_batches: tuple[Any, Any] | None = None,
-  rl_only_batch: Callable[[Any, Tree], Any] = lambda batch, aux: batch,
+  lower_only_batch: Callable[[Any, Tree], Any] = lambda batch, aux: batch,
 ) -> Cooperative:
-  """Returns the derivative of F by the adapter.
+  """Returns the derivative of F.
 
   Args:
-    rl_only_estimate: the same for `rl_only_base`, with its own optimiser.
-    upper: gradient of the upper objective.
-    lower: gradient of the lower objective.
-    rl_only_base: the copy now; `base` itself for a copy rebuilt each step.
+    lower_only_estimate: the same for `lower_only`, with its own optimiser.
+    upper_gradient: gradient of the upper objective.
+    lower_gradient: gradient of the lower objective.
+    lower_only: the copy now; `lower` itself for a copy rebuilt each step.
     upper_batch: data of the upper objective.
     lower_batch: data of the lower objective.
     weight: the penalty, in [0, 1].
-    optimizer_state: live state of base's optimiser, a constant.
-    rl_only_state: live state of rl_only_base's optimiser, a constant.
+    optimizer_state: live state of lower's optimiser, a constant.
+    lower_only_state: live state of lower_only's optimiser, a constant.
     inner_batches: (upper, lower) data of the moves, where it is not that of
       the objectives: [K, ...] for an estimator with a batch per step.
-    rl_only_batch: (lower batch, lower aux of the joint branch's moves) -> the
-      same batch as the RL-only branch needs it.
+    lower_only_batch: (lower batch, lower aux of U's moves) -> the same batch
+      as V needs it.
   """
   outer = (upper_batch, lower_batch)
   inner = outer if inner_batches is None else inner_batches
-  both = joint(upper, lower, weight)
-  moved = estimate(both, both, base, adapter, outer, inner, optimizer_state)
-  alone = rl_only_estimate(
-    lower,
-    lower,
-    rl_only_base,
-    adapter,
-    rl_only_batch(lower_batch, moved.lower_aux.lower),
-    rl_only_batch(inner[1], moved.lower_aux.lower),
-    rl_only_state,
+  both = joint(upper_gradient, lower_gradient, weight)
+  moved = estimate(both, both, lower, upper, outer, inner, optimizer_state)
+  alone = lower_only_estimate(
+    lower_gradient,
+    lower_gradient,
+    lower_only,
+    upper,
+    lower_only_batch(lower_batch, moved.lower_aux.lower),
+    lower_only_batch(inner[1], moved.lower_aux.lower),
+    lower_only_state,
   )
   return Cooperative(
     **{
@@ -130,7 +133,7 @@ def cooperative(
       for part in ("gradient", "direct", "implicit")
     },
     joint=moved,
-    rl_only=alone,
+    lower_only=alone,
   )
 
 
@@ -140,15 +143,15 @@ class FirstOrder(NamedTuple):
   gradient: Tree  # direct + implicit
   direct: Tree
   implicit: Tree
-  upper: Gradient  # at base
-  lower: Gradient  # at base
+  of_upper: Gradient  # at `lower`
+  of_lower: Gradient  # at `lower`
 
 
 def first_order(
-  upper: GradientFunction,
-  lower: GradientFunction,
-  base: Tree,
-  adapter: Tree,
+  upper_gradient: GradientFunction,
+  lower_gradient: GradientFunction,
+  lower: Tree,
+  upper: Tree,
   upper_batch: Any,
   lower_batch: Any,
   *,
@@ -157,60 +160,60 @@ def first_order(
   optimizer_state: Tree,
   mixed_product: mixed_mode.MixedProduct = "exact",
 ) -> FirstOrder:
-  """Returns the derivative of F, with one step from `base`, to first order.
+  """Returns the derivative of F, with one step from `lower`, to first order.
 
-  With u, l the two gradients at `base`, j = (1 - penalty) u + penalty l, and
-  U = base + step(j), V = base + step(l), F is expanded to first order in the
+  With u, l the two gradients at `lower`, j = (1 - penalty) u + penalty l, and
+  U = lower + step(j), V = lower + step(l), F is expanded to first order in the
   step, then differentiated:
 
       direct    (1 - penalty) du
       implicit  (1 - penalty) d2u r(j) + penalty d2l [r(j) - r(l)]
       r(g)      step(g) + step'(g)^T g
 
-  d2u and d2l are the mixed second derivatives, du the adapter's gradient. Both
-  branches begin at `base`, so lower's own terms cancel and each objective
-  needs one gradient and one product. r has two terms because a step changes F
-  at both its ends: in where it arrives, and in the gradient that it follows.
-  What is left out is of second order in the step, against `unrolled` with one
-  step. For plain gradient descent r(g) is -2 lr g.
+  d2u and d2l are the mixed second derivatives, du the gradient by the upper
+  variables. U and V begin at `lower`, so l's own terms cancel and each
+  objective needs one gradient and one product. r has two terms because a step
+  changes F at both its ends: in where it arrives, and in the gradient that it
+  follows. What is left out is of second order in the step, against `unrolled`
+  with one step. For plain gradient descent r(g) is -2 lr g.
 
   Args:
-    upper: gradient of the upper objective.
-    lower: gradient of the lower objective.
-    base: lower-level variables, of both branches.
+    upper_gradient: gradient of the upper objective.
+    lower_gradient: gradient of the lower objective.
+    lower: lower-level variables, where U and V begin.
     upper_batch: data of the upper objective.
     lower_batch: data of the lower objective.
     weight: the penalty, in [0, 1].
-    optimizer: that moves base, in both branches.
+    optimizer: that moves them.
     optimizer_state: its live state, a constant.
     mixed_product: how products with second derivatives are taken.
   """
-  at_upper = upper(base, adapter, upper_batch)
-  at_lower = lower(base, adapter, lower_batch)
+  at_upper = upper_gradient(lower, upper, upper_batch)
+  at_lower = lower_gradient(lower, upper, lower_batch)
 
   def reach(gradient: Tree) -> Tree:
     step, pull_back = jax.vjp(
-      lambda g: optimizer.update(g, optimizer_state, base)[0], gradient
+      lambda g: optimizer.update(g, optimizer_state, lower)[0], gradient
     )
     return optax.tree.add(step, pull_back(gradient)[0])
 
-  move = reach(penalty.mix(weight, at_upper.base, at_lower.base))
-  apart = optax.tree.sub(move, reach(at_lower.base))
+  move = reach(penalty.mix(weight, at_upper.by_lower, at_lower.by_lower))
+  apart = optax.tree.sub(move, reach(at_lower.by_lower))
   products = [
     mixed_mode.product(
-      gradient, base, adapter, batch, vector, mixed_product=mixed_product
-    ).adapter
+      gradient, lower, upper, batch, vector, mixed_product=mixed_product
+    ).by_upper
     for gradient, batch, vector in (
-      (upper, upper_batch, move),
-      (lower, lower_batch, apart),
+      (upper_gradient, upper_batch, move),
+      (lower_gradient, lower_batch, apart),
     )
   ]
-  direct = penalty.mix(weight, at_upper.adapter, optax.tree.zeros_like(adapter))
+  direct = penalty.mix(weight, at_upper.by_upper, optax.tree.zeros_like(upper))
   implicit = penalty.mix(weight, *products)
   return FirstOrder(
     gradient=optax.tree.add(direct, implicit),
     direct=direct,
     implicit=implicit,
-    upper=at_upper,
-    lower=at_lower,
+    of_upper=at_upper,
+    of_lower=at_lower,
   )

@@ -1,10 +1,10 @@
 """The hypergradient by the implicit function theorem.
 
-Where base minimises lower(., adapter), its derivative by adapter is
--(d2 lower / dbase2)^-1 d2 lower / dbase dadapter, so that
+Where x minimises the lower objective g(., y), its derivative by y is
+-(d2g / dx2)^-1 d2g / dx dy, so that, for an upper objective f,
 
-    v = (d2 lower / dbase2 + damping)^-1 d upper / dbase
-    hypergradient = d upper / dadapter - (d2 lower / dadapter dbase) v
+    v = (d2g / dx2 + damping)^-1 df / dx
+    hypergradient = df / dy - (d2g / dy dx) v
 
 Products with second derivatives only: no matrix is formed. True at the lower
 optimum; away from it the error is of the order of the lower gradient, whose
@@ -60,37 +60,42 @@ def implicit(
     raise errors.ConfigError(f"damping must be at least 0, got {damping}")
 
   def estimate(
-    upper: GradientFunction,
-    lower: GradientFunction,
-    base: Tree,
-    adapter: Tree,
+    upper_gradient: GradientFunction,
+    lower_gradient: GradientFunction,
+    lower: Tree,
+    upper: Tree,
     upper_batch: Any,
     lower_batch: Any,
     optimizer_state: Tree = None,
   ) -> Hypergradient:
-    at_upper = upper(base, adapter, upper_batch)
-    # BRIDGE's branches have one objective for both levels.
-    same = lower is upper and lower_batch is upper_batch
-    at_lower = at_upper if same else lower(base, adapter, lower_batch)
+    at_upper = upper_gradient(lower, upper, upper_batch)
+    # Each term of BRIDGE's F has one objective for both levels.
+    same = lower_gradient is upper_gradient and lower_batch is upper_batch
+    at_lower = at_upper if same else lower_gradient(lower, upper, lower_batch)
 
     def second(vector):
       return mixed_mode.product(
-        lower, base, adapter, lower_batch, vector, mixed_product=mixed_product
+        lower_gradient,
+        lower,
+        upper,
+        lower_batch,
+        vector,
+        mixed_product=mixed_product,
       )
 
     def hessian(vector):
-      return mixed_mode.add_scaled(second(vector).base, damping, vector)
+      return mixed_mode.add_scaled(second(vector).by_lower, damping, vector)
 
-    solution = solver(hessian, at_upper.base)
+    solution = solver(hessian, at_upper.by_lower)
     return hypergradient(
-      at_upper.adapter,
-      optax.tree.scale(-1, second(solution.vector).adapter),
-      base=base,
+      at_upper.by_upper,
+      optax.tree.scale(-1, second(solution.vector).by_upper),
+      lower=lower,
       optimizer_state=optimizer_state,
       upper=at_upper,
       lower_loss=at_lower.loss,
       lower_aux=at_lower.aux,
-      lower_gradient_norm=optax.tree.norm(at_lower.base),
+      lower_gradient_norm=optax.tree.norm(at_lower.by_lower),
       residual=solution.residual,
       iterations=solution.iterations,
     )
@@ -103,14 +108,14 @@ def one_step(
 ) -> Estimator:
   """Returns T1-T2: the inverse second derivative is taken to be `step`.
 
-      d upper / dadapter - (d2 lower / dadapter dbase) (step * d upper / dbase)
+      df / dy - (d2g / dy dx) (step * df / dx)
 
-  The derivative of one gradient step of length `step`, expanded at `base`
+  The derivative of one gradient step of length `step`, expanded at `lower`
   (Luketina et al., arXiv 1511.06727). One product, no solve; it leaves out
-  how earlier steps depended on the adapter.
+  how earlier steps depended on the upper variables.
 
   Args:
-    step: learning rate of the lower level, or a tree of them like base: a
+    step: learning rate of the lower level, or a tree of them like lower: a
       diagonal preconditioner, such as Adam's lr / (sqrt(nu) + eps) (SAMA,
       arXiv 2310.05674).
     mixed_product: how the product with second derivatives is taken.
@@ -123,7 +128,7 @@ def conjugate_gradient(*, iterations: int, tolerance: float = 1e-6) -> Solver:
 
   Stops at the tolerance, at the last iteration, or before a direction along
   which H is not positive, where it would no longer approach the solution; the
-  residual then tells how far it came (more damping helps).
+  residual then says how far it came (more damping helps).
 
   Args:
     tolerance: relative residual that is good enough.

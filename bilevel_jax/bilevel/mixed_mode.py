@@ -20,59 +20,59 @@ from bilevel_jax.types import Tree
 MixedProduct: TypeAlias = Literal["exact", "finite_difference"]
 
 RELATIVE_STEP = 0.01
-"""Length of a finite difference's step in the space of `base`."""
+"""Length of a finite difference's step in the space of the lower variables."""
 
 
 class Product(NamedTuple):
   """The second derivative of an objective, times a vector."""
 
-  base: Tree  # d2 / dbase dbase, times the vector
-  adapter: Tree  # d2 / dadapter dbase, times the vector
+  by_lower: Tree  # d2 / dx dx, times the vector
+  by_upper: Tree  # d2 / dy dx, times the vector
 
 
 def product(
   gradient: GradientFunction,
-  base: Tree,
-  adapter: Tree,
+  lower: Tree,
+  upper: Tree,
   batch: Any,
   vector: Tree,
   *,
   mixed_product: MixedProduct = "exact",
 ) -> Product:
-  """Returns d/de of both gradients at base + e * vector, at e = 0.
+  """Returns d/de of both gradients at lower + e * vector, at e = 0.
 
   `exact` is one jvp of the gradient. `finite_difference` is the central
-  difference of two gradients at base +- e * vector, e = 0.01 / norm(vector)
+  difference of two gradients at lower +- e * vector, e = 0.01 / norm(vector)
   (DARTS, arXiv 1806.09055): it needs no second derivative, so it works with
   any kernel, and float32 parameters, since the two differ in few bits.
 
   Args:
-    base: where the derivative is taken.
-    adapter: where the derivative is taken.
+    lower: where the derivative is taken.
+    upper: where the derivative is taken.
   """
 
-  def both(base: Tree) -> Product:
-    at = gradient(base, adapter, batch)
-    return Product(at.base, at.adapter)
+  def both(lower: Tree) -> Product:
+    at = gradient(lower, upper, batch)
+    return Product(at.by_lower, at.by_upper)
 
   if mixed_product == "exact":
-    return jax.jvp(both, (base,), (vector,))[1]
+    return jax.jvp(both, (lower,), (vector,))[1]
   norm = optax.tree.norm(vector)
   # At a zero vector any finite step gives the product, which is zero.
   step = RELATIVE_STEP / jnp.where(norm > 0, norm, 1)
-  above = both(add_scaled(base, step, vector))
-  below = both(add_scaled(base, -step, vector))
+  above = both(add_scaled(lower, step, vector))
+  below = both(add_scaled(lower, -step, vector))
   return jax.tree.map(
     lambda x, y: ((x - y) / (2 * step)).astype(x.dtype), above, below
   )
 
 
-def base_gradient(
+def gradient_by_lower(
   gradient: GradientFunction, *, mixed_product: MixedProduct = "exact"
 ) -> Callable[[Tree, Tree, Any], tuple[Tree, Tree]]:
-  """Returns (base, adapter, batch) -> (gradient of base, (loss, aux)).
+  """Returns (lower, upper, batch) -> (gradient of lower, (loss, aux)).
 
-  Differentiable in base and adapter, once and in reverse, at the memory of
+  Differentiable in lower and upper, once and in reverse, at the memory of
   one gradient. Loss and aux are reports: no derivative flows through them,
   nor into the batch.
 
@@ -80,10 +80,10 @@ def base_gradient(
     mixed_product: how the derivative's products are taken.
   """
 
-  def evaluate(base, adapter, batch):
-    of, constants = _explicit(gradient, base, adapter, batch)
+  def evaluate(lower, upper, batch):
+    of, constants = _explicit(gradient, lower, upper, batch)
     primitive = _differentiable(of, mixed_product)
-    return primitive(constants, base, adapter, batch)
+    return primitive(constants, lower, upper, batch)
 
   return evaluate
 
@@ -93,24 +93,24 @@ def _differentiable(
   mixed_product: MixedProduct,
 ) -> Callable[..., tuple[Tree, Tree]]:
   @jax.custom_vjp
-  def evaluate(constants, base, adapter, batch):
-    at = of(constants)(base, adapter, batch)
-    return at.base, (at.loss, at.aux)
+  def evaluate(constants, lower, upper, batch):
+    at = of(constants)(lower, upper, batch)
+    return at.by_lower, (at.loss, at.aux)
 
   def forward(*args):
     return evaluate(*args), args
 
   def backward(args, cotangents):
-    constants, base, adapter, batch = args
+    constants, lower, upper, batch = args
     second = product(
       of(constants),
-      base,
-      adapter,
+      lower,
+      upper,
       batch,
       cotangents[0],
       mixed_product=mixed_product,
     )
-    return None, second.base, second.adapter, None
+    return None, second.by_lower, second.by_upper, None
 
   evaluate.defvjp(forward, backward)
   return evaluate

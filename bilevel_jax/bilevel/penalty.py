@@ -1,11 +1,10 @@
 """BRIDGE's penalty form: three gradients, and no second derivative.
 
-    min over base, adapter of
-      (1 - penalty) upper(base, adapter)
-      + penalty [ lower(base, adapter) - lower(base*(adapter), adapter) ]
+    min over x, y of  (1 - penalty) f(x, y) + penalty [ g(x, y) - g(x*(y), y) ]
 
-The bracket is how far `base` is from the lower optimum base*, whose place is
-taken by a second copy, `rl_only_base`, which the lower gradient alone moves.
+f is the upper objective and g the lower one, x are the lower variables and y
+the upper ones. The bracket is how far x is from the lower optimum x*, whose
+place is taken by a second copy, `lower_only`, which g's gradient alone moves.
 Minus the bracket is the cooperative gain: what training both losses jointly
 earns on the lower one over training the lower one alone.
 Source: BRIDGE, arXiv 2509.06948, algorithm 2; the value-function penalty is
@@ -32,58 +31,59 @@ from bilevel_jax.types import Array, Tree
 class Terms(NamedTuple):
   """The three gradients of one step, all taken at the old parameters."""
 
-  upper: Gradient  # of upper at (base, adapter)
-  lower: Gradient  # of lower at (base, adapter)
-  rl_only: Gradient  # of lower at (rl_only_base, adapter)
+  of_upper: Gradient  # of the upper objective, at (lower, upper)
+  of_lower: Gradient  # of the lower objective, at (lower, upper)
+  lower_only: Gradient  # of the lower objective, at (lower_only, upper)
 
 
 class Updates(NamedTuple):
   """One gradient for each thing that moves, for one optimiser update each."""
 
-  base: Tree
-  rl_only_base: Tree
-  adapter: Tree
-  direct: Tree  # the part of the adapter's that the upper objective has
-  gain: Tree  # the part of the adapter's that the cooperative gain has
+  lower: Tree
+  lower_only: Tree
+  upper: Tree
+  direct: Tree  # the part of upper's that the upper objective has
+  gain: Tree  # the part of upper's that the cooperative gain has
 
 
 def terms(
   problem: Problem,
-  base: Tree,
-  rl_only_base: Tree,
-  adapter: Tree,
+  lower: Tree,
+  lower_only: Tree,
+  upper: Tree,
   upper_batch: Any,
   lower_batch: Any,
   *,
   gradient: Callable[[Objective], GradientFunction] = gradient,
-  rl_only_batch: Callable[[Any, Tree], Any] = lambda batch, aux: batch,
+  lower_only_batch: Callable[[Any, Tree], Any] = lambda batch, aux: batch,
   rebuild: Callable[[Gradient], Tree] | None = None,
 ) -> Terms:
   """Returns the gradients that `combine` weighs.
 
-  The branches are evaluated one after another, so that the activations of two
+  The gradients are taken one after another, so that the activations of two
   are never in memory together.
 
   Args:
-    rl_only_base: the copy that the lower gradient alone moves.
-    adapter: upper-level variables, shared by all three branches.
+    lower: lower-level variables.
+    lower_only: the copy of them that the lower gradient alone moves.
+    upper: upper-level variables, of all three gradients.
     upper_batch: data of the upper objective.
     lower_batch: data of the lower objective.
     gradient: makes an objective's Gradient; an accumulating one may be given.
-    rl_only_batch: (lower_batch, aux of the lower branch) -> the batch of the
-      RL-only branch, which may need what the lower branch computed.
-    rebuild: lower Gradient -> `rl_only_base`, replacing the one given; for a
+    lower_only_batch: (lower_batch, aux of the lower objective at `lower`) ->
+      its batch at `lower_only`, which may need what was computed at `lower`.
+    rebuild: lower Gradient -> `lower_only`, replacing the one given; for a
       copy that is made anew in each step (`one_step`).
   """
-  lower = gradient(problem.lower)(base, adapter, lower_batch)
+  of_lower = gradient(problem.lower)(lower, upper, lower_batch)
   if rebuild is not None:
-    rl_only_base = rebuild(lower)
-  shared = rl_only_batch(lower_batch, lower.aux)
-  lower, rl_only_base = jax.lax.optimization_barrier((lower, rl_only_base))
-  rl_only = gradient(problem.lower)(rl_only_base, adapter, shared)
-  rl_only, base = jax.lax.optimization_barrier((rl_only, base))
-  upper = gradient(problem.upper)(base, adapter, upper_batch)
-  return Terms(upper, lower, rl_only)
+    lower_only = rebuild(of_lower)
+  shared = lower_only_batch(lower_batch, of_lower.aux)
+  of_lower, lower_only = jax.lax.optimization_barrier((of_lower, lower_only))
+  of_copy = gradient(problem.lower)(lower_only, upper, shared)
+  of_copy, lower = jax.lax.optimization_barrier((of_copy, lower))
+  of_upper = gradient(problem.upper)(lower, upper, upper_batch)
+  return Terms(of_upper, of_lower, of_copy)
 
 
 def combine(
@@ -93,30 +93,29 @@ def combine(
 ) -> Updates:
   """Returns the gradients of the penalty objective, to be minimised.
 
-      base          (1 - penalty) upper_base + penalty lower_base
-      rl_only_base  lower_base at rl_only_base
-      adapter       (1 - penalty) upper_adapter
-                    + penalty (lower_adapter - lower_adapter at rl_only_base)
+      lower       (1 - penalty) df/dx + penalty dg/dx
+      lower_only  dg/dx at lower_only
+      upper       (1 - penalty) df/dy + penalty (dg/dy - dg/dy at lower_only)
 
   A term whose weight is exactly 0 is absent: not even an infinity in it
-  counts. Where the gradients at `base` and `rl_only_base` are equal, the gain's
+  counts. Where the gradients at `lower` and `lower_only` are equal, the gain's
   gradient is exactly 0.
 
   Args:
     penalty: scalar lambda in [0, 1].
-    gain_weight: of the gain, beside `penalty`; 0 leaves the adapter to the
-      upper objective alone.
+    gain_weight: of the gain, beside `penalty`; 0 leaves the upper variables to
+      the upper objective alone.
   """
-  upper, lower, rl_only = terms
-  # The cooperative gain is rl_only.loss - lower.loss; it is ascended.
-  minus_gain = excess(lower.adapter, 1, rl_only.adapter)
+  of_upper, of_lower, lower_only = terms
+  # The cooperative gain is lower_only.loss - of_lower.loss; it is ascended.
+  minus_gain = excess(of_lower.by_upper, 1, lower_only.by_upper)
   scaled = lambda weight, tree: jax.tree.map(lambda x: weigh(weight, x), tree)
-  direct = scaled(1 - penalty, upper.adapter)
+  direct = scaled(1 - penalty, of_upper.by_upper)
   gain = scaled(penalty, scaled(gain_weight, minus_gain))
   return Updates(
-    base=mix(penalty, upper.base, lower.base),
-    rl_only_base=rl_only.base,
-    adapter=jax.tree.map(jnp.add, direct, gain),
+    lower=mix(penalty, of_upper.by_lower, of_lower.by_lower),
+    lower_only=lower_only.by_lower,
+    upper=jax.tree.map(jnp.add, direct, gain),
     direct=direct,
     gain=gain,
   )
@@ -160,26 +159,24 @@ def weigh(weight: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
 
 
 def one_step(
-  optimizer: optax.GradientTransformation, state: Tree, base: Tree, grad: Tree
+  optimizer: optax.GradientTransformation, state: Tree, lower: Tree, grad: Tree
 ) -> Tree:
-  """Returns the RL-only base: `base` after one update by `grad`.
-
-  The life of an RL-only base that is rebuilt in every step.
+  """Returns `lower` after one update by `grad`: a copy for one step alone.
 
   Args:
-    grad: gradient of the lower objective at `base`.
+    grad: gradient of the lower objective at `lower`.
   """
-  updates, _ = optimizer.update(grad, state, base)
-  return optax.apply_updates(base, updates)
+  updates, _ = optimizer.update(grad, state, lower)
+  return optax.apply_updates(lower, updates)
 
 
 def resync(
-  base: Tree, rl_only_base: Tree, updates: Array, *, every: int
+  lower: Tree, lower_only: Tree, updates: Array, *, every: int
 ) -> Tree:
-  """Returns `base` where `updates` is a multiple of `every`, else the other.
+  """Returns `lower` where `updates` is a multiple of `every`, else the other.
 
   Args:
     updates: [] int32, updates applied so far.
   """
   due = updates % every == 0
-  return jax.tree.map(lambda b, r: jnp.where(due, b, r), base, rl_only_base)
+  return jax.tree.map(lambda b, r: jnp.where(due, b, r), lower, lower_only)

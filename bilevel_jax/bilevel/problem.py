@@ -1,12 +1,12 @@
-"""A bilevel problem as two functions of (base, adapter, batch).
+"""A bilevel problem as two functions of (lower, upper, batch).
 
-    min over adapter of  upper(base*(adapter), adapter)
-    where base*(adapter) minimises  lower(base, adapter)  over base
+    min over y of  f(x*(y), y)   where x*(y) minimises  g(x, y)  over x
 
-`base` are the lower level's variables and `adapter` the upper level's; both
-are any pytrees, and a batch is whatever the two objectives understand. For
-BRIDGE (arXiv 2509.06948), upper is the SFT loss (-J_SFT) and lower the RL loss
-(-J_RL).
+x are the lower level's variables, y the upper level's. In this package `lower`
+and `upper` are variables where they are arguments, and objectives (g, f) where
+they are a Problem's fields. Variables are any pytrees, and a batch is whatever
+the two objectives understand. For BRIDGE (arXiv 2509.06948), f is the SFT loss
+(-J_SFT) and g the RL loss (-J_RL).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import optax
 from bilevel_jax.types import Tree
 
 Objective: TypeAlias = Callable[[Tree, Tree, Any], tuple[jax.Array, Tree]]
-"""(base, adapter, batch) -> (loss, aux); the loss is a scalar, minimised."""
+"""(lower, upper, batch) -> (loss, aux); the loss is a scalar, minimised."""
 
 
 class Problem(NamedTuple):
@@ -32,14 +32,14 @@ class Problem(NamedTuple):
 class Gradient(NamedTuple):
   """A loss with its derivatives with respect to both levels' variables."""
 
-  base: Tree
-  adapter: Tree
+  by_lower: Tree
+  by_upper: Tree
   loss: jax.Array
   aux: Tree
 
 
 GradientFunction: TypeAlias = Callable[[Tree, Tree, Any], Gradient]
-"""(base, adapter, batch) -> Gradient."""
+"""(lower, upper, batch) -> Gradient."""
 
 
 def gradient(objective: Objective) -> GradientFunction:
@@ -49,15 +49,13 @@ def gradient(objective: Objective) -> GradientFunction:
   hands the estimators its own function of this signature instead.
 
   Args:
-    objective: function of (base, adapter, batch).
+    objective: function of (lower, upper, batch).
   """
   differentiated = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
 
-  def evaluate(base: Tree, adapter: Tree, batch: Any) -> Gradient:
-    (loss, aux), (base_grad, adapter_grad) = differentiated(
-      base, adapter, batch
-    )
-    return Gradient(base_grad, adapter_grad, loss, aux)
+  def evaluate(lower: Tree, upper: Tree, batch: Any) -> Gradient:
+    (loss, aux), (by_lower, by_upper) = differentiated(lower, upper, batch)
+    return Gradient(by_lower, by_upper, loss, aux)
 
   return evaluate
 
@@ -91,15 +89,15 @@ def agreement(upper: Tree, lower: Tree) -> Agreement:
 
 
 class Hypergradient(NamedTuple):
-  """The derivative of upper(base(adapter), adapter) by adapter, and its parts.
+  """The derivative of f(x(y), y) by y, and its parts.
 
   gradient = direct + implicit
   """
 
   gradient: Tree
-  direct: Tree  # at a fixed base
-  implicit: Tree  # through base's dependence on adapter
-  base: Tree  # where the lower level is: moved, if the estimator moves it
+  direct: Tree  # at a fixed x
+  implicit: Tree  # through x's dependence on y
+  lower: Tree  # where the lower level is: moved, if the estimator moves it
   optimizer_state: Tree  # of the lower level, there
   upper: Gradient  # of the upper objective, there
   lower_loss: jax.Array  # before the move: [K] of each inner step, else []
@@ -112,19 +110,19 @@ class Estimator(Protocol):
 
   def __call__(
     self,
-    upper: GradientFunction,
-    lower: GradientFunction,
-    base: Tree,
-    adapter: Tree,
+    upper_gradient: GradientFunction,
+    lower_gradient: GradientFunction,
+    lower: Tree,
+    upper: Tree,
     upper_batch: Any,
     lower_batch: Any,
     optimizer_state: Tree = None,
   ) -> Hypergradient:
-    """Returns the hypergradient of `upper` at `adapter`.
+    """Returns the hypergradient of the upper objective at `upper`.
 
     Args:
-      upper: gradient of the objective to differentiate.
-      lower: gradient of the objective that base minimises.
+      upper_gradient: gradient of the objective to differentiate.
+      lower_gradient: gradient of the objective that lower minimises.
       upper_batch: data of the upper objective.
       lower_batch: data of the lower objective.
       optimizer_state: live state of the lower level's optimiser, a constant;
@@ -137,7 +135,7 @@ def hypergradient(
   direct: Tree,
   implicit: Tree,
   *,
-  base: Tree,
+  lower: Tree,
   optimizer_state: Tree,
   upper: Gradient,
   lower_loss: jax.Array,
@@ -147,7 +145,7 @@ def hypergradient(
   """Returns the Hypergradient of two parts, with their norms.
 
   Args:
-    base: where the lower level's variables ended.
+    lower: where the lower level's variables ended.
     optimizer_state: of the lower level there.
     lower_loss: scalar.
     lower_aux: what the lower objective returned beside its loss.
@@ -157,7 +155,7 @@ def hypergradient(
     gradient=optax.tree.add(direct, implicit),
     direct=direct,
     implicit=implicit,
-    base=base,
+    lower=lower,
     optimizer_state=optimizer_state,
     upper=upper,
     lower_loss=lower_loss,

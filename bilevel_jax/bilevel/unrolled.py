@@ -1,13 +1,14 @@
 """The hypergradient through K optimiser steps of the lower level.
 
-    base_{k+1} = base_k - update(grad_base lower(base_k, adapter, batch_k))
-    hypergradient = d upper(base_K(adapter), adapter) / d adapter
+    x_{k+1} = x_k - update(dg/dx (x_k, y, batch_k))
+    hypergradient = d f(x_K(y), y) / dy
 
-Exact for what it says: the derivative of K steps from a constant start, with
-clipping, moments and schedules of the optimiser included. It is not the
-derivative of the lower level's optimum, to which it tends as K grows. Source:
-Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter
-Optimization, arXiv 1703.01785; with the products of MixFlow-MG, 2505.00793.
+f is the upper objective, g the lower one. Exact for what it says: the
+derivative of K steps from a constant start, with clipping, moments and
+schedules of the optimiser included. It is not the derivative of the lower
+level's optimum, to which it tends as K grows. Source: Franceschi et al.,
+Forward and Reverse Gradient-Based Hyperparameter Optimization, arXiv
+1703.01785; with the products of MixFlow-MG, 2505.00793.
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ def unrolled(
   wrong for a run that is under way: Adam's first step is a sign, whose
   derivative has nothing to do with that of a later step.
 
-  Memory: one copy of base and of the optimiser's state a step, and the
+  Memory: one copy of lower and of the optimiser's state a step, and the
   activations of one gradient. Every step is computed again on the way back.
 
   Args:
@@ -56,43 +57,43 @@ def unrolled(
     raise errors.ConfigError(f"steps must be at least 1, got {steps}")
 
   def estimate(
-    upper: GradientFunction,
-    lower: GradientFunction,
-    base: Tree,
-    adapter: Tree,
+    upper_gradient: GradientFunction,
+    lower_gradient: GradientFunction,
+    lower: Tree,
+    upper: Tree,
     upper_batch: Any,
     lower_batch: Any,
     optimizer_state: Tree = None,
   ) -> Hypergradient:
-    inner_gradient = mixed_mode.base_gradient(
-      lower, mixed_product=mixed_product
+    inner_gradient = mixed_mode.gradient_by_lower(
+      lower_gradient, mixed_product=mixed_product
     )
 
-    def descend(adapter):
+    def descend(upper):
       def step(carry, batch):
-        base, state = carry
+        lower, state = carry
         batch = batch if batch_per_step else lower_batch
-        grad, report = inner_gradient(base, adapter, batch)
-        updates, state = optimizer.update(grad, state, base)
-        return (optax.apply_updates(base, updates), state), report
+        grad, report = inner_gradient(lower, upper, batch)
+        updates, state = optimizer.update(grad, state, lower)
+        return (optax.apply_updates(lower, updates), state), report
 
       (final, state), reports = jax.lax.scan(
         # A scan's two passes are separate loops: there is nothing that the
         # barriers of a checkpoint would have to keep from being merged.
         jax.checkpoint(step, prevent_cse=False),
-        (base, optimizer_state),
+        (lower, optimizer_state),
         lower_batch if batch_per_step else None,
         length=steps,
       )
       return final, (state, reports)
 
-    final, pull_back, (state, reports) = jax.vjp(descend, adapter, has_aux=True)
-    at_end = upper(final, adapter, upper_batch)
-    (implicit,) = pull_back(at_end.base)
+    final, pull_back, (state, reports) = jax.vjp(descend, upper, has_aux=True)
+    at_end = upper_gradient(final, upper, upper_batch)
+    (implicit,) = pull_back(at_end.by_lower)
     return hypergradient(
-      at_end.adapter,
+      at_end.by_upper,
       implicit,
-      base=final,
+      lower=final,
       optimizer_state=state,
       upper=at_end,
       lower_loss=reports[0],

@@ -128,7 +128,7 @@ def penalty(options: Options, levels: Levels) -> Form:
         levels.optimizers["base"],
         state.optimizer_states["base"],
         state.base,
-        lower.base,
+        lower.by_lower,
       )
 
     terms = penalty_form.terms(
@@ -139,13 +139,13 @@ def penalty(options: Options, levels: Levels) -> Form:
       batch.sft,
       batch.rl,
       gradient=levels.gradient,
-      rl_only_batch=functools.partial(_rl_only_batch, options),
+      lower_only_batch=functools.partial(_rl_only_batch, options),
       rebuild=rebuild if rebuilt else None,
     )
     moves = penalty_form.combine(terms, penalty, options.gain_weight)
-    gradients = {"base": moves.base, "adapter": moves.adapter}
+    gradients = {"base": moves.lower, "adapter": moves.upper}
     if not rebuilt:
-      gradients["rl_only_base"] = moves.rl_only_base
+      gradients["rl_only_base"] = moves.lower_only
     upper, lower, rl_only = terms
     return Proposal(
       state,
@@ -154,7 +154,7 @@ def penalty(options: Options, levels: Levels) -> Form:
         "sft/loss": upper.loss,
         "rl/loss": lower.loss,
         **diagnostics.parts_metrics(moves.direct, moves.gain),
-        **_mix(agreement(upper.base, lower.base), penalty),
+        **_mix(agreement(upper.by_lower, lower.by_lower), penalty),
         **diagnostics.rollout_metrics(batch.rl, lower.aux),
         **diagnostics.rl_only_metrics(batch.rl, lower.aux, rl_only.aux),
       },
@@ -195,12 +195,12 @@ def unroll(options: Options, levels: Levels) -> Form:
       batch.rl,
       weight=penalty,
       optimizer_state=state.optimizer_states["base"],
-      rl_only_state=state.optimizer_states[copy],
-      rl_only_batch=_unrolled_rl_only_batch(options),
+      lower_only_state=state.optimizer_states[copy],
+      lower_only_batch=_unrolled_rl_only_batch(options),
     )
     state = _moved(state, "base", found.joint)
     if kept:
-      state = _moved(state, "rl_only_base", found.rl_only)
+      state = _moved(state, "rl_only_base", found.lower_only)
     first = jax.tree.map(lambda x: x[0], found.joint.lower_aux)
     return Proposal(
       state,
@@ -240,14 +240,14 @@ def by_implicit_function(options: Options, levels: Levels) -> Form:
       batch.sft,
       batch.rl,
       weight=penalty,
-      rl_only_batch=functools.partial(_rl_only_batch, options),
+      lower_only_batch=functools.partial(_rl_only_batch, options),
     )
     gradients = {
-      "base": found.joint.upper.base,
-      "rl_only_base": found.rl_only.upper.base,
+      "base": found.joint.upper.by_lower,
+      "rl_only_base": found.lower_only.upper.by_lower,
       "adapter": found.gradient,
     }
-    solved = found.joint.diagnostics, found.rl_only.diagnostics
+    solved = found.joint.diagnostics, found.lower_only.diagnostics
     return Proposal(
       state,
       gradients,
@@ -284,9 +284,9 @@ def one_step(options: Options, levels: Levels) -> Form:
       optimizer_state=state.optimizer_states["base"],
       mixed_product=mixed_product(options, "one_step"),
     )
-    at_upper, at_lower = found.upper, found.lower
+    at_upper, at_lower = found.of_upper, found.of_lower
     gradients = {
-      "base": penalty_form.mix(penalty, at_upper.base, at_lower.base),
+      "base": penalty_form.mix(penalty, at_upper.by_lower, at_lower.by_lower),
       "adapter": found.gradient,
     }
     return Proposal(
@@ -296,7 +296,7 @@ def one_step(options: Options, levels: Levels) -> Form:
         "sft/loss": at_upper.loss,
         "rl/loss": at_lower.loss,
         **diagnostics.parts_metrics(found.direct, found.implicit),
-        **_mix(agreement(at_upper.base, at_lower.base), penalty),
+        **_mix(agreement(at_upper.by_lower, at_lower.by_lower), penalty),
         **diagnostics.rollout_metrics(batch.rl, at_lower.aux),
       },
     )
@@ -353,7 +353,7 @@ def _unrolled_rl_only_batch(options: Options):
 def _moved(state: TrainState, name: str, found: Hypergradient) -> TrainState:
   states = state.optimizer_states | {name: found.optimizer_state}
   return dataclasses.replace(
-    state, optimizer_states=states, **{name: found.base}
+    state, optimizer_states=states, **{name: found.lower}
   )
 
 
@@ -371,7 +371,7 @@ def _metrics(
     **_mix(before.agreement, penalty),
     **diagnostics.rollout_metrics(batch, before.lower),
     **diagnostics.rl_only_metrics(
-      batch, found.joint.upper.aux.lower, found.rl_only.upper.aux
+      batch, found.joint.upper.aux.lower, found.lower_only.upper.aux
     ),
   }
 

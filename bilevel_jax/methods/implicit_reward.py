@@ -95,7 +95,7 @@ def _preferred(
     )
     rl = gradient(state.base, None, plain)
     state, norms = contract.advance(
-      state, {"base": optimizer}, {"base": rl.base}
+      state, {"base": optimizer}, {"base": rl.by_lower}
     )
     metrics = {"rl/loss": loss, **norms}
     return contract.Updated(

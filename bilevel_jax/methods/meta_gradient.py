@@ -54,13 +54,13 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   def weigh(found: updates.Found) -> updates.Mix:
     before, sft, rl = found.state.extra, found.sft, found.rl
     # The RL loss falls along a direction that its gradient points along.
-    gain = problem.agreement(before["direction"], rl.base).cosine
+    gain = problem.agreement(before["direction"], rl.by_lower).cosine
     mu = jnp.clip(
       before["mu"] + options.rate * gain, options.lowest, options.highest
     )
     extra = {
       "mu": mu.astype(jnp.float32),
-      "direction": optax.tree.sub(sft.base, rl.base),
+      "direction": optax.tree.sub(sft.by_lower, rl.by_lower),
     }
     return updates.Mix(sft_weight=mu, rl_weight=1 - mu, extra=extra)
 

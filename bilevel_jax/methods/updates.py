@@ -67,7 +67,7 @@ def _descent(
 
   def update(state: TrainState, batch: StepBatch):
     found = gradient(state.base, None, getattr(batch, part))
-    state, norms = contract.advance(state, optimizers, {"base": found.base})
+    state, norms = contract.advance(state, optimizers, {"base": found.by_lower})
     metrics = {f"{part}/loss": found.loss, **norms}
     of_rollouts = {}
     if part == "rl":
@@ -184,14 +184,14 @@ def joint(
     # One after the other, so that only one's activations are in memory.
     by_rl, base = jax.lax.optimization_barrier((by_rl, state.base))
     by_sft = sft_gradient(base, state.adapter, batch.sft)
-    agreement = problem.agreement(by_sft.base, by_rl.base)
+    agreement = problem.agreement(by_sft.by_lower, by_rl.by_lower)
     mix = weigh(Found(state, batch, by_sft, by_rl, agreement))
     total = jax.tree.map(
       lambda s, r: (
         penalty.weigh(mix.sft_weight, s) + penalty.weigh(mix.rl_weight, r)
       ),
-      {"base": by_sft.base, "adapter": by_sft.adapter},
-      {"base": by_rl.base, "adapter": by_rl.adapter},
+      {"base": by_sft.by_lower, "adapter": by_sft.by_upper},
+      {"base": by_rl.by_lower, "adapter": by_rl.by_upper},
     )
     if state.adapter is None:
       del total["adapter"]

@@ -1,4 +1,4 @@
-"""BRIDGE's objective F, through both branches' moves."""
+"""BRIDGE's objective F, through both variables' moves."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.bilevel.quadratic import central_difference, quadratic, relative
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-STATES = ("optimizer_state", "rl_only_state")
+STATES = ("optimizer_state", "lower_only_state")
 
 
 def _evaluate(estimators, problem, bases, adapter, weight, **kwargs):
@@ -61,7 +61,7 @@ def _objective(problem, optimizers, bases, states, weight, steps):
 def _start(q, optimizers, same):
   base = q.optimum + 0.3
   bases = (base, base if same else 1.1 * base)
-  grad = gradient(q.problem.lower)(base, q.adapter, None).base
+  grad = gradient(q.problem.lower)(base, q.adapter, None).by_lower
   states = tuple(
     o.update(grad, o.init(b), b)[1]
     for o, b in zip(optimizers, bases, strict=True)
@@ -71,7 +71,7 @@ def _start(q, optimizers, same):
 
 @pytest.mark.parametrize("same", [True, False], ids=["rebuilt", "persistent"])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_both_branches_are_differentiated(steps, same):
+def test_both_moves_are_differentiated(steps, same):
   q = quadratic()
   adam = optax.adam(1e-2, eps_root=1e-16)
   optimizers = (adam, adam if same else optax.sgd(0.05))
@@ -145,7 +145,7 @@ def test_at_both_optima_the_implicit_parts_vanish_and_the_penalty_remains():
   )
   np.testing.assert_allclose(got.joint.implicit, 0, atol=1e-9)
   terms = penalty.terms(q.problem, base, q.optimum, q.adapter, None, None)
-  want = penalty.combine(terms, weight).adapter
+  want = penalty.combine(terms, weight).upper
   assert relative(got.gradient, want) < 1e-9
 
 
@@ -207,7 +207,7 @@ def test_first_order_has_no_gradient_without_the_upper_level():
   np.testing.assert_array_equal(got.gradient, 0)
 
 
-def test_rl_only_branch_gets_its_own_batches():
+def test_lower_only_gradient_gets_its_own_batches():
   """The moves' batches are separate, and lower's aux reaches the copy."""
 
   def upper(b, w, batch):
@@ -222,7 +222,7 @@ def test_rl_only_branch_gets_its_own_batches():
   batches = jnp.arange(6.0).reshape(2, 3)
   seen = []
 
-  def rl_only_batch(batch, aux):
+  def lower_only_batch(batch, aux):
     seen.append((batch.shape, aux["seen"].shape))
     return batch + 1
 
@@ -237,9 +237,9 @@ def test_rl_only_branch_gets_its_own_batches():
     jnp.ones(3),
     weight=0.5,
     optimizer_state=optimizer.init(base),
-    rl_only_state=optimizer.init(base),
+    lower_only_state=optimizer.init(base),
     inner_batches=(batches, batches),
-    rl_only_batch=rl_only_batch,
+    lower_only_batch=lower_only_batch,
   )
   assert seen == [((3,), (2, 3)), ((2, 3), (2, 3))]
 

@@ -104,7 +104,7 @@ def test_unroll_agrees_with_central_differences(name):
   want = descend(q.adapter)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-12),
-    (got.base, got.optimizer_state),
+    (got.lower, got.optimizer_state),
     want,
   )
   assert got.lower_aux["base_sum"].shape == got.lower_loss.shape == (5,)
@@ -246,9 +246,9 @@ def test_damping_is_added_to_the_second_derivative():
     implicit.implicit(solver, damping=0.7), q.problem, q.optimum, q.adapter
   )
   at_upper = gradient(q.problem.upper)(q.optimum, q.adapter, None)
-  v = jnp.linalg.solve(q.A + 0.7 * jnp.eye(N), at_upper.base)
+  v = jnp.linalg.solve(q.A + 0.7 * jnp.eye(N), at_upper.by_lower)
   mixed = jax.jacobian(jax.grad(lambda b, w: q.problem.lower(b, w, None)[0]), 1)
-  want = at_upper.adapter - v @ mixed(q.optimum, q.adapter)
+  want = at_upper.by_upper - v @ mixed(q.optimum, q.adapter)
   assert relative(got.gradient, want) < 1e-11
 
 
@@ -310,7 +310,7 @@ def test_finite_difference_of_a_zero_vector_is_zero():
     jnp.zeros(N),
     mixed_product="finite_difference",
   )
-  np.testing.assert_array_equal(second.adapter, np.zeros(M))
+  np.testing.assert_array_equal(second.by_upper, np.zeros(M))
 
 
 def test_error_of_the_penalty_falls_tenfold_with_its_complement():
@@ -328,8 +328,8 @@ def test_error_of_the_penalty_falls_tenfold_with_its_complement():
     base = -jnp.linalg.solve(hessian, joint(jnp.zeros(N)))
     terms = penalty.terms(q.problem, base, q.optimum, q.adapter, None, None)
     updates = penalty.combine(terms, weight)
-    np.testing.assert_allclose(updates.base, 0, atol=1e-12)
-    errors.append(relative(updates.adapter / (1 - weight), q.hypergradient))
+    np.testing.assert_allclose(updates.lower, 0, atol=1e-12)
+    errors.append(relative(updates.upper / (1 - weight), q.hypergradient))
   ratios = np.array(errors[:-1]) / np.array(errors[1:])
   np.testing.assert_allclose(ratios, 10, rtol=0.2)
 

@@ -54,7 +54,7 @@ def _updates(base, rl_only_base, adapter, upper_batch, lower_batch, weight):
 def test_adapter_gradient_is_zero_when_only_rl_counts_and_bases_agree():
   base, adapter, upper, lower = _inputs()
   updates = jax.jit(_updates)(base, base, adapter, upper, lower, 1.0)
-  for leaf in jax.tree.leaves(updates.adapter):
+  for leaf in jax.tree.leaves(updates.upper):
     np.testing.assert_array_equal(leaf, 0)
 
 
@@ -70,7 +70,7 @@ def test_fused_multiply_adds_leave_no_rounding_error_in_the_gain():
     terms = penalty.terms(problem, base, rl_only_base, adapter, batch, batch)
     return penalty.combine(terms, 1.0)
 
-  np.testing.assert_array_equal(run(base, base.copy()).adapter, 0)
+  np.testing.assert_array_equal(run(base, base.copy()).upper, 0)
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.5, 0.75])
@@ -79,8 +79,8 @@ def test_gain_has_no_gradient_where_bases_agree(weight):
   updates = jax.jit(_updates)(base, base, adapter, upper, lower, weight)
   alone = jax.jit(gradient(PROBLEM.upper))(base, adapter, upper)
   for got, want in zip(
-    jax.tree.leaves(updates.adapter),
-    jax.tree.leaves(alone.adapter),
+    jax.tree.leaves(updates.upper),
+    jax.tree.leaves(alone.by_upper),
     strict=True,
   ):
     np.testing.assert_array_equal(got, np.float32(1 - weight) * want)
@@ -92,8 +92,8 @@ def test_without_penalty_the_adapter_follows_the_upper_level_to_the_bit():
   lower = jax.tree.map(lambda x: 1e15 * x, lower)
   updates = jax.jit(_updates)(base, far, adapter, upper, lower, 0.0)
   alone = jax.jit(gradient(PROBLEM.upper))(base, adapter, upper)
-  jax.tree.map(np.testing.assert_array_equal, updates.adapter, alone.adapter)
-  jax.tree.map(np.testing.assert_array_equal, updates.base, alone.base)
+  jax.tree.map(np.testing.assert_array_equal, updates.upper, alone.by_upper)
+  jax.tree.map(np.testing.assert_array_equal, updates.lower, alone.by_lower)
 
 
 def test_without_the_gain_the_adapter_follows_the_upper_level_alone():
@@ -103,15 +103,15 @@ def test_without_the_gain_the_adapter_follows_the_upper_level_alone():
   found = penalty.combine(terms, 0.3, 0.0)
   plain = penalty.combine(terms, 0.3)
   for got, term in zip(
-    jax.tree.leaves(found.adapter),
-    jax.tree.leaves(terms.upper.adapter),
+    jax.tree.leaves(found.upper),
+    jax.tree.leaves(terms.of_upper.by_upper),
     strict=True,
   ):
     np.testing.assert_allclose(got, 0.7 * term, rtol=1e-6)
   # Nothing else is touched.
   for got, term in zip(
-    jax.tree.leaves((found.base, found.rl_only_base)),
-    jax.tree.leaves((plain.base, plain.rl_only_base)),
+    jax.tree.leaves((found.lower, found.lower_only)),
+    jax.tree.leaves((plain.lower, plain.lower_only)),
     strict=True,
   ):
     np.testing.assert_array_equal(got, term)
@@ -122,9 +122,9 @@ def test_the_adapters_gradient_is_told_apart_into_what_it_is_made_of():
   other = jax.tree.map(lambda x: 1.1 * x, base)
   terms = penalty.terms(PROBLEM, base, other, adapter, upper, lower)
   found = penalty.combine(terms, 0.3, 2.0)
-  for name, moved in found.adapter.items():
-    direct = 0.7 * terms.upper.adapter[name]
-    gap = terms.lower.adapter[name] - terms.rl_only.adapter[name]
+  for name, moved in found.upper.items():
+    direct = 0.7 * terms.of_upper.by_upper[name]
+    gap = terms.of_lower.by_upper[name] - terms.lower_only.by_upper[name]
     np.testing.assert_allclose(found.direct[name], direct, rtol=1e-6)
     np.testing.assert_allclose(
       found.gain[name], 0.3 * 2.0 * gap, rtol=1e-5, atol=1e-7
@@ -138,11 +138,11 @@ def test_a_term_of_weight_zero_is_absent_even_if_infinite(traced):
   bad = Gradient(jnp.full(2, jnp.inf), jnp.full(2, jnp.nan), jnp.ones(()), {})
   combine = jax.jit(penalty.combine) if traced else penalty.combine
   updates = combine(penalty.Terms(good, bad, good), 0.0)
-  np.testing.assert_array_equal(updates.base, 1)
-  np.testing.assert_array_equal(updates.adapter, 1)
+  np.testing.assert_array_equal(updates.lower, 1)
+  np.testing.assert_array_equal(updates.upper, 1)
   updates = combine(penalty.Terms(bad, good, good), 1.0)
-  np.testing.assert_array_equal(updates.base, 1)
-  np.testing.assert_array_equal(updates.adapter, 0)
+  np.testing.assert_array_equal(updates.lower, 1)
+  np.testing.assert_array_equal(updates.upper, 0)
 
 
 def test_gradients_are_those_of_the_penalty_objective():
@@ -162,15 +162,15 @@ def test_gradients_are_those_of_the_penalty_objective():
   close = lambda got, want: np.testing.assert_allclose(
     got, want, rtol=1e-5, atol=1e-6
   )
-  jax.tree.map(close, updates.base, base_grad)
-  jax.tree.map(close, updates.adapter, adapter_grad)
+  jax.tree.map(close, updates.lower, base_grad)
+  jax.tree.map(close, updates.upper, adapter_grad)
   # In the objective it enters with weight -0.3: it is minimised on its own.
   jax.tree.map(
-    lambda x, y: close(-0.3 * x, y), updates.rl_only_base, rl_only_grad
+    lambda x, y: close(-0.3 * x, y), updates.lower_only, rl_only_grad
   )
 
 
-def test_rl_only_branch_sees_what_the_lower_branch_computed():
+def test_lower_only_gradient_sees_what_the_lower_branch_computed():
   def lower(base, adapter, batch):
     return jnp.sum(base * adapter * batch), {"twice": 2 * base}
 
@@ -182,11 +182,11 @@ def test_rl_only_branch_sees_what_the_lower_branch_computed():
     ones,
     ones,
     ones,
-    rl_only_batch=lambda batch, aux: batch + aux["twice"],
+    lower_only_batch=lambda batch, aux: batch + aux["twice"],
   )
-  np.testing.assert_array_equal(terms.lower.base, 1)
-  np.testing.assert_array_equal(terms.rl_only.base, 3)
-  np.testing.assert_array_equal(terms.rl_only.adapter, 15)
+  np.testing.assert_array_equal(terms.of_lower.by_lower, 1)
+  np.testing.assert_array_equal(terms.lower_only.by_lower, 3)
+  np.testing.assert_array_equal(terms.lower_only.by_upper, 15)
 
 
 def test_one_step_rebuilds_the_rl_only_base_from_the_base():
@@ -200,15 +200,18 @@ def test_one_step_rebuilds_the_rl_only_base_from_the_base():
     adapter,
     upper,
     lower,
-    rebuild=lambda g: penalty.one_step(optimizer, state, base, g.base),
+    rebuild=lambda g: penalty.one_step(optimizer, state, base, g.by_lower),
   )
   moved = penalty.one_step(
-    optimizer, state, base, gradient(PROBLEM.lower)(base, adapter, lower).base
+    optimizer,
+    state,
+    base,
+    gradient(PROBLEM.lower)(base, adapter, lower).by_lower,
   )
   want = gradient(PROBLEM.lower)(moved, adapter, lower)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
-    terms.rl_only,
+    terms.lower_only,
     want,
   )
 

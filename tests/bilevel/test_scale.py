@@ -119,7 +119,7 @@ def test_bfloat16_compute_keeps_parameters_and_results_in_float32():
     network.hypergradient(ESTIMATORS[name], network.objective(jnp.bfloat16))
   )
   got, want = (f(base, adapter, batch, state) for f in (rough, exact))
-  assert {x.dtype for x in jax.tree.leaves((got.gradient, got.base))} == {
+  assert {x.dtype for x in jax.tree.leaves((got.gradient, got.lower))} == {
     jnp.dtype("float32")
   }
   assert relative(got.gradient, want.gradient) < 0.05
@@ -134,5 +134,5 @@ def test_estimators_keep_the_dtypes_they_are_given(name):
       ESTIMATORS[name], network.objective(jnp.float64)
     )
     shapes = jax.eval_shape(run, base, adapter, batch, state)
-  leaves = jax.tree.leaves((shapes.gradient, shapes.implicit, shapes.base))
+  leaves = jax.tree.leaves((shapes.gradient, shapes.implicit, shapes.lower))
   assert {x.dtype for x in leaves} == {jnp.dtype("float64")}

@@ -172,6 +172,6 @@ def test_one_update_is_the_formula(example, gain_weight):
 
 
 def test_the_line_that_it_names_is_there():
-  line = "excess(lower.adapter, 1, rl_only.adapter)"
+  line = "excess(of_lower.by_upper, 1, lower_only.by_upper)"
   assert line in PATH.read_text()
   assert line in inspect.getsource(penalty.combine)

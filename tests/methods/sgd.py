@@ -34,11 +34,15 @@ def gradient(loss, base):
 
 
 def sft_gradient(world, base):
-  return problem_lib.gradient(world.problem().upper)(base, None, world.sft).base
+  return problem_lib.gradient(world.problem().upper)(
+    base, None, world.sft
+  ).by_lower
 
 
 def rl_gradient(world, base):
-  return problem_lib.gradient(world.problem().lower)(base, None, world.rl).base
+  return problem_lib.gradient(world.problem().lower)(
+    base, None, world.rl
+  ).by_lower
 
 
 def scores(world, base, batch):

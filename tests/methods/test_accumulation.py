@@ -55,7 +55,7 @@ def test_an_update_knows_each_demonstration_by_its_id(world, devices):
       world.policy, world.base, None, alone, temperature=1.0, chunk=64
     )
     expected[d.id] = -np.sum(alone.weights * logprobs) / total
-  np.testing.assert_allclose(found.base["of_each"], expected, atol=1e-6)
+  np.testing.assert_allclose(found.by_lower["of_each"], expected, atol=1e-6)
   assert (expected[IDS] > 0.01).all()
   # Rows are put together again, the empty ones at the end.
   assert found.aux["ids"].tolist() == [*IDS, 0, 0]

@@ -42,7 +42,7 @@ def test_penalty_zero_moves_the_adapter_by_sft_alone_to_the_bit(world):
   sft, _ = _gradients(world)
 
   def sft_step(base, adapter):
-    gradient = sft(base, adapter, world.sft).adapter
+    gradient = sft(base, adapter, world.sft).by_upper
     # The optimiser's own arithmetic: 0.1 is its learning rate.
     return jax.tree.map(lambda w, g: w + (-0.1) * g, adapter, gradient)
 
@@ -59,7 +59,7 @@ def test_an_equal_copy_makes_the_gain_irrelevant_to_the_adapter(world, penalty):
   sft, _ = _gradients(world)
   expected = jax.tree.map(
     lambda g: (1 - penalty) * g,
-    sft(world.base, world.adapter, world.sft).adapter,
+    sft(world.base, world.adapter, world.sft).by_upper,
   )
   chex.assert_trees_all_close(
     sgd.moved(state.adapter, after.adapter), expected, atol=2e-6
@@ -80,11 +80,11 @@ def test_every_gradient_is_the_papers_at_the_old_parameters(world):
   mix = lambda a, b: jax.tree.map(
     lambda x, y: (1 - penalty) * x + penalty * y, a, b
   )
-  gap = jax.tree.map(jnp.subtract, rl.adapter, rl_only.adapter)
+  gap = jax.tree.map(jnp.subtract, rl.by_upper, rl_only.by_upper)
   expected = {
-    "base": mix(sft.base, rl.base),
-    "rl_only_base": rl_only.base,
-    "adapter": mix(sft.adapter, gap),
+    "base": mix(sft.by_lower, rl.by_lower),
+    "rl_only_base": rl_only.by_lower,
+    "adapter": mix(sft.by_upper, gap),
   }
   for name, gradient in expected.items():
     moved = sgd.moved(getattr(state, name), getattr(after, name))
@@ -112,10 +112,10 @@ def test_one_step_rebuilds_the_copy_from_one_rl_update(world):
   after, _ = sgd.run(method, state, world.batch())
   _, rl_gradient = _gradients(world)
   rl = rl_gradient(world.base, world.adapter, world.rl)
-  hat = jax.tree.map(lambda b, g: b - 0.1 * g, world.base, rl.base)
+  hat = jax.tree.map(lambda b, g: b - 0.1 * g, world.base, rl.by_lower)
   shared = dataclasses.replace(world.rl, old_logprobs=rl.aux["logprobs"])
   rl_only = rl_gradient(hat, world.adapter, shared)
-  expected = jax.tree.map(jnp.subtract, rl.adapter, rl_only.adapter)
+  expected = jax.tree.map(jnp.subtract, rl.by_upper, rl_only.by_upper)
   chex.assert_trees_all_close(
     sgd.moved(state.adapter, after.adapter), expected, atol=2e-6
   )

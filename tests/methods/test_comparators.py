@@ -229,7 +229,7 @@ def test_the_rl_stage_starts_afresh_and_keeps_to_what_sft_made(world):
   moments = adam.init(world.base)
   base = bases[4]  # five of the ten steps are of SFT
   for _ in range(2):
-    gradient = rl_gradient(base, None, batch.rl).base
+    gradient = rl_gradient(base, None, batch.rl).by_lower
     step, moments = adam.update(gradient, moments, base)
     base = optax.apply_updates(base, step)
   chex.assert_trees_all_close(bases[6], base, atol=1e-5)
@@ -338,7 +338,9 @@ def test_bridge_takes_any_weight_of_tokens_and_any_rl_objective(
     "grpo": world.rl_loss(ratio="sequence", clip=clip),
   }
   rows = {"sft": world.sft, "grpo": world.rl}[alone]
-  slope = problem_lib.gradient(objectives[alone])(world.base, None, rows).base
+  slope = problem_lib.gradient(objectives[alone])(
+    world.base, None, rows
+  ).by_lower
   np.testing.assert_allclose(
     merged, sgd.descended(world.base, slope)["table"], atol=1e-6
   )

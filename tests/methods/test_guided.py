@@ -85,11 +85,11 @@ def test_given_tokens_are_learned_as_demonstrations(
   expected = jax.tree.map(
     lambda x, r, s: x - 0.1 * (r + coefficient * s),
     world.base,
-    rl.base,
-    sft.base,
+    rl.by_lower,
+    sft.by_lower,
   )
   chex.assert_trees_all_close(state.base, expected, atol=1e-6)
-  assert np.abs(sft.base["table"]).max() > 1e-3
+  assert np.abs(sft.by_lower["table"]).max() > 1e-3
 
 
 def test_all_of_a_prefix_reinforced_is_as_if_it_was_drawn(world):
@@ -113,7 +113,7 @@ def test_sure_tokens_of_a_prefix_teach_nothing(world):
   rl = problem.gradient(world.problem().lower)(
     world.base, None, dataclasses.replace(world.rl, weights=weights)
   )
-  expected = jax.tree.map(lambda x, g: x - 0.1 * g, world.base, rl.base)
+  expected = jax.tree.map(lambda x, g: x - 0.1 * g, world.base, rl.by_lower)
   chex.assert_trees_all_close(state.base, expected, atol=1e-6)
 
 

@@ -134,8 +134,8 @@ class Oracle:
       u, v = upper(base, adapter, model.sft), lower(base, adapter, model.rl)
       mixed = jax.tree.map(
         lambda a, b: (1 - PENALTY) * a + PENALTY * b,
-        (u.base, u.adapter, u.loss),
-        (v.base, v.adapter, v.loss),
+        (u.by_lower, u.by_upper, u.loss),
+        (v.by_lower, v.by_upper, v.loss),
       )
       return Gradient(*mixed, aux=None)
 
@@ -147,7 +147,7 @@ class Oracle:
 
   def move(self, function, base, state, adapter, steps=1):
     for _ in range(steps):
-      step, state = self.step(function(base, adapter).base, state, base)
+      step, state = self.step(function(base, adapter).by_lower, state, base)
       base = optax.apply_updates(base, step)
     return base
 
@@ -160,8 +160,8 @@ class Oracle:
     )
     return jax.tree.map(
       lambda a, b: (a - b) / (2 * size),
-      (ahead.base, ahead.adapter),
-      (behind.base, behind.adapter),
+      (ahead.by_lower, ahead.by_upper),
+      (behind.by_lower, behind.by_upper),
     )
 
 
@@ -245,7 +245,7 @@ def test_implicit_solves_with_both_hessians(model, oracle_of):
 
     def branch(function, base):
       at = function(base, model.adapter)
-      power = total = at.base
+      power = total = at.by_lower
       for _ in range(2):
         hessian, _ = oracle.product(function, base, model.adapter, power)
         power = jax.tree.map(
@@ -254,7 +254,7 @@ def test_implicit_solves_with_both_hessians(model, oracle_of):
         total = optax.tree.add(total, power)
       solution = optax.tree.scale(0.05, total)
       _, mixed = oracle.product(function, base, model.adapter, solution)
-      return optax.tree.sub(at.adapter, mixed)
+      return optax.tree.sub(at.by_upper, mixed)
 
     want = optax.tree.add_scale(
       branch(oracle.joint, model.base),
@@ -278,7 +278,10 @@ def test_one_step_is_the_expansion_of_one_step(model, oracle_of):
     joint = oracle.joint(model.base, model.adapter)
     alone = oracle.alone(model.base, model.adapter)
     terms_of_f = [
-      (at.adapter, oracle.product(f, model.base, model.adapter, at.base)[1])
+      (
+        at.by_upper,
+        oracle.product(f, model.base, model.adapter, at.by_lower)[1],
+      )
       for f, at in ((oracle.joint, joint), (oracle.alone, alone))
     ]
     branches = [
