@@ -1,7 +1,7 @@
 """Prints how fast the rollout engine is, beside others on the same work.
 
 Two workloads of random prompts. Uniform: a batch of rows of one length, for
-each number in --rows. Long tail: requests whose lengths are drawn from a
+each number in --rows. Long tail: requests whose lengths are sampled from a
 log-normal (median 96, sigma 1, clipped to 8..512), which a static sampler
 takes in batches of --batch, in the order given. Lengths are forced alike: each
 side's model says EOS where the request ends, and the sampler has to notice.

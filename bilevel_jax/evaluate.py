@@ -48,7 +48,7 @@ from bilevel_jax.evaluation import (
 from bilevel_jax.reporting import scores
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers, cache, sampling
-from bilevel_jax.rollout import layout as layouts
+from bilevel_jax.rollout.row_sharding import RowSharding
 from bilevel_jax.training import meshes
 from bilevel_jax.weights import sampler
 
@@ -301,7 +301,7 @@ def _answer(
   start: int,
 ) -> list[dict[str, Any]]:
   """Returns the records of the next few questions."""
-  rows = options.rows * layouts.Layout(model.policy.rows).shards
+  rows = options.rows * RowSharding(model.policy.rows).shards
   count = max(1, rows // options.samples)
   chosen = slice(start, start + count)
   # A question's samples depend on neither the chunk nor the other benchmarks.

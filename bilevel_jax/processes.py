@@ -2,7 +2,7 @@
 
 Every process runs the same program on the same settings and examples, and
 takes the same decisions, from numbers that all of them hold. The first one
-alone writes files and speaks. docs/several_processes.md tells more.
+alone writes files and speaks. docs/several_processes.md says more.
 """
 
 import contextlib

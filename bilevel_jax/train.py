@@ -301,7 +301,7 @@ def _opening(run: run_lib.Run) -> str:
   lines = [
     f"{settings.method.name} on {name}"
     f", {run.host['model']['parameters'] / 1e6:.2f}M parameters",
-    run.layout,
+    run.device_summary,
     f"questions: {streams.prompts.counts}",
   ]
   if streams.demonstrations is not None:

@@ -1,4 +1,4 @@
-"""Every pytree that crosses a room's door, and the legend of names and signs.
+"""Every pytree that passes between packages; what names and signs mean.
 
 Letters in shapes
   B  rows of a batch          P  prompts               V  vocabulary
@@ -11,7 +11,7 @@ column 0 is zero. Nobody shifts twice.
 
 Log-probabilities.  Always of softmax(logits / temperature) over the whole
 vocabulary, in float32. top-k, top-p and min-p decide which tokens may be
-drawn, never what their log-probability is said to be, so the sampler's
+sampled, never what their log-probability is said to be, so the sampler's
 numbers and the learner's are of one distribution.
 
 Weights, not modes.  A loss is `sum(weights * per_token)`. The weights are
@@ -50,7 +50,7 @@ def pytree(cls: type[_T]) -> type[_T]:
 
 
 class Policy(NamedTuple):
-  """A language model as pure functions: the only thing other rooms see of it.
+  """A language model as pure functions: all that other packages see of it.
 
   `base` and `adapter` are the trees to differentiate; `adapter=None` is the
   plain base. `weights` is what the sampler reads: the adapter folded into the
@@ -63,10 +63,10 @@ class Policy(NamedTuple):
   init_adapter: Callable[[jax.Array], Tree]
   """key -> adapter, float32, whose product A @ B is zero."""
   hidden: Callable[..., jax.Array]
-  """(base, adapter, tokens, positions, segment_ids, branches=None), each
+  """(base, adapter, tokens, positions, segment_ids, continuations=None), each
   [B, T] -> hidden states [B, T, D] after the final norm. A token attends to
-  earlier columns of its own segment; segment 0 is padding. With branches, to
-  those of its segment's branch 0, the trunk, and of its own branch."""
+  earlier columns of its own segment; segment 0 is padding. With continuations,
+  to those of its segment's continuation 0 (the shared prefix) and its own."""
   unembedding: Callable[[Tree], jax.Array]
   """base -> [D, V]; logits are hidden @ unembedding, in float32."""
   merge: Callable[[Tree, Tree | None], Tree]
@@ -88,7 +88,7 @@ class Policy(NamedTuple):
 
 
 @pytree
-class Layout:
+class PackedRows:
   """Where the tokens of a batch are computed: M micro-batches of R rows.
 
   S devices have R / S rows each, and K log-probs.
@@ -101,7 +101,7 @@ class Layout:
   tokens: Array  # [M, R, C] int32
   positions: Array  # [M, R, C] int32, from 0 in each sequence
   segment_ids: Array  # [M, R, C] int32, 0 is padding
-  branches: Array | None  # [M, R, C] int32; see `Policy.hidden`
+  continuations: Array | None  # [M, R, C] int32; see `Policy.hidden`
   columns: Array  # [M, S, K] int32, of a device's R / S rows one after the
   # other, the column whose hidden state predicts a target
   targets: Array  # [M, S, K] int32, tokens
@@ -117,7 +117,7 @@ class TokenBatch:
   positions: Array  # [B, T] int32, from 0 in each segment
   segment_ids: Array  # [B, T] int32, 0 is padding
   weights: Array  # [B, T] float32; 0 on prompts, padding and column 0
-  layout: Layout | None = None  # how to compute it; None: as it stands
+  packed: PackedRows | None = None  # how to compute it; None: as it stands
   ids: Array | None = None  # [B] int32, a demonstration's place among those of
   # the run, 0 on empty rows; None: rollouts
   expert_logprobs: Array | None = None  # [B, T] float32, of another model
@@ -135,7 +135,9 @@ class RLBatch(TokenBatch):
   sampler_logprobs: Array | None  # [B, T] float32, the sampler's; None: unread
   old_logprobs: Array | None  # [B, T] float32; None: on policy, ratio is 1
   ref_logprobs: Array | None  # [B, T] float32; None: no KL term
-  given: Array | None = None  # [B, T] float32, 1 where not drawn; None: nowhere
+  prefixed: Array | None = (
+    None  # [B, T] float32, 1 where not sampled; None: nowhere
+  )
   questions: Array | None = None  # [B] int32, whose sample it is, in its step
   correct: Array | None = None  # [B] float32, 1 where the answer is right
   accuracy: Array | None = None  # [B] float32, right share of its group
@@ -188,7 +190,7 @@ class Question(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How tokens are drawn. Scalars, or one value per prompt."""
+  """How tokens are sampled. Scalars, or one value per prompt."""
 
   temperature: float | np.ndarray = 1.0  # 0 is greedy
   top_p: float | np.ndarray = 1.0
@@ -228,7 +230,7 @@ class Rollout:
   requests: Requests
   tokens: np.ndarray  # [N, M] int32, zero after `lengths`
   lengths: np.ndarray  # [N] int32, the EOS counted, and what was given
-  logprobs: np.ndarray  # [N, M] float32, the sampler's; zero where not drawn
+  logprobs: np.ndarray  # [N, M] float32, the sampler's; zero where not sampled
   finish_reasons: np.ndarray  # [N] int8, index into FINISH_REASONS
 
   def share_ended_by(self, reason: str) -> float:
@@ -248,7 +250,7 @@ class Rollout:
     )
 
   @property
-  def given(self) -> np.ndarray:
+  def prefix_lengths(self) -> np.ndarray:
     """[N] int32, tokens that a completion began with and did not draw."""
     if self.requests.prefixes is None:
       return np.zeros_like(self.lengths)

@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import pre_tokenizers
 
 from bilevel_jax.models import presets
-from bilevel_jax.weights import huggingface_layout
+from bilevel_jax.weights import huggingface_names
 
 WIDTH = 256  # a K-quant's block; every row of the file has a multiple of it
 ARCHITECTURE = presets.Architecture(
@@ -66,7 +66,7 @@ def random_tensors(architecture):
   rng = np.random.default_rng(0)
   return {
     name: rng.standard_normal(weight.shape, np.float32)
-    for weight in jax.tree.leaves(huggingface_layout.layout(architecture))
+    for weight in jax.tree.leaves(huggingface_names.layout(architecture))
     for name in weight.names
   }
 

@@ -28,8 +28,8 @@ def policy(
       return base
     return {"table": base["table"] + scale * adapter["A"] @ adapter["B"]}
 
-  def hidden(base, adapter, tokens, positions, segment_ids, branches=None):
-    del positions, segment_ids, branches
+  def hidden(base, adapter, tokens, positions, segment_ids, continuations=None):
+    del positions, segment_ids, continuations
     return merge(base, adapter)["table"][tokens]
 
   def extend(weights, cache, tokens, positions, start, first):

@@ -169,15 +169,15 @@ def test_questions_are_added_in_the_place_of_those_that_say_nothing(directory):
   )
   train.run(settings)
   logged = _logged(settings)[1:]
-  drawn = [line["rollout/questions"] for line in logged]
-  assert set(drawn) <= {3, 6, 9}
-  assert max(drawn) > 3
-  for line, questions in zip(logged, drawn, strict=True):
-    assert questions == 9 or line["rollout/telling_groups"] == 3
+  sampled = [line["rollout/questions"] for line in logged]
+  assert set(sampled) <= {3, 6, 9}
+  assert max(sampled) > 3
+  for line, questions in zip(logged, sampled, strict=True):
+    assert questions == 9 or line["rollout/groups_with_signal"] == 3
     assert line["rl/overlong_penalty"] <= -0.5
     assert line["rl/truncated_out"] > 0
   _, _, host = tiny_run.last_state(settings)
-  assert host["questions"] == sum(drawn)
+  assert host["questions"] == sum(sampled)
   assert host["tokens"] == sum(line["rollout/tokens"] for line in logged)
 
 

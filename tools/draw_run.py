@@ -59,8 +59,8 @@ def draw(
     steps: what was logged at each.
     samples: of completions.jsonl.
     run_dir: named in the last line.
-    every: steps between those that are drawn.
-    count: completions of each step that is drawn.
+    every: steps between those that are plotted.
+    count: completions of each step that is plotted.
   """
   console = rich.console.Console(
     record=True, width=80, file=io.StringIO(), force_terminal=True

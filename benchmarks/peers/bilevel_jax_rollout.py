@@ -81,7 +81,7 @@ def forced(policy: types.Policy, prompt_tokens: int) -> types.Policy:
   Its cache also holds the tokens, so that a row's second one, the length of
   its completion, is at hand wherever the engine moves the row. Token 0, the
   EOS, is certain as the last token and impossible before. The engine finds
-  out when it is drawn, as in life.
+  out when it is sampled, as in life.
 
   Args:
     policy: any.

@@ -2,7 +2,7 @@
 
 Random token ids; what matters is how long sequences are. GSM8K's lengths are
 those of 64 of its training examples under SmolLM2's tokenizer, prompt and
-solution; long-tail completions are drawn as benchmarks/rollout.py's.
+solution; long-tail completions are sampled as benchmarks/rollout.py's.
 """
 
 from typing import Any, NamedTuple
@@ -162,15 +162,15 @@ def _lengths(kind, method):
 
 def _fifth(rng, rows, vocab_size):
   """Demonstrations with a fifth of the rows' tokens."""
-  left, drawn = sum(p + c for p, c in rows) / 5, []
+  left, sampled = sum(p + c for p, c in rows) / 5, []
   for prompt, solution in GSM8K_LENGTHS:
     if left <= 0:
       break
-    drawn.append(
+    sampled.append(
       (_ids(rng, prompt, vocab_size), _ids(rng, solution, vocab_size))
     )
     left -= prompt + solution
-  return drawn
+  return sampled
 
 
 def _ids(rng, count, vocab_size):

@@ -118,8 +118,8 @@ def _forced(name, lengths, batch, vocab_size):
 
 def long_tail(requests: int) -> list[int]:
   """Returns the lengths of so many requests, from a log-normal, seed 0."""
-  drawn = np.random.default_rng(0).lognormal(np.log(96), 1.0, requests)
-  return np.clip(drawn, 8, 512).astype(int).tolist()
+  sampled = np.random.default_rng(0).lognormal(np.log(96), 1.0, requests)
+  return np.clip(sampled, 8, 512).astype(int).tolist()
 
 
 def roofline_seconds(

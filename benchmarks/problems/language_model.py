@@ -73,7 +73,7 @@ def make(
   )
   rng = np.random.default_rng(0)
 
-  def drawn(rows: int) -> TokenBatch:
+  def sampled(rows: int) -> TokenBatch:
     pair = lambda: np.split(
       rng.integers(0, 1024, tokens).astype(np.int32), [tokens // 4]
     )
@@ -81,7 +81,7 @@ def make(
     return assemble.token_batch(pairs, weighting.token_mean, columns=tokens)
 
   how = packing.Packing(micro_batch_tokens=micro_batch * tokens)
-  rl = drawn(rows)
+  rl = sampled(rows)
   base = jax.jit(policy.init)(jax.random.key(0))
   adapter = jax.tree.map(
     lambda x: x + 0.01, jax.jit(policy.init_adapter)(jax.random.key(1))
@@ -107,6 +107,6 @@ def make(
     adapter,
     StepBatch(
       rl=packing.pack(batch, how),
-      sft=packing.pack(drawn(max(1, rows // 5)), how),
+      sft=packing.pack(sampled(max(1, rows // 5)), how),
     ),
   )

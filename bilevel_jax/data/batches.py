@@ -1,4 +1,4 @@
-"""Seeded streams whose whole state is one integer: examples drawn so far.
+"""Seeded streams whose whole state is one integer: examples sampled so far.
 
 Position p of a stream over n examples is example `p % n` of epoch `p // n`,
 in an order that the seed and the epoch determine. Nothing else is remembered,
@@ -122,7 +122,7 @@ class Prompts:
     Returns:
       The questions; their prompts, arrays of int32; and [count] uint32 ids
       that name their random streams: the positions, so that a question that
-      is drawn twice does not sample the same tokens twice.
+      is sampled twice does not sample the same tokens twice.
     """
     indices = order(len(self), position, count, self._seed)
     chosen = [self._examples[i] for i in indices]

@@ -16,7 +16,7 @@ from bilevel_jax.evaluation import (
 )
 
 # What two evaluations that are compared may differ in: who answered, and how
-# the numbers were computed and drawn. The questions are compared on their own.
+# the numbers were computed. The questions are compared on their own.
 _FREE = {
   *("weights", "weights_hash", "revision", "seed", "dtype", "versions"),
   "benchmarks",

@@ -80,7 +80,7 @@ def mean_of(
 ) -> Difference:
   """Returns the difference of the plain means of several benchmarks.
 
-  Benchmarks are not drawn, their questions are: with D_i and v_i the
+  Benchmarks are not sampled, their questions are: with D_i and v_i the
   difference on benchmark i of B and the variance of it, as in `by_question`,
 
       mean of D_i +- t sqrt(sum(v_i)) / B

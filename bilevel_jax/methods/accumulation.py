@@ -1,6 +1,6 @@
 """Micro-batches: exact, because every token's weight is global.
 
-A batch's layout says which of its rows each micro-batch computes. For the
+A batch's packed says which of its rows each micro-batch computes. For the
 others it is as if they were empty, so a micro-batch's loss is its share of the
 batch's, and the shares are added up. The loop ends with the last micro-batch
 that holds anything: what a step costs follows its tokens, with one program.
@@ -45,11 +45,11 @@ def map_micro_batches(
   Args:
     function: part -> (what is to be added up, arrays with a row for each row
       of the batch). Arrays of rows that no micro-batch computes are zero.
-    batch: rows and their layout; without one, or with one micro-batch, the
+    batch: rows and their packed; without one, or with one micro-batch, the
       function sees the batch as it is.
   """
-  layout = batch.layout
-  if layout is None or layout.tokens.shape[0] == 1:
+  packed = batch.packed
+  if packed is None or packed.tokens.shape[0] == 1:
     return function(batch)
 
   def add(number: jax.Array, totals: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
@@ -68,32 +68,32 @@ def map_micro_batches(
     lambda x: jnp.zeros(x.shape, x.dtype),
     jax.eval_shape(lambda: function(_part(batch, 0)[0])),
   )
-  return jax.lax.fori_loop(0, layout.used, add, empty)
+  return jax.lax.fori_loop(0, packed.used, add, empty)
 
 
 def _part(
   batch: _Batch, number: jax.typing.ArrayLike
 ) -> tuple[_Batch, jax.Array]:
   """A micro-batch, its other rows empty; and which rows are its own, [B]."""
-  layout = batch.layout
-  assert layout is not None
-  size = layout.columns[0].size
-  where = jnp.asarray(layout.where)
+  packed = batch.packed
+  assert packed is not None
+  size = packed.columns[0].size
+  where = jnp.asarray(packed.where)
   own = (where >= 0) & (where // size == number)
   members = own.any(axis=1)
   pick = lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, axis=0)
   moved = dataclasses.replace(
-    jax.tree.map(pick, dataclasses.replace(layout, where=None, used=None)),
+    jax.tree.map(pick, dataclasses.replace(packed, where=None, used=None)),
     where=jnp.where(own, where % size, -1),
-    used=jnp.ones_like(layout.used),
+    used=jnp.ones_like(packed.used),
   )
   rows = jax.tree.map(
     lambda x: (
       jnp.where(_over(members, x), x, jnp.zeros_like(x)) if x.ndim else x
     ),
-    dataclasses.replace(batch, layout=None),
+    dataclasses.replace(batch, packed=None),
   )
-  return dataclasses.replace(rows, layout=moved), members
+  return dataclasses.replace(rows, packed=moved), members
 
 
 def _sums_and_rows(found: problem.Gradient) -> tuple[problem.Gradient, Tree]:

@@ -9,7 +9,7 @@ losses to minimise:
                        + penalty (dL_RL - dL_RL(rl_only_base, adapter)) ]
 
 The rollouts were sampled from (base, adapter) and are shared: the RL-only
-branch is scored on the same tokens. What the paper leaves open is a setting,
+copy is scored on the same tokens. What the paper leaves open is a setting,
 the default first; the forms of the hypergradient are in
 `methods.hypergradients`, the arithmetic in `bilevel`.
 """
@@ -80,7 +80,7 @@ def rules(options: Options, settings: Any) -> Iterator[str]:
       )
   if "one_step" in options.wanted and copy != "one_step":
     yield (
-      "the hypergradient one_step starts both branches at the base: "
+      "the hypergradient one_step starts both copies at the base: "
       f"method.bridge.rl_only_base must be one_step, got {copy}"
     )
   if "implicit" in options.wanted and copy == "one_step":
@@ -214,7 +214,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   counted = contract.Gradients(sft=1, rl=2)
   return contract.Method(
     needs=contract.Needs(
-      demonstrations="drawn",
+      demonstrations="sampled",
       adapter=True,
       gradients=counted if options.wanted == ("penalty",) else None,
       # A second derivative has a direction and a product.

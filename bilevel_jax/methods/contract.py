@@ -47,8 +47,8 @@ class Needs(NamedTuple):
 
   rollouts: bool = True
   """Whether any step samples."""
-  demonstrations: Literal["drawn", "required", "own"] | None = None
-  """Drawn from their stream, none at all included; drawn, and there must be
+  demonstrations: Literal["sampled", "required", "own"] | None = None
+  """Sampled from their stream, none at all included; sampled, and there must be
   some; or each question's own, and there must be some. None: never read."""
   adapter: bool = False
   """Whether `init` wants an adapter, or None in its place."""

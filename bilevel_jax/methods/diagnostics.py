@@ -35,7 +35,7 @@ def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
     ratio = jnp.exp(learner - batch.sampler_logprobs)
     metrics |= {
       "rollout/importance_mean": mean(ratio),
-      "rollout/importance_max": jnp.max(jnp.where(_drawn(batch), ratio, 0.0)),
+      "rollout/importance_max": jnp.max(jnp.where(_sampled(batch), ratio, 0.0)),
       "rollout/kl_to_learner": mean(
         policy_gradient.kl_k3(batch.sampler_logprobs, learner)
       ),
@@ -47,9 +47,9 @@ def rollout_metrics(batch: RLBatch, aux: dict[str, jax.Array]) -> dict:
 def rl_only_metrics(
   batch: RLBatch, aux: dict[str, jax.Array], rl_only_aux: dict[str, jax.Array]
 ) -> dict:
-  """Returns how far the RL-only branch is, and the cooperative gain.
+  """Returns how far the RL-only copy is, and the cooperative gain.
 
-  The RL-only branch's gradient dies silently when shared rollouts leave its
+  The RL-only copy's gradient dies silently when shared rollouts leave its
   clip range, hence its own clip fraction. KL(base || rl_only_base) is the k3
   estimate on the shared rollouts, which the joint policy sampled.
 
@@ -131,11 +131,11 @@ def parts_metrics(direct: Tree, implicit: Tree) -> dict:
 
 
 def _token_mean(batch: RLBatch):
-  counted = _drawn(batch)
+  counted = _sampled(batch)
   total = counted.sum().clip(min=1)
   return lambda x: jnp.sum(jnp.where(counted, x, 0.0)) / total
 
 
-def _drawn(batch: RLBatch):
+def _sampled(batch: RLBatch):
   counted = batch.weights > 0
-  return counted if batch.given is None else counted & (batch.given == 0)
+  return counted if batch.prefixed is None else counted & (batch.prefixed == 0)

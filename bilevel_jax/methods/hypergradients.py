@@ -80,8 +80,8 @@ class Options:
   )
   rl_only_ratio: Literal["behaviour", "on_policy"] = setting(
     "behaviour",
-    "policy that the RL-only branch's ratio is taken against: the one that "
-    "sampled, or the branch's own",
+    "policy that the RL-only copy's ratio is taken against: the one that "
+    "sampled, or the copy's own",
   )
 
   @property
@@ -337,7 +337,7 @@ def leaves_the_old_base(options: Options) -> bool:
 def _rl_only_batch(
   options: Options, batch: RLBatch, aux: dict[str, jax.Array]
 ) -> RLBatch:
-  """The shared rollouts, as the RL-only branch's ratio needs them."""
+  """The shared rollouts, as the RL-only copy's ratio needs them."""
   if options.rl_only_ratio == "on_policy":
     return dataclasses.replace(batch, old_logprobs=None, sampler_logprobs=None)
   if batch.old_logprobs is None:
@@ -363,7 +363,7 @@ def _metrics(
   before: cooperative.JointAux,
   penalty: jax.Array,
 ) -> dict:
-  """What the two forms with an F of two branches log."""
+  """What the two forms with an F of two terms log."""
   return {
     "sft/loss": before.upper_loss,
     "rl/loss": before.lower_loss,

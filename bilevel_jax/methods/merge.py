@@ -25,8 +25,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
 
   RL comes first and SFT takes the steps that are left, from the start again;
   a and b are `method.merge.rl_weight` and `sft_weight`. Until the last step
-  is done, what is evaluated is the branch in training. A recipe of arXiv
-  2507.07562 by linear task vectors; that both branches are trained in one
+  is done, what is evaluated is the part in training. A recipe of arXiv
+  2507.07562 by linear task vectors; that both parts are trained in one
   run, on one budget of steps, is ours.
   """
   sft_steps = round(options.sft_share * setup.steps)
@@ -42,9 +42,9 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     del adapter
-    # Before SFT the start; then all that is added to b times SFT's branch.
+    # Before SFT the start; then all that is added to b times SFT's part.
     kept = jax.tree.map(jnp.copy, base)
-    extra = {"sft_begun": jnp.zeros((), bool), "kept": kept}
+    extra = {"sft_started": jnp.zeros((), bool), "kept": kept}
     return contract.new_state({"base": rl_optimizer}, base=base, extra=extra)
 
   def update(state: TrainState, batch: StepBatch):
@@ -52,9 +52,9 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       return by_rl(state, batch)
     if batch.sft is None:
       return contract.Updated(merged(state), {}, must_be_finite=())
-    begun, kept = state.extra["sft_begun"], state.extra["kept"]
+    started, kept = state.extra["sft_started"], state.extra["kept"]
     choose = lambda old, new: jax.tree.map(
-      lambda x, y: jnp.where(begun, x, y), old, new
+      lambda x, y: jnp.where(started, x, y), old, new
     )
     partly = jax.tree.map(
       lambda rl, start: options.rl_weight * rl + rest * start, state.base, kept
@@ -68,17 +68,17 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
             state.optimizer_states["base"], sft_optimizer.init(kept)
           )
         },
-        extra={"sft_begun": jnp.ones((), bool), "kept": choose(kept, partly)},
+        extra={"sft_started": jnp.ones((), bool), "kept": choose(kept, partly)},
       ),
       batch,
     )
 
   def merged(state: TrainState) -> TrainState:
-    begun = state.extra["sft_begun"]
+    started = state.extra["sft_started"]
 
     def one(base, kept):
       without_sft = options.rl_weight * base + (1 - options.rl_weight) * kept
-      return jnp.where(begun, options.sft_weight * base + kept, without_sft)
+      return jnp.where(started, options.sft_weight * base + kept, without_sft)
 
     base = jax.tree.map(one, state.base, state.extra["kept"])
     return dataclasses.replace(state, base=base)
@@ -91,7 +91,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   def batches(host: contract.Host) -> Iterator[StepBatch]:
     yield from contract.on_policy(host)
     if host.step + 1 == host.steps:
-      yield StepBatch(rl=None, sft=None)  # the branches are added up
+      yield StepBatch(rl=None, sft=None)  # the two changes are added up
 
   return contract.Method(
     needs=contract.Needs(

@@ -1,7 +1,7 @@
 """The paper's baseline of one weighted loss: L_RL + weight L_SFT.
 
 With `method.mixed.adapter` the base and the adapter both descend it: BRIDGE
-with one level in place of two, and no RL-only branch.
+with one level in place of two, and no RL-only copy.
 """
 
 import dataclasses

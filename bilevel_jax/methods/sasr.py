@@ -6,7 +6,7 @@ with the probability
     p = G_last / (G_last + gamma G_warm),
 
 G_last the norm of the last SFT gradient: SFT while it still has much to say.
-Ours: the optimiser is shared; the gate is drawn at the end of the step before,
+Ours: the optimiser is shared; the choice is made at the end of the step before,
 so that the host knows what to sample.
 """
 
@@ -24,7 +24,7 @@ from bilevel_jax.types import StepBatch, TrainState, Tree
 @dataclasses.dataclass(frozen=True)
 class Options:
   warmup_steps: int = setting(
-    5, "steps of SFT before the first one that is drawn", at_least=1
+    5, "first steps that are of SFT, before any is chosen at random", at_least=1
   )
   gamma: float = setting(
     1.0,
@@ -70,8 +70,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       extra["last_norm"], extra["warm_norm"], gamma=options.gamma
     )
     key = jax.random.fold_in(jax.random.key(setup.seed), state.updates)
-    drawn = jax.random.uniform(key) < share
-    extra["sft_next"] = drawn | (state.updates < warmup_updates)
+    sampled = jax.random.uniform(key) < share
+    extra["sft_next"] = sampled | (state.updates < warmup_updates)
     return done._replace(
       state=dataclasses.replace(state, extra=extra),
       metrics={**done.metrics, "mix/sft_probability": share},

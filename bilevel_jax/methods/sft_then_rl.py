@@ -75,7 +75,7 @@ def stages(
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     del adapter
     # Not told by the count of updates: one that was skipped is not counted.
-    extra = {"rl_begun": jnp.zeros((), bool), **copy(base)}
+    extra = {"rl_started": jnp.zeros((), bool), **copy(base)}
     return contract.new_state({"base": sft_optimizer}, base=base, extra=extra)
 
   def update(state: TrainState, batch: StepBatch):
@@ -83,16 +83,16 @@ def stages(
       done = by_sft(state, batch)
       extra = done.state.extra | copy(done.state.base)
       return done._replace(state=dataclasses.replace(done.state, extra=extra))
-    begun = state.extra["rl_begun"]
+    started = state.extra["rl_started"]
     optimizer_state = jax.tree.map(
-      lambda fresh, old: jnp.where(begun, old, fresh),
+      lambda fresh, old: jnp.where(started, old, fresh),
       rl_optimizer.init(state.base),
       state.optimizer_states["base"],
     )
     state = dataclasses.replace(
       state,
       optimizer_states={"base": optimizer_state},
-      extra=state.extra | {"rl_begun": jnp.ones((), bool)},
+      extra=state.extra | {"rl_started": jnp.ones((), bool)},
     )
     return by_rl(state, batch)
 

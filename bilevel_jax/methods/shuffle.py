@@ -2,9 +2,9 @@
 
 Of each question's G samples, sorted by advantage, the first is paired with the
 last, the second with the last but one, and so on; the most contrasting share
-of the pairs is kept. Then the step's pairs are drawn in rounds, in each without
-replacement and with a probability that grows with |A1| + |A2|, so many in all
-as there are pairs.
+of the pairs is kept. Then the step's pairs are sampled in rounds, in each
+without replacement and with a probability that grows with |A1| + |A2|, so many
+in all as there are pairs.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ class Options:
     at_least=0,
     at_most=1,
   )
-  rounds: int = setting(8, "rounds in which the pairs are drawn", at_least=1)
+  rounds: int = setting(8, "rounds in which the pairs are sampled", at_least=1)
   power: float = setting(
     1.0,
-    "power of a pair's advantages that its chance to be drawn grows with",
+    "power of a pair's advantages that its chance to be sampled grows with",
     at_least=0,
   )
 
 
 def build(options: Options, setup: contract.Setup) -> contract.Method:
-  """Returns GRPO on the pairs that were drawn.
+  """Returns GRPO on the pairs that were sampled.
 
-  Ours: a sample that was drawn c times is a row with c times the advantage,
+  Ours: a sample that was sampled c times is a row with c times the advantage,
   which is the same mean over rows, in fixed shapes; its KL term counts once.
   """
 
@@ -42,15 +42,15 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     advantages, _ = setup.advantages(groups.rewards, groups.scored)
     pairs = contrasting(advantages, share=options.kept_share)
     sizes = np.abs(advantages.ravel()[pairs]).sum(axis=1)
-    drawn = draw(
+    sampled = draw(
       sizes, rounds=options.rounds, power=options.power, random=host.random()
     )
     counts = np.zeros(advantages.size)
-    counts[pairs] = drawn[:, None]
+    counts[pairs] = sampled[:, None]
     counts = counts.reshape(advantages.shape)
     mean = counts.sum() / max((counts > 0).sum(), 1)
-    drawn_often = (advantages * counts / max(mean, 1)).astype(np.float32)
-    return routing.Route(drawn_often, rollouts=counts > 0)
+    by_count = (advantages * counts / max(mean, 1)).astype(np.float32)
+    return routing.Route(by_count, rollouts=counts > 0)
 
   return updates.rl_method(setup, batches=routing.routed(route))
 
@@ -73,7 +73,7 @@ def contrasting(advantages: np.ndarray, *, share: float) -> np.ndarray:
 def draw(
   sizes: np.ndarray, *, rounds: int, power: float, random: np.random.Generator
 ) -> np.ndarray:
-  """Returns [K] int, how often each pair is drawn.
+  """Returns [K] int, how often each pair is sampled.
 
   Args:
     sizes: [K] of |A1| + |A2|.
@@ -82,8 +82,8 @@ def draw(
   """
   chances = sizes.astype(np.float64) ** power + 1e-12  # all may be equal
   each = max(len(sizes) // rounds, 1)
-  drawn = [
+  sampled = [
     random.choice(len(sizes), each, replace=False, p=chances / chances.sum())
     for _ in range(rounds)
   ]
-  return np.bincount(np.concatenate(drawn), minlength=len(sizes))
+  return np.bincount(np.concatenate(sampled), minlength=len(sizes))

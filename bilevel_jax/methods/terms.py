@@ -21,7 +21,7 @@ from bilevel_jax.objectives import (
   surrogates,
   token_weights,
 )
-from bilevel_jax.types import Layout, Policy, RLBatch, TokenBatch, Tree
+from bilevel_jax.types import PackedRows, Policy, RLBatch, TokenBatch, Tree
 
 InContext: TypeAlias = Callable[[jax.Array, jax.Array, TokenBatch], jax.Array]
 """(log-probs [B, T], entropies [B, T], batch) -> values [B, T]."""
@@ -39,7 +39,7 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns log-probs [B, T] of a batch's tokens, and entropies if asked.
 
-  Padding, and what a layout leaves out, has log-prob 0: no loss can see what
+  Padding, and what a packed leaves out, has log-prob 0: no loss can see what
   was computed there. A batch with a temperature of its own is scored at that.
 
   Args:
@@ -57,7 +57,7 @@ def token_logprobs(
     "with_entropy": with_entropy,
     "rows": policy.rows,
   }
-  if batch.layout is None:
+  if batch.packed is None:
     hidden = policy.hidden(
       base, adapter, batch.tokens, batch.positions, batch.segment_ids
     )
@@ -67,28 +67,28 @@ def token_logprobs(
     logprobs, entropies = found
     return jnp.where(batch.segment_ids > 0, logprobs, 0.0), entropies
 
-  def micro_batch(layout: Layout):
+  def micro_batch(packed: PackedRows):
     hidden = policy.hidden(
       base,
       adapter,
-      layout.tokens,
-      layout.positions,
-      layout.segment_ids,
-      *(() if layout.branches is None else (layout.branches,)),
+      packed.tokens,
+      packed.positions,
+      packed.segment_ids,
+      *(() if packed.continuations is None else (packed.continuations,)),
     )
-    devices, _ = layout.columns.shape
+    devices, _ = packed.columns.shape
     hidden = hidden.reshape(devices, -1, hidden.shape[-1])
-    states = jnp.take_along_axis(hidden, layout.columns[..., None], axis=1)
+    states = jnp.take_along_axis(hidden, packed.columns[..., None], axis=1)
     return logprobs_lib.target_logprobs(
-      states, unembedding, layout.targets, **how
+      states, unembedding, packed.targets, **how
     )
 
-  layout = batch.layout
-  rows = dataclasses.replace(layout, where=None, used=None)
+  packed = batch.packed
+  rows = dataclasses.replace(packed, where=None, used=None)
   found = jax.lax.map(micro_batch, rows)
-  computed = layout.where >= 0
+  computed = packed.where >= 0
   return jax.tree.map(
-    lambda x: jnp.where(computed, x.ravel()[layout.where], 0.0), found
+    lambda x: jnp.where(computed, x.ravel()[packed.where], 0.0), found
   )
 
 
@@ -165,7 +165,7 @@ def rl_objective(
     ratio: of each token, or of its sequence (GSPO); not of `dice`.
     clip: what the ratio's bounds are put on: PPO's objective, or the weight of
       grad log pi (CISPO); not of `dice`.
-    prefix_loss: of the tokens that were given and not drawn, in place of all
+    prefix_loss: of the tokens that were given and not sampled, in place of all
       of this.
     advantages: in place of the batch's.
     with_entropy: also compute the entropies, a number to log, where neither
@@ -185,7 +185,7 @@ def rl_objective(
       temperature=temperature,
       chunk=chunk,
       with_entropy=with_entropy
-      or batch.given is not None
+      or batch.prefixed is not None
       or advantages is not None,
     )
     now, entropy = jax.lax.stop_gradient(logprobs), cast(jax.Array, entropies)
@@ -193,14 +193,14 @@ def rl_objective(
     if advantages is not None:
       values = advantages(now, entropy, batch)
     old_logprobs = now if batch.old_logprobs is None else batch.old_logprobs
-    drawn = batch.weights > 0
-    if batch.given is not None:
-      drawn &= batch.given == 0
+    sampled = batch.weights > 0
+    if batch.prefixed is not None:
+      sampled &= batch.prefixed == 0
     if surrogate == "dice":
       clipped = jnp.zeros(logprobs.shape, bool)
-      losses = -surrogates.dice(logprobs, values, drawn, old_logprobs)
+      losses = -surrogates.dice(logprobs, values, sampled, old_logprobs)
       cost = lambda costs: surrogates.dice_cost(
-        logprobs, costs, drawn, old_logprobs
+        logprobs, costs, sampled, old_logprobs
       )
     else:
       losses, clipped = surrogates_by_clip[clip](
@@ -208,7 +208,7 @@ def rl_objective(
         old_logprobs,
         values,
         numbers,
-        sequences=drawn if ratio == "sequence" else None,
+        sequences=sampled if ratio == "sequence" else None,
       )
       cost = lambda costs: costs
     surrogate_losses, truncated = losses, jnp.zeros(logprobs.shape, bool)
@@ -221,9 +221,9 @@ def rl_objective(
     if batch.ref_logprobs is not None:
       kl = policy_gradient.kl_k3(logprobs, batch.ref_logprobs)
       losses += numbers.kl_coef * cost(kl)
-    if batch.given is not None:
-      begun = prefix_loss(logprobs, surrogate_losses, entropy, batch)
-      losses = jnp.where(batch.given > 0, begun, losses)
+    if batch.prefixed is not None:
+      of_prefix = prefix_loss(logprobs, surrogate_losses, entropy, batch)
+      losses = jnp.where(batch.prefixed > 0, of_prefix, losses)
     aux = {
       "logprobs": now,
       "entropies": entropies,

@@ -1,7 +1,7 @@
 """TRAPO: more of the demonstration where less fails, learned from within a
 trust region (arXiv 2512.17636).
 
-A question's samples are drawn in micro-groups. Each but the first begins with
+A question's samples are sampled in micro-groups. Each but the first begins with
 its share of the demonstration if the mean reward of all before it is below its
 threshold, else with nothing. On a given token of probability p the gradient is
 min(1, p / a) grad log p; the rest is GRPO over the whole group.

@@ -6,7 +6,7 @@ demonstration: k of `pieces` pieces, k binomial with the probability
     p = lowest + (highest - lowest) (1 + cos(pi step / T)) / 2
 
 until step T, `hinted_share` of the run, and no hint after it. The loss is
-GRPO's on what was drawn and `hint_weight` times -log p on the hint.
+GRPO's on what was sampled and `hint_weight` times -log p on the hint.
 """
 
 import dataclasses

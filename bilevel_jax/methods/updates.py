@@ -222,7 +222,7 @@ def joint(
 
   plan = contract.Plan(rollouts=True, demonstrations=True)
   return contract.Method(
-    needs=contract.Needs(demonstrations="drawn", adapter=adapter, trees=3),
+    needs=contract.Needs(demonstrations="sampled", adapter=adapter, trees=3),
     init=init,
     plan=lambda step, scalars: plan,
     update=update,

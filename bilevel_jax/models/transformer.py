@@ -111,7 +111,7 @@ def unembedding(
   """Returns [D, V] in the compute dtype; hidden @ unembedding are the logits.
 
   Args:
-    architecture: tells whether the embedding is tied.
+    architecture: says whether the embedding is tied.
   """
   if architecture.tied_embeddings:
     return _cast(base["embedding"], dtype).T
@@ -218,7 +218,7 @@ def logits(
 
   Args:
     hidden: [..., D].
-    architecture: tells whether the embedding is tied.
+    architecture: says whether the embedding is tied.
   """
   table = (
     weights["embedding"].T

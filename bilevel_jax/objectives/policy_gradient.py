@@ -202,7 +202,7 @@ def group_advantages(
   total = rewards.sum(axis=1, keepdims=True)
   centred = np.where(scored, rewards - total / np.maximum(count, 1), 0.0)
   # Equal rewards must give 0, not rounding errors divided by almost 0.
-  advantages = np.where(tells(rewards, scored)[:, None], centred, 0.0)
+  advantages = np.where(has_signal(rewards, scored)[:, None], centred, 0.0)
   degrees = np.maximum(count - 1, 1)
   if normalise == "group_std":
     variance = (centred**2).sum(axis=1, keepdims=True)
@@ -221,7 +221,7 @@ def group_advantages(
   return advantages.astype(np.float32), baselines.astype(np.float32)
 
 
-def tells(rewards: np.ndarray, scored: np.ndarray) -> np.ndarray:
+def has_signal(rewards: np.ndarray, scored: np.ndarray) -> np.ndarray:
   """Returns [P] bool: two scored samples of the group differ in reward.
 
   Args:

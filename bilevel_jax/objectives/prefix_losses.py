@@ -15,7 +15,7 @@ from bilevel_jax.types import Array, RLBatch
 
 PrefixLoss = Callable[[Array, Array, Array, RLBatch], Array]
 """(log-probs, policy-gradient losses, entropies, each [B, T], batch) -> losses
-[B, T], read where `batch.given` is 1."""
+[B, T], read where `batch.prefixed` is 1."""
 
 
 def nothing(
@@ -58,14 +58,14 @@ def policy_gradient(top_share: float) -> PrefixLoss:
 
   def loss(logprobs, surrogate, entropies, batch):
     del logprobs
-    kept = most_uncertain(entropies, batch.given, share=top_share)
+    kept = most_uncertain(entropies, batch.prefixed, share=top_share)
     return jnp.where(kept, surrogate, 0.0)
 
   return loss
 
 
 def most_uncertain(
-  entropies: Array, given: Array, *, share: float
+  entropies: Array, prefixed: Array, *, share: float
 ) -> jax.Array:
   """Returns [B, T] bool: of each row's given tokens, the top ones.
 
@@ -73,12 +73,12 @@ def most_uncertain(
 
   Args:
     entropies: [B, T].
-    given: [B, T], 1 on given tokens.
+    prefixed: [B, T], 1 on given tokens.
     share: in [0, 1].
   """
-  begun = jnp.asarray(given) > 0
-  order = jnp.argsort(jnp.where(begun, -entropies, jnp.inf), axis=1)
+  there = jnp.asarray(prefixed) > 0
+  order = jnp.argsort(jnp.where(there, -entropies, jnp.inf), axis=1)
   rank = jnp.argsort(order, axis=1)
-  count = begun.sum(axis=1, keepdims=True)
+  count = there.sum(axis=1, keepdims=True)
   # 0.2 * 5 is 1, not just above it.
-  return begun & (rank < jnp.ceil(share * count - 1e-4))
+  return there & (rank < jnp.ceil(share * count - 1e-4))

@@ -1,4 +1,4 @@
-"""Charts of one run: which metrics, and how they are drawn."""
+"""Charts of one run: which metrics, and how they are plotted."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ class Chart:
   pattern: str  # of the whole names of its metrics
   logarithmic: bool = False
   band: tuple[str, ...] = ()
-  """Metrics around the one drawn: its bounds, or its standard error."""
+  """Metrics around the one plotted: its bounds, or its standard error."""
 
 
 CHARTS = (

@@ -9,14 +9,14 @@ import numpy as np
 from bilevel_jax.reporting import charts, comparison
 from bilevel_jax.reporting.groups import Group
 
-# What the learning curves are drawn against: heading, format of its numbers.
+# What the learning curves are plotted against: heading, format of its numbers.
 _AGAINST = {
   "steps": ("Steps", "{x:,.0f}"),
   "tokens": ("Sampled tokens", "{x:,.0f}"),
   "flops": ("Updates' operations", None),  # its numbers have an exponent
   "seconds": ("Training time (s)", "{x:,.0f}"),
 }
-# Okabe and Ito's colours, which colour-blind readers tell apart, and more.
+# Okabe and Ito's colours, which colour-blind readers distinguish, and more.
 _COLOURS = (
   *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
   *("#56B4E9", "#7A5195", "#666666", "#8C564B", "#B5BD00"),

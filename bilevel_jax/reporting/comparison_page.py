@@ -43,12 +43,12 @@ def write_comparison(
     summary: what `comparison.compare_groups` returned for them.
   """
   out.mkdir(parents=True, exist_ok=True)
-  drawn = {}
+  plotted = {}
   pictures = comparison_charts.draw_comparison(groups, summary)
   for name, picture in pictures.items():
     data = charts.png(picture, dpi=160)
     (out / f"{name}.png").write_bytes(data)
-    drawn[name] = _picture(data, _CAPTIONS[name])
+    plotted[name] = _picture(data, _CAPTIONS[name])
   records.write_atomically(
     out / "comparison.json", json.dumps(finite(summary), indent=1) + "\n"
   )
@@ -58,7 +58,7 @@ def write_comparison(
     f"{len(groups)} ways of training, {count} runs",
     [
       pages.section("Final accuracy", _finals(summary)),
-      pages.section("Curves", _arranged(drawn)),
+      pages.section("Curves", _arranged(plotted)),
       pages.section("To a target", _targets(summary)),
       pages.section("Cost of a run", _costs(summary)),
       pages.section("The same questions", _side_by_side(groups)),
@@ -80,10 +80,10 @@ def finite(tree: Any) -> Any:
   return tree
 
 
-def _arranged(drawn: Mapping[str, str]) -> str:
-  wide = [drawn[name] for name in _WIDE if name in drawn]
-  narrow = [figure for name, figure in drawn.items() if name not in _WIDE]
-  return "".join(wide) + pages.grid("".join(narrow))
+def _arranged(plotted: Mapping[str, str]) -> str:
+  wide = [plotted[name] for name in _WIDE if name in plotted]
+  small = [figure for name, figure in plotted.items() if name not in _WIDE]
+  return "".join(wide) + pages.grid("".join(small))
 
 
 def _picture(data: bytes, caption: str) -> str:

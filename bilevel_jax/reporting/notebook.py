@@ -17,7 +17,7 @@ CHARTS = (
 
 
 class Live:
-  """Curves and the latest completions of a run, drawn over in place."""
+  """Curves and the latest completions of a run, plotted over in place."""
 
   def __init__(
     self,
@@ -49,8 +49,8 @@ class Live:
     if self._shown and not last and step.number % self._every:
       return
     self._shown = True
-    drawn = curves(self._charts, records.by_step(step.files.metrics))
-    self._curves.write({"image/png": base64.b64encode(drawn).decode()})
+    plotted = curves(self._charts, records.by_step(step.files.metrics))
+    self._curves.write({"image/png": base64.b64encode(plotted).decode()})
     self._texts.write({"text/html": _table(step, self._completions)})
 
 

@@ -26,7 +26,7 @@ _COLUMNS = (
   ("gain", "bilevel/cooperative_gain", "{:+.4f}"),
   ("tok/s", "time/rollout_tokens_per_s", "{:,.0f}"),
 )
-_RECENT = 20  # steps that the time left is told from
+_RECENT = 20  # steps that the time left is estimated from
 
 
 class Display:

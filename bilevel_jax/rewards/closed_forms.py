@@ -67,7 +67,7 @@ def _equal(a: str, b: str, tolerance: float | None) -> bool | None:
     return None
   table = [[_equal(x, y, tolerance) for y in b_parts] for x in a_parts]
   columns = list(zip(*table, strict=True))
-  # Whatever the brackets mean: what is in one of them alone tells them apart.
+  # Whatever the brackets mean: what is in one of them alone distinguishes them.
   if any(set(line) == {False} for line in [*table, *columns]):
     return False
   known = all(cell is not None for row in table for cell in row)

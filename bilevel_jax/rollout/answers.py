@@ -109,20 +109,20 @@ def measure(answers: Answers) -> dict[str, float]:
 
   Rewards are means over scored completions; pass@group is the share of
   questions with a correct completion; lengths are in tokens, EOS included;
-  rollout/tokens are those that were drawn, and time/rollout_programs counts
+  rollout/tokens are those that were sampled, and time/rollout_programs counts
   what this process compiled for sampling so far. Where completions began with
   given tokens: the share of those that did, and the accuracy of the others.
   """
   rollout, scores = answers.rollout, answers.scores
   counted = max(int(scores.scored.sum()), 1)
   groups = scores.correct.reshape(-1, rollout.requests.samples_per_prompt)
-  tokens = drawn_tokens(answers)
-  begun = rollout.given > 0
+  tokens = sampled_tokens(answers)
+  prefixed = rollout.prefix_lengths > 0
   guided = {}
   if rollout.requests.prefixes is not None:
-    alone = scores.scored & ~begun
-    guided["rollout/guided_share"] = float(begun.mean())
-    guided["rollout/given_tokens"] = float(rollout.given.sum())
+    alone = scores.scored & ~prefixed
+    guided["rollout/guided_share"] = float(prefixed.mean())
+    guided["rollout/given_tokens"] = float(rollout.prefix_lengths.sum())
     guided["rl/accuracy_unguided"] = float(
       (scores.correct & alone).sum() / max(int(alone.sum()), 1)
     )
@@ -132,7 +132,7 @@ def measure(answers: Answers) -> dict[str, float]:
     / counted,
     "rl/accuracy": float((scores.correct & scores.scored).sum()) / counted,
     "rl/pass_at_group": float(groups.any(axis=1).mean()),
-    "rl/groups_without_advantage": float(np.mean(~tells(answers))),
+    "rl/groups_without_advantage": float(np.mean(~has_signal(answers))),
     "rl/unscorable": float((~scores.scored).sum()),
     "rollout/length": float(rollout.lengths.mean()),
     "rollout/truncated_share": rollout.share_ended_by("length"),
@@ -147,11 +147,11 @@ def measure(answers: Answers) -> dict[str, float]:
   }
 
 
-def tells(answers: Answers) -> np.ndarray:
+def has_signal(answers: Answers) -> np.ndarray:
   """Returns [P] bool: two scored samples of the group differ in reward."""
   scores = answers.scores
   groups = (-1, answers.rollout.requests.samples_per_prompt)
-  return policy_gradient.tells(
+  return policy_gradient.has_signal(
     scores.rewards.reshape(groups), scores.scored.reshape(groups)
   )
 
@@ -169,9 +169,9 @@ def with_bonus(answers: Answers, bonus: np.ndarray) -> Answers:
   )
 
 
-def drawn_tokens(answers: Answers) -> int:
+def sampled_tokens(answers: Answers) -> int:
   """Returns the tokens that were sampled, those that were given left out."""
-  return int((answers.rollout.lengths - answers.rollout.given).sum())
+  return int((answers.rollout.lengths - answers.rollout.prefix_lengths).sum())
 
 
 def records(answers: Answers, count: int | None = None) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ def records(answers: Answers, count: int | None = None) -> list[dict[str, Any]]:
   if count is not None:
     spread = np.linspace(0, prompts - 1, min(count, prompts)).astype(int)
     chosen = np.unique(spread) * per_prompt
-  given = answers.rollout.given
+  given = answers.rollout.prefix_lengths
   return [_record(answers, n, int(given[n])) for n in chosen.tolist()]
 
 

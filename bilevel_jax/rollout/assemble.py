@@ -212,8 +212,8 @@ def rl_batch(
   groups = (-1, rollout.requests.samples_per_prompt)
   right = (scores.correct & scored).reshape(groups).sum(axis=1)
   accuracy = right / scored.reshape(groups).sum(axis=1).clip(min=1)
-  begun = rollout.given
-  skipped = begun if skipped is None else skipped
+  lengths = rollout.prefix_lengths
+  skipped = lengths if skipped is None else skipped
 
   def padded(values: np.ndarray) -> np.ndarray:
     out = np.zeros(len(selected) if rows is None else rows, np.float32)
@@ -231,11 +231,11 @@ def rl_batch(
     rows=rows,
     columns=columns,
   )
-  sampler_logprobs, given = np.zeros((2, *plain.tokens.shape), np.float32)
+  sampler_logprobs, prefixed = np.zeros((2, *plain.tokens.shape), np.float32)
   for row, n in enumerate(selected):
     start, length = len(prompts[n]), rollout.lengths[n]
     sampler_logprobs[row, start : start + length] = rollout.logprobs[n, :length]
-    given[row, start : start + begun[n]] = 1.0
+    prefixed[row, start : start + lengths[n]] = 1.0
   return RLBatch(
     **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
     advantages=padded(advantages)[:, None] * np.float32(plain.weights > 0),
@@ -245,7 +245,7 @@ def rl_batch(
     sampler_logprobs=sampler_logprobs,
     old_logprobs=None,
     ref_logprobs=None,
-    given=None if rollout.requests.prefixes is None else given,
+    prefixed=None if rollout.requests.prefixes is None else prefixed,
     questions=padded(rollout.prompt_index).astype(np.int32),
     correct=padded(scores.correct),
     accuracy=padded(accuracy[rollout.prompt_index]),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import processes, types
-from bilevel_jax.rollout import layout as layouts
+from bilevel_jax.rollout.row_sharding import RowSharding
 
 # The rest is for merged weights, logits, and a leaf of the cache that moves.
 _SHARE_OF_FREE = 0.6
@@ -42,7 +42,7 @@ def bytes_per_row(policy: types.Policy, columns: int) -> int:
 def default_bytes(devices: Sequence[Any]) -> int:
   """Returns the bytes that a cache may take on each of the devices.
 
-  0.6 of what is free on the fullest one now. Devices that do not tell, as
+  0.6 of what is free on the fullest one now. Devices that do not say, as
   CPUs, share 0.25 of the memory of their host, or of its container. The same
   in every process, since all must make batches of the same shapes.
 
@@ -81,7 +81,7 @@ def move(
   columns: int,
   *,
   axes: types.Tree,
-  layout: layouts.Layout,
+  row_sharding: RowSharding,
 ) -> types.Tree:
   """Returns the given rows of a cache, widened to `columns` with zeros.
 
@@ -93,7 +93,7 @@ def move(
   """
 
   def one(leaf, axis):
-    moved = _move(leaf, rows, columns, axis, layout)
+    moved = _move(leaf, rows, columns, axis, row_sharding)
     leaf.delete()
     return moved
 
@@ -101,7 +101,7 @@ def move(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _move(leaf, rows, columns, axis, layout):
+def _move(leaf, rows, columns, axis, row_sharding):
   wider = [(0, 0)] * leaf.ndim
   wider[axis] = (0, columns - leaf.shape[axis])
-  return layout.split_rows(jnp.pad(leaf[rows], wider))
+  return row_sharding.split_rows(jnp.pad(leaf[rows], wider))

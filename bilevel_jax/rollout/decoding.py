@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import types
-from bilevel_jax.rollout import layout as layouts
 from bilevel_jax.rollout import sampling
+from bilevel_jax.rollout.row_sharding import RowSharding
 
 STOP, LENGTH, ERROR = range(len(types.FINISH_REASONS))
 RUNNING = -1
@@ -57,7 +57,9 @@ def programs() -> dict[str, int]:
   return dict(_traced)
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "chunks", "layout"))
+@functools.partial(
+  jax.jit, static_argnames=("policy", "chunks", "row_sharding")
+)
 def prefill(
   policy: types.Policy,
   weights: types.Tree,
@@ -65,7 +67,7 @@ def prefill(
   first: jax.Array,
   *,
   chunks: int,
-  layout: layouts.Layout,
+  row_sharding: RowSharding,
 ) -> types.Tree:
   """Returns the cache of prompts, made piece by piece and chunk by chunk.
 
@@ -93,18 +95,18 @@ def prefill(
         weights, cache, chunk(tokens), chunk(positions), i * size, first
       )[1]
 
-    cache = layout.split_rows(policy.init_cache(rows, columns))
+    cache = row_sharding.split_rows(policy.init_cache(rows, columns))
     return jax.lax.fori_loop(0, chunks, extend, cache)
 
   cache = jax.lax.map(piece, (tokens, first))
-  return layout.split_rows(
+  return row_sharding.split_rows(
     jax.tree.map(lambda x: x.reshape(pieces * rows, *x.shape[2:]), cache)
   )
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("policy", "key_impl", "needs", "length", "layout"),
+  static_argnames=("policy", "key_impl", "needs", "length", "row_sharding"),
   donate_argnames=("cache",),
 )
 def decode(
@@ -119,7 +121,7 @@ def decode(
   key_impl: Hashable,
   needs: sampling.Needs,
   length: int,
-  layout: layouts.Layout,
+  row_sharding: RowSharding,
 ) -> tuple[types.Tree, Outcome]:
   """Returns the cache and the outcome of one segment of decoding.
 
@@ -167,7 +169,7 @@ def decode(
       jnp.int8(RUNNING),
     )
     return (
-      layout.split_rows(cache),
+      row_sharding.split_rows(cache),
       token,
       Outcome(
         steps=outcome.steps + 1,
@@ -194,4 +196,4 @@ def decode(
     step,
     (cache, rows.token, nothing),
   )
-  return cache, layout.gather(outcome)
+  return cache, row_sharding.gather(outcome)

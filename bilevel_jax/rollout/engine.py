@@ -7,9 +7,9 @@ then segments of a few dozen steps run on the device. Between segments the
 host collects the tokens, and where half of the rows have finished it gathers
 the others into a smaller batch; the cache gains columns as they are needed.
 
-None of this can be seen in the tokens: each is drawn with a key folded from
-(requests.key, prompt id, sample, index of the token among those drawn).
-docs/rollouts.md tells more, with what was measured.
+None of this can be seen in the tokens: each is sampled with a key folded from
+(requests.key, prompt id, sample, index of the token among those sampled).
+docs/rollouts.md says more, with what was measured.
 """
 
 import dataclasses
@@ -21,10 +21,16 @@ import numpy as np
 
 from bilevel_jax import errors, types
 from bilevel_jax.rollout import cache as caches
-from bilevel_jax.rollout import checks, decoding, endings, sampling
-from bilevel_jax.rollout import layout as layouts
+from bilevel_jax.rollout import (
+  checks,
+from bilevel_jax.rollout.row_sharding import RowSharding
+  decoding,
+  endings,
+  sampling,
+)
 
 programs = decoding.programs
+
 
 
 class Segment(NamedTuple):
@@ -43,7 +49,7 @@ class _Settings(NamedTuple):
   segment: int
   cache_step: int
   prefill_tokens: int
-  layout: layouts.Layout
+  row_sharding: RowSharding
   decode: endings.Decode | None
   watch: Callable[[Segment], object] | None
 
@@ -97,7 +103,7 @@ def generate(
   Raises:
     ConfigError: a request that cannot be met.
   """
-  layout = layouts.Layout(sharding)
+  row_sharding = RowSharding(sharding)
   rules = checks.checked(policy, requests, decode)
   checks.sizes(
     max_rows=max_rows, segment=segment, prefill_tokens=prefill_tokens
@@ -107,7 +113,7 @@ def generate(
       f"cache_step must be a power of two, got {cache_step}"
     )
   # Every device gets as many rows.
-  each = max(max_rows // layout.shards, 1)
+  each = max(max_rows // row_sharding.shards, 1)
   if cache_bytes is not None:
     given = np.array([len(p) for p in requests.prefixes or [()]])
     fit = rows_that_fit(
@@ -118,9 +124,9 @@ def generate(
       cache_step=cache_step,
     )
     each = min(each, fit)
-  max_rows = each * layout.shards
+  max_rows = each * row_sharding.shards
   settings = _Settings(
-    max_rows, segment, cache_step, prefill_tokens, layout, decode, watch
+    max_rows, segment, cache_step, prefill_tokens, row_sharding, decode, watch
   )
   total = len(requests.prompts) * requests.samples_per_prompt
   shape = (total, int(np.max(requests.max_new_tokens, initial=1)))
@@ -194,7 +200,7 @@ def _waves(requests: types.Requests, max_rows: int) -> Iterator[np.ndarray]:
 
 def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   """Fills in the rows `ids` of the rollout."""
-  requests, layout = rollout.requests, settings.layout
+  requests, row_sharding = rollout.requests, settings.row_sharding
   of = ids // requests.samples_per_prompt
   budgets = np.minimum(requests.budgets[of], _common_budget(rollout))
   given = rollout.lengths[ids]
@@ -230,7 +236,7 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   size, columns, column = 0, 0, begin
   while len(ids):
     stop = min(column + settings.segment, int(rows.end.max()))
-    smaller = min(_rows(len(ids), layout), settings.max_rows)
+    smaller = min(_rows(len(ids), row_sharding), settings.max_rows)
     longer = _columns(stop, settings.cache_step)
     if longer > columns or 2 * smaller <= size:
       size, columns = smaller, max(columns, longer)
@@ -238,10 +244,10 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
       source[: len(ids)] = slots
       cache = caches.move(
         cache,
-        layout.put_rows(source),
+        row_sharding.put_rows(source),
         columns,
         axes=caches.column_axes(policy),
-        layout=layout,
+        row_sharding=row_sharding,
       )
       slots = np.arange(len(ids))
     running = np.zeros(size, bool)
@@ -252,13 +258,13 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
       policy,
       weights,
       cache,
-      *layout.put_rows((_take(rows, request), running)),
+      *row_sharding.put_rows((_take(rows, request), running)),
       decoding.Span(*map(np.int32, (begin, column, stop))),
       np.array(eos_ids, np.int32),
       key_impl=jax.random.key_impl(requests.key),
       needs=needs,
       length=settings.segment,
-      layout=layout,
+      row_sharding=row_sharding,
     )
     outcome = jax.device_get(outcome)
     _, tokens, logprobs, kept, finish = outcome
@@ -312,17 +318,17 @@ def _take(tree, rows):
   return jax.tree.map(lambda x: x[rows], tree)
 
 
-def _rows(n, layout):
-  return layout.shards * caches.bucket(-(-n // layout.shards))
+def _rows(n, row_sharding):
+  return row_sharding.shards * caches.bucket(-(-n // row_sharding.shards))
 
 
 def _prefilled(policy, weights, prompts, settings):
   """A cache with all tokens but the last, and which of its rows is whose."""
-  layout, most = settings.layout, settings.prefill_tokens
+  row_sharding, most = settings.row_sharding, settings.prefill_tokens
   known: dict[bytes, int] = {}
   slots = [known.setdefault(p[:-1].tobytes(), len(known)) for p in prompts]
   columns = _prompt_columns(max(map(len, prompts)))
-  rows = _rows(len(known), layout)
+  rows = _rows(len(known), row_sharding)
   tokens = np.zeros((rows, columns), np.int32)
   first = np.full(rows, columns, np.int32)
   for row, text in enumerate(known):
@@ -332,16 +338,16 @@ def _prefilled(policy, weights, prompts, settings):
   # Columns go in chunks, rows in pieces: powers of two that divide them.
   chunks = _power_of_two(columns / most, divides=columns)
   pieces = _power_of_two(
-    rows * columns / (chunks * most), divides=rows // layout.shards
+    rows * columns / (chunks * most), divides=rows // row_sharding.shards
   )
   cache = decoding.prefill(
     policy,
     weights,
-    *layout.put_rows(
+    *row_sharding.put_rows(
       (tokens.reshape(pieces, -1, columns), first.reshape(pieces, -1)), axis=1
     ),
     chunks=chunks,
-    layout=layout,
+    row_sharding=row_sharding,
   )
   return cache, np.array(slots)
 

@@ -3,8 +3,8 @@
 A rectangle with one sequence a row is mostly padding where lengths differ, and
 computes a prompt once for each of its samples. Here a row holds as many
 sequences as fit. Those with the same tokens before their first log-prob share
-them: a trunk that each continues as a branch of its own. Nothing is computed
-that no weighted log-prob needs.
+them: a shared prefix, and a continuation for each. Nothing is computed that no
+weighted log-prob needs.
 """
 
 import bisect
@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from bilevel_jax.rollout import assemble
-from bilevel_jax.types import Layout, TokenBatch
+from bilevel_jax.types import PackedRows, TokenBatch
 
 _Batch = TypeVar("_Batch", bound=TokenBatch)
 
@@ -32,13 +32,13 @@ class Packing:
   """Devices that rows are spread over."""
   several: bool = True
   """Sequences in a row; an attention kernel that takes no segments wants one,
-  and no trunk."""
+  and no shared prefix."""
 
 
-class _Bunch(NamedTuple):
-  """Sequences of one row with a trunk in common."""
+class _PrefixGroup(NamedTuple):
+  """Sequences of one row with a shared prefix."""
 
-  trunk: np.ndarray  # int32
+  prefix: np.ndarray  # int32
   members: list[int]  # rows of the batch
   cost: int  # columns
 
@@ -52,7 +52,7 @@ class _Spans(NamedTuple):
 
 
 def pack(batch: _Batch, packing: Packing) -> _Batch:
-  """Returns the batch with its layout.
+  """Returns the batch with its packed.
 
   Few shapes, so few compilations: rows of a forward pass are a number of a
   ladder with two steps an octave, or with micro-batches one that the columns
@@ -73,28 +73,28 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
   # A sequence's last token is predicted, and predicts nothing.
   longest = int(spans.last.max(initial=0, where=needed.any(axis=1)))
   columns = max(assemble.bucket(longest), packing.row_tokens)
-  bunches = _bunches(tokens, spans, columns, packing.several)
-  costs = [bunch.cost for bunch in bunches]
+  groups = _prefix_groups(tokens, spans, columns, packing.several)
+  costs = [group.cost for group in groups]
   if packing.several:
     rows = _fill(costs, columns)
   else:
-    rows = [[number] for number in range(len(bunches))]
+    rows = [[number] for number in range(len(groups))]
   per_pass, passes = forward_passes(len(rows), len(tokens), columns, packing)
   each = per_pass // packing.row_multiple  # of a device
   pairs = np.zeros(-(-len(rows) // each), int)
   for number, row in enumerate(rows):
-    for bunch in row:
-      pairs[number // each] += int(needed[bunches[bunch].members].sum())
+    for group in row:
+      pairs[number // each] += int(needed[groups[group].members].sum())
   scored = log_probs(each * columns, int(pairs.max(initial=0)))
-  layout = _layout(
+  packed = _layout(
     tokens,
     spans,
-    [[bunches[number] for number in row] for row in rows],
+    [[groups[number] for number in row] for row in rows],
     (passes, packing.row_multiple, each, columns, scored),
   )
   if not packing.several:
-    layout = dataclasses.replace(layout, branches=None)
-  return dataclasses.replace(batch, layout=layout)
+    packed = dataclasses.replace(packed, continuations=None)
+  return dataclasses.replace(batch, packed=packed)
 
 
 def log_probs(columns: int, wanted: int) -> int:
@@ -109,7 +109,7 @@ def padding_share(batches: Sequence[TokenBatch]) -> float:
   Args:
     batches: with their layouts, on the host.
   """
-  layouts = [batch.layout for batch in batches if batch.layout is not None]
+  layouts = [batch.packed for batch in batches if batch.packed is not None]
   computed = sum(int(x.used) * x.tokens[0].size for x in layouts)
   return 1.0 - held(batches) / max(computed, 1)
 
@@ -120,7 +120,7 @@ def held(batches: Sequence[TokenBatch]) -> int:
   Args:
     batches: with their layouts, on the host.
   """
-  layouts = [batch.layout for batch in batches if batch.layout is not None]
+  layouts = [batch.packed for batch in batches if batch.packed is not None]
   return sum(int(np.count_nonzero(x.segment_ids)) for x in layouts)
 
 
@@ -130,9 +130,9 @@ def ladder(count: int) -> int:
   return power // 4 * 3 if 0 < count <= power // 4 * 3 else power
 
 
-def _bunches(
+def _prefix_groups(
   tokens: np.ndarray, spans: _Spans, columns: int, several: bool
-) -> list[_Bunch]:
+) -> list[_PrefixGroup]:
   """Sequences with the same tokens before their first log-prob, together."""
   alike: dict[bytes, list[int]] = {}
   for row in np.flatnonzero(spans.needed.any(axis=1)):
@@ -141,12 +141,12 @@ def _bunches(
   own = spans.last - spans.first
   found = []
   for members in alike.values():
-    trunk = tokens[members[0], : spans.first[members[0]]]
-    room = columns - len(trunk)
+    prefix = tokens[members[0], : spans.first[members[0]]]
+    room = columns - len(prefix)
     for some in _fill([int(own[row]) for row in members], room):
       chosen = [members[i] for i in some]
-      cost = len(trunk) + int(own[chosen].sum())
-      found.append(_Bunch(trunk, chosen, cost))
+      cost = len(prefix) + int(own[chosen].sum())
+      found.append(_PrefixGroup(prefix, chosen, cost))
   return found
 
 
@@ -186,18 +186,18 @@ def forward_passes(
 def _layout(
   tokens: np.ndarray,
   spans: _Spans,
-  rows: list[list[_Bunch]],
+  rows: list[list[_PrefixGroup]],
   shape: tuple[int, int, int, int, int],
-) -> Layout:
-  """Writes the bunches of each row one after the other."""
+) -> PackedRows:
+  """Writes the groups of each row one after the other."""
   passes, devices, each, columns, scored = shape
   zeros = lambda *shape: np.zeros((passes * devices, *shape), np.int32)
-  branches = zeros(each, columns)
-  out = Layout(
+  continuations = zeros(each, columns)
+  out = PackedRows(
     tokens=zeros(each, columns),
     positions=zeros(each, columns),
     segment_ids=zeros(each, columns),
-    branches=branches,
+    continuations=continuations,
     columns=zeros(scored),
     targets=zeros(scored),
     where=np.full(spans.needed.shape, -1, np.int32),
@@ -208,18 +208,18 @@ def _layout(
     device, own_row = divmod(number, each)
     pair = pair if own_row else 0
     start = 0
-    for segment, bunch in enumerate(row, start=1):
-      shared = len(bunch.trunk)
+    for segment, group in enumerate(row, start=1):
+      shared = len(group.prefix)
       place = device, own_row, slice(start, start + shared)
-      out.tokens[place] = bunch.trunk
+      out.tokens[place] = group.prefix
       out.positions[place] = np.arange(shared)
       at = start + shared
-      for branch, member in enumerate(bunch.members, start=1):
+      for continuation, member in enumerate(group.members, start=1):
         own = tokens[member, shared : spans.last[member]]
         place = device, own_row, slice(at, at + len(own))
         out.tokens[place] = own
         out.positions[place] = shared + np.arange(len(own))
-        branches[place] = branch
+        continuations[place] = continuation
         predicted = np.flatnonzero(spans.needed[member])
         before = predicted - 1  # in the sequence; then in the row
         before = np.where(before < shared, start + before, at + before - shared)
@@ -239,7 +239,7 @@ def _layout(
     tokens=computed(out.tokens),
     positions=computed(out.positions),
     segment_ids=computed(out.segment_ids),
-    branches=computed(branches),
+    continuations=computed(continuations),
     columns=predicted(out.columns),
     targets=predicted(out.targets),
   )

@@ -1,10 +1,10 @@
-"""Sampling in rounds: what is drawn next may depend on what was rewarded.
+"""Sampling in rounds: what is sampled next may depend on what was rewarded.
 
 Inside a group, later samples may begin with a part of the question's
 demonstration, as earlier ones' rewards advise (`guided`); and questions whose
-samples say nothing may give way to others (`until_telling`). Every token's key
-is folded from the question, the sample and its index, so a round draws what it
-would have drawn alone, and a resumed run what the first one did.
+samples say nothing may give way to others (`dynamic_sampling`). Every token's
+key is folded from the question, the sample and its index, so a round samples
+what it would have sampled alone, and a resumed run what the first one did.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def guided(
   step: int,
   seed: Sequence[int] = (0,),
 ) -> answers.Answers:
-  """Returns the answers to P questions, G of each, drawn as a guide says.
+  """Returns the answers to P questions, G of each, sampled as a guide says.
 
   Args:
     requests: their P prompts, G samples each; a total budget is shared among
@@ -80,12 +80,12 @@ def guided(
         seed=(*seed, first),
       )
     )[:, : samples - first]
-    total, drawn = requests.total_tokens, lengths.shape[1]
+    total, sampled = requests.total_tokens, lengths.shape[1]
     part = dataclasses.replace(
       requests,
-      samples_per_prompt=drawn,
+      samples_per_prompt=sampled,
       first_sample=requests.first_sample + first,
-      total_tokens=None if total is None else total * drawn // samples,
+      total_tokens=None if total is None else total * sampled // samples,
       prefixes=[
         solution[:length]
         for solution, row in zip(tokens, lengths, strict=True)
@@ -94,20 +94,20 @@ def guided(
     )
     parts.append(ask(questions, part))
     of_part = parts[-1].scores
-    rewards = np.concatenate([rewards, of_part.rewards.reshape(-1, drawn)], 1)
-    scored = np.concatenate([scored, of_part.scored.reshape(-1, drawn)], 1)
+    rewards = np.concatenate([rewards, of_part.rewards.reshape(-1, sampled)], 1)
+    scored = np.concatenate([scored, of_part.scored.reshape(-1, sampled)], 1)
   of = np.concatenate([part.rollout.prompt_index for part in parts])
   return _gathered(parts, np.argsort(of, kind="stable"), requests)
 
 
-def until_telling(
+def dynamic_sampling(
   ask: Callable[[], answers.Answers], *, rounds: int
 ) -> tuple[answers.Answers, answers.Answers, np.ndarray]:
-  """Returns all answers, those to learn from, and which of their groups tell.
+  """Returns all answers, those to learn from, and which groups have signal.
 
-  DAPO's dynamic sampling (arXiv 2503.14476): a group tells if its scored
-  rewards are not all equal; questions are added until as many groups tell as
-  a round has, or there were `rounds` of them. The first so many that tell are
+  DAPO's dynamic sampling (arXiv 2503.14476): a group has signal if its scored
+  rewards are not all equal; questions are added until as many groups have
+  signal as a round has, or there were `rounds` of them. The first of these are
   learned from; where too few do, others fill their places.
 
   Args:
@@ -120,7 +120,8 @@ def until_telling(
   parts = [ask()]
   wanted = len(parts[0].rollout.requests.prompts)
   while (
-    len(parts) < rounds and sum(map(np.sum, map(answers.tells, parts))) < wanted
+    len(parts) < rounds
+    and sum(map(np.sum, map(answers.has_signal, parts))) < wanted
   ):
     parts.append(ask())
   whole = [part.rollout.requests for part in parts]
@@ -133,8 +134,8 @@ def until_telling(
   samples = requests.samples_per_prompt
   rows = np.arange(len(requests.prompts) * samples)
   everything = _gathered(parts, rows, requests)
-  telling = answers.tells(everything)
-  chosen = np.sort(np.argsort(~telling, kind="stable")[:wanted])
+  with_signal = answers.has_signal(everything)
+  chosen = np.sort(np.argsort(~with_signal, kind="stable")[:wanted])
   rows = (samples * chosen[:, None] + np.arange(samples)).ravel()
   kept = dataclasses.replace(
     requests,
@@ -142,7 +143,7 @@ def until_telling(
     prompt_ids=requests.prompt_ids[chosen],
     max_new_tokens=requests.budgets[chosen],
   )
-  return everything, _gathered([everything], rows, kept), telling[chosen]
+  return everything, _gathered([everything], rows, kept), with_signal[chosen]
 
 
 def _gathered(

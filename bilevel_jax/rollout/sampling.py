@@ -1,6 +1,6 @@
 """Tokens from logits: one key per token of a request, whatever row it is in.
 
-A token is drawn by inverting the cumulative distribution, twice: first among
+A token is sampled by inverting the cumulative distribution, twice: first among
 blocks of the vocabulary, then inside the block. That costs two uniforms and
 one pass over the logits, where Gumbel noise costs a draw per entry and half
 of the time of decoding a small model.
@@ -118,11 +118,11 @@ def draw(
   The log-probability is that of softmax(logits / temperature) over the whole
   vocabulary (of temperature 1 where the temperature is 0). Top-k comes first,
   then top-p on what it kept, then min-p; tokens that tie with the last one
-  kept are kept too. A token whose probability is 0 is never drawn.
+  kept are kept too. A token whose probability is 0 is never sampled.
 
   Args:
     keys: [B], from `row_keys`.
-    index: [B], how many tokens each request has drawn before.
+    index: [B], how many tokens each request has sampled before.
     logits: [B, V] float32; -inf forbids a token. With NaN or +inf in a row
       its log-probability is not finite and its token means nothing.
     needs: what `needs(rules)` says, or more.

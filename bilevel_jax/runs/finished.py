@@ -11,7 +11,7 @@ import numpy as np
 from bilevel_jax import config, errors
 from bilevel_jax.runs import directory, records
 
-# What learning curves are drawn against, and the number that is logged of it.
+# What learning curves are plotted against, and the number that is logged of it.
 SPENT = {
   "tokens": "rollout/tokens",
   "flops": "training/update_flops",

@@ -52,26 +52,26 @@ class Host:
   def sample(self, guide: rounds.Guide | None = None) -> answers_lib.Answers:
     """Returns the policy's scored answers to the next questions.
 
-    Measures and the count of tokens are of all that was drawn, whatever is
+    Measures and the count of tokens are of all that was sampled, whatever is
     learned from in the end.
     """
     started = time.perf_counter()
     run, settings = self._run, self._run.settings
     most = settings.rollout.rounds_for_signal
-    everything, answered, telling = rounds.until_telling(
+    everything, answered, with_signal = rounds.dynamic_sampling(
       lambda: self._ask(guide), rounds=most or 1
     )
-    run.host["tokens"] += answers_lib.drawn_tokens(everything)
+    run.host["tokens"] += answers_lib.sampled_tokens(everything)
     self.log(answers_lib.measure(everything))
     rollout = answered.rollout
     counted = np.ones(len(rollout.lengths), bool)
     if most is not None:
-      counted &= np.repeat(telling, settings.rollout.samples_per_prompt)
+      counted &= np.repeat(with_signal, settings.rollout.samples_per_prompt)
       asked = everything.rollout.requests.prompts
       self.log(
         {
           "rollout/questions": float(len(asked)),
-          "rollout/telling_groups": float(telling.sum()),
+          "rollout/groups_with_signal": float(with_signal.sum()),
         }
       )
     if settings.rl.truncated == "drop":
@@ -109,7 +109,7 @@ class Host:
       correct=scores.correct.reshape(shape),
       scored=scores.scored.reshape(shape),
       truncated=rollout.truncated.reshape(shape),
-      prefix_lengths=rollout.given.reshape(shape),
+      prefix_lengths=rollout.prefix_lengths.reshape(shape),
       demonstrations=own.of(questions) if own else [None] * len(questions),
     )
 
@@ -158,9 +158,9 @@ class Host:
     wanted = run.settings.data.demonstrations_per_step // self.updates
     if stream is None:
       return []
-    drawn = stream.take(run.host["demonstrations"], wanted)
-    run.host["demonstrations"] += len(drawn)
-    return drawn
+    sampled = stream.take(run.host["demonstrations"], wanted)
+    run.host["demonstrations"] += len(sampled)
+    return sampled
 
   def demonstrations_at(self, ids: Iterable[int]) -> list[Demonstration]:
     """See `contract.Host.demonstrations_at`."""

@@ -19,7 +19,7 @@ from bilevel_jax.models import presets
 from bilevel_jax.rollout import assemble, cache, engine, packing
 from bilevel_jax.training import learner, sharding, sources
 from bilevel_jax.types import (
-  Layout,
+  PackedRows,
   Policy,
   RLBatch,
   StepBatch,
@@ -219,9 +219,9 @@ def _passes(
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   most, found = 1, []
   for batch in _batches(settings, method, mesh):
-    layout = batch.layout
-    assert layout is not None
-    passes, rows, columns = layout.tokens.shape
+    packed = batch.packed
+    assert packed is not None
+    passes, rows, columns = packed.tokens.shape
     most = max(most, passes)
     found.append(_Pass(rows // shards, columns))
   return most, max(found, key=lambda size: size.rows * size.columns)
@@ -349,11 +349,11 @@ def _token_batch(
     "positions": where,
     "segment_ids": where,
     "weights": shape(rows, width, dtype=jnp.float32),
-    "layout": Layout(
+    "packed": PackedRows(
       tokens=computed,
       positions=computed,
       segment_ids=computed,
-      branches=computed if how.several else None,
+      continuations=computed if how.several else None,
       columns=scored,
       targets=scored,
       where=where,

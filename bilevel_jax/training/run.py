@@ -1,4 +1,4 @@
-"""What the chapters of a run share, gathered and checked before the first."""
+"""What the parts of a run share, gathered and checked before the first."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from bilevel_jax.types import TrainState, Tree
 
 @dataclasses.dataclass(kw_only=True)
 class Run:
-  """What the chapters of a run share. Only `state` and `host` ever change."""
+  """What the parts of a run share. Only `state` and `host` ever change."""
 
   settings: config.Config
   model: sources.Model
@@ -24,7 +24,7 @@ class Run:
   learner: learner_lib.Learner
   scorer: pool.Scorer
   mesh: jax.sharding.Mesh
-  layout: str  # of the devices, and why: for the opening lines
+  device_summary: str  # of the devices, and why: for the opening lines
   cache_bytes: int  # that the sampler's KV cache may take on a device
   reference: Tree | None  # base of the KL's reference policy
   expert: experts.Expert | None  # that scores rollouts
@@ -55,7 +55,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   """
   with processes.together():
     found = sources.open_model(settings)
-  mesh, layout = meshes.make(settings, found.architecture)
+  mesh, device_summary = meshes.make(settings, found.architecture)
   with processes.together():
     model = sources.build_model(settings, found, sharding.batch_sharding(mesh))
     streams = sources.build_streams(settings, model.tokenizer)
@@ -90,7 +90,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     learner=learner,
     scorer=scorer,
     mesh=mesh,
-    layout=layout,
+    device_summary=device_summary,
     reference=reference,
     expert=expert,
     cache_bytes=settings.rollout.kv_cache_bytes

@@ -169,7 +169,7 @@ def place_batch(batch: types.Tree, mesh: jax.sharding.Mesh) -> types.Tree:
 
 
 def batch_place(dimensions: int, mesh: Mesh) -> jax.sharding.NamedSharding:
-  """Returns where an array of a batch lies: by its layout's three dimensions.
+  """Returns where an array of a batch lies: by its packed's three dimensions.
 
   Args:
     mesh: the mesh of the run, or one without devices.

@@ -191,7 +191,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Tree:
 
 
 def checksum(base: Tree) -> dict[str, int]:
-  """Returns what tells one set of weights from another: JSON."""
+  """Returns what distinguishes one set of weights from another: JSON."""
   leaves = jax.tree.leaves(base)
 
   def summed(xs: list[jax.Array]) -> jax.Array:

@@ -70,14 +70,14 @@ def forward_flops(
 
 def batch_flops(architecture: Architecture, batch: TokenBatch) -> float:
   """Returns the operations of a forward pass over a batch, on the host."""
-  layout = batch.layout
-  assert layout is not None
-  held = np.asarray(layout.segment_ids) > 0
+  packed = batch.packed
+  assert packed is not None
+  held = np.asarray(packed.segment_ids) > 0
   return forward_flops(
     architecture,
     tokens=int(held.sum()),
-    context=int((np.asarray(layout.positions) + 1)[held].sum()),
-    logits=int((np.asarray(layout.where) >= 0).sum()),
+    context=int((np.asarray(packed.positions) + 1)[held].sum()),
+    logits=int((np.asarray(packed.where) >= 0).sum()),
   )
 
 

@@ -1,4 +1,4 @@
-"""The families of models that are known: all that tells them apart in files.
+"""The families of models that are known: all in which their files differ.
 
 A new family is a row here, and the switches of `presets.Architecture` that its
 mathematics needs.

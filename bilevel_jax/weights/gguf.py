@@ -15,7 +15,7 @@ import numpy as np
 
 from bilevel_jax import errors, processes, types
 from bilevel_jax.models import layers, presets
-from bilevel_jax.weights import huggingface_layout
+from bilevel_jax.weights import huggingface_names
 from bilevel_jax.weights.families import FAMILIES
 
 QUANTISATIONS = (
@@ -72,13 +72,13 @@ def load_base(
     ConfigError: not such a file, or something in it that is not implemented.
   """
   tensors = {tensor.name: tensor for tensor in open_file(path).tensors}
-  tree = huggingface_layout.layout(architecture)
+  tree = huggingface_names.layout(architecture)
   expected = {
     _gguf_name(name): shape
-    for name, shape in huggingface_layout.shapes(tree).items()
+    for name, shape in huggingface_names.shapes(tree).items()
   }
   found = {name: tuple(t.shape[::-1].tolist()) for name, t in tensors.items()}
-  huggingface_layout.check_shapes(found, expected, path, (_ROPE_FACTORS,))
+  huggingface_names.check_shapes(found, expected, path, (_ROPE_FACTORS,))
   for name in expected:
     if (kind := tensors[name].tensor_type.name) not in QUANTISATIONS:
       raise errors.ConfigError(
@@ -88,7 +88,7 @@ def load_base(
   if FAMILIES[architecture.family].interleaved_gguf:
     interleaved = {"q": architecture.heads, "k": architecture.kv_heads}
 
-  def dequantised(weight: huggingface_layout.Weight) -> np.ndarray:
+  def dequantised(weight: huggingface_names.Weight) -> np.ndarray:
     shape = weight.shape[::-1] if weight.transposed else weight.shape
     out = np.empty((len(weight.names), *shape), np.float32)
     for i, name in enumerate(map(_gguf_name, weight.names)):

@@ -8,7 +8,7 @@ from bilevel_jax.models import presets
 from bilevel_jax.weights import (
   huggingface_config,
   huggingface_export,
-  huggingface_layout,
+  huggingface_names,
   peft_files,
   safetensors_files,
 )
@@ -90,14 +90,14 @@ def load_base(
   if not directory.is_dir():
     raise errors.ConfigError(f"{directory} is not a directory")
   tensors = safetensors_files.open_directory(directory)
-  tree = huggingface_layout.layout(architecture)
+  tree = huggingface_names.layout(architecture)
   # inv_freq is a buffer that old files stored; it follows from config.json.
   ignored = ("rotary_emb.inv_freq",)
   if architecture.tied_embeddings:
     ignored += ("lm_head.weight",)
-  huggingface_layout.check_shapes(
+  huggingface_names.check_shapes(
     {name: tensor.shape for name, tensor in tensors.items()},
-    huggingface_layout.shapes(tree),
+    huggingface_names.shapes(tree),
     directory,
     ignored,
   )

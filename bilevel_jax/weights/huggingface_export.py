@@ -15,7 +15,7 @@ from bilevel_jax import errors, types
 from bilevel_jax.models import lora, presets
 from bilevel_jax.weights import (
   huggingface_config,
-  huggingface_layout,
+  huggingface_names,
   safetensors_files,
 )
 
@@ -198,7 +198,7 @@ def _parts(tree: types.Tree, layers: int) -> Iterator[tuple[types.Tree, int]]:
 
 
 def _shapes(architecture: presets.Architecture) -> dict[str, tuple[int, ...]]:
-  tree = huggingface_layout.layout(architecture)
+  tree = huggingface_names.layout(architecture)
   return {
     weight.names[i]: weight.shape
     for part, i in _parts(tree, architecture.layers)
@@ -212,7 +212,7 @@ def _arrays(
   adapter: types.Tree | None,
   scale: float,
 ) -> Iterator[np.ndarray]:
-  tree = huggingface_layout.layout(architecture)
+  tree = huggingface_names.layout(architecture)
   places = _parts(tree, architecture.layers)
   values = _parts(base, architecture.layers)
   for (part, i), (value, _) in zip(places, values, strict=True):

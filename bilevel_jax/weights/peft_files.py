@@ -11,7 +11,7 @@ from bilevel_jax.models import lora, presets
 from bilevel_jax.weights import (
   huggingface_config,
   huggingface_export,
-  huggingface_layout,
+  huggingface_names,
   safetensors_files,
 )
 
@@ -96,7 +96,7 @@ def export_adapter(
       "lora_alpha": spec.alpha,
       "lora_dropout": 0.0,
       "target_modules": [
-        huggingface_layout.PROJECTIONS[t].split(".")[-1] for t in spec.targets
+        huggingface_names.PROJECTIONS[t].split(".")[-1] for t in spec.targets
       ],
       "bias": "none",
       "fan_in_fan_out": False,
@@ -137,13 +137,13 @@ def load_adapter(
   # target_modules may be a pattern, so the tensors say which targets there are.
   targets = tuple(
     target
-    for target, module in huggingface_layout.PROJECTIONS.items()
+    for target, module in huggingface_names.PROJECTIONS.items()
     if any(f".{module}.lora_" in name for name in tensors)
   )
   places = _places(architecture, targets, rank)
-  huggingface_layout.check_shapes(
+  huggingface_names.check_shapes(
     {name: tensor.shape for name, tensor in tensors.items()},
-    huggingface_layout.shapes(places),
+    huggingface_names.shapes(places),
     directory,
   )
   return LoadedAdapter(
@@ -159,9 +159,9 @@ def _places(
   tree = {}
   for target in targets:
     inputs, outputs = architecture.projections[target]
-    module = huggingface_layout.PROJECTIONS[target]
+    module = huggingface_names.PROJECTIONS[target]
     tree[target] = {
-      factor: huggingface_layout.Weight(
+      factor: huggingface_names.Weight(
         names=tuple(
           f"base_model.model.model.layers.{i}.{module}.lora_{factor}.weight"
           for i in range(architecture.layers)

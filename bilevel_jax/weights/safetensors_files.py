@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 
 from bilevel_jax import errors, types
-from bilevel_jax.weights import huggingface_layout
+from bilevel_jax.weights import huggingface_names
 
 DTYPES = {
   "F32": np.dtype(np.float32),
@@ -109,7 +109,7 @@ def read_arrays(
   """Returns arrays in float32, each process reading only its own shards.
 
   Args:
-    places: a `huggingface_layout.Weight` for each array.
+    places: a `huggingface_names.Weight` for each array.
     shardings: a Sharding for each array; None: all on the first device.
   """
   if shardings is None:
@@ -123,7 +123,7 @@ def read_arrays(
 
 
 def _read_array(
-  place: huggingface_layout.Weight,
+  place: huggingface_names.Weight,
   tensors: Mapping[str, Tensor],
   sharding: jax.sharding.Sharding,
 ) -> jax.Array:

@@ -104,7 +104,7 @@ _IN_ALL = "bilevel/direct_norm"  # of BRIDGE's arms
 _INSIDE = {
   "gain": ("bilevel/cooperative_gain", "+.4f"),
   "its standard error": ("bilevel/cooperative_gain_se", ".4f"),
-  "RL-only branch clipped": ("bilevel/rl_only_clip_fraction", ".1%"),
+  "RL-only copy clipped": ("bilevel/rl_only_clip_fraction", ".1%"),
   "KL to the RL-only base, end": ("bilevel/kl_to_rl_only", ".3f"),
   "SFT's part": ("bilevel/direct_norm", ".4f"),
   "the gain's part": ("bilevel/implicit_norm", ".4f"),

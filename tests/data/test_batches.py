@@ -1,4 +1,4 @@
-"""Streams: what is drawn depends on the position alone."""
+"""Streams: what is sampled depends on the position alone."""
 
 import itertools
 
@@ -34,8 +34,8 @@ QUESTIONS = [_question("q" * n, "s" * n) for n in range(1, 8)]
   seed=strategies.integers(0, 2**40),
 )
 def test_every_epoch_is_a_permutation(size, epoch, seed):
-  drawn = batches.order(size, epoch * size, size, seed)
-  np.testing.assert_array_equal(np.sort(drawn), np.arange(size))
+  sampled = batches.order(size, epoch * size, size, seed)
+  np.testing.assert_array_equal(np.sort(sampled), np.arange(size))
 
 
 def test_order_can_be_resumed_at_every_position():
@@ -129,8 +129,8 @@ def test_demonstrations_can_be_resumed_at_every_position():
 def test_a_demonstration_is_found_by_its_id_and_by_its_question():
   stream = batches.Demonstrations(QUESTIONS, Characters(), max_tokens=9)
   assert [d.id for d in stream.examples] == [0, 1, 2, 3]
-  drawn = stream.take(2, 6)
-  for one, found in zip(drawn, stream.at(d.id for d in drawn), strict=True):
+  sampled = stream.take(2, 6)
+  for one, found in zip(sampled, stream.at(d.id for d in sampled), strict=True):
     assert type(one.id) is int  # a method's memory is JSON
     assert found is one is stream.examples[one.id]
   # The last three are too long to be kept.

@@ -69,12 +69,12 @@ def test_questions_are_distinct_and_the_splits_disjoint_for_any_seeds(task):
   train, test = set(), set()
   for seed in range(3):
     for split, found in (("train", train), ("test", test)):
-      drawn = [
+      sampled = [
         question.question
         for question in tasks.generate(task, count=200, seed=seed, split=split)
       ]
-      assert len(set(drawn)) == 200
-      found.update(drawn)
+      assert len(set(sampled)) == 200
+      found.update(sampled)
   assert not train & test
 
 

@@ -97,7 +97,7 @@ class Host:
     self.rl_asked = {"counted": None, "count_from": None} | how
     batch = self.world.rl
     if self.guide is not None:
-      batch = begun(batch)
+      batch = with_prefixes(batch)
     if self.plan.old_logprobs and batch.old_logprobs is None:
       old = np.full(batch.weights.shape, -2.0, np.float32)
       batch = dataclasses.replace(batch, old_logprobs=old)
@@ -248,13 +248,13 @@ def settings_of(name: str, changes: dict[str, Any]) -> config.Config:
   return config.parse(c)
 
 
-def begun(batch: types.RLBatch) -> types.RLBatch:
+def with_prefixes(batch: types.RLBatch) -> types.RLBatch:
   """Returns the batch with the first half of each odd row's tokens given."""
   counted = np.asarray(batch.weights) > 0
   place = counted.cumsum(axis=1)
-  given = counted & (2 * place <= counted.sum(axis=1, keepdims=True))
-  given[::2] = False
-  return dataclasses.replace(batch, given=given.astype(np.float32))
+  prefixed = counted & (2 * place <= counted.sum(axis=1, keepdims=True))
+  prefixed[::2] = False
+  return dataclasses.replace(batch, prefixed=prefixed.astype(np.float32))
 
 
 def pairs(rng, count):
@@ -314,11 +314,11 @@ def make_world() -> World:
   adapter["B"] = 0.3 * jax.random.normal(
     jax.random.key(2), adapter["B"].shape, jnp.float32
   )
-  drawn = batches(rng, sft=6, rl=8)
+  sampled = batches(rng, sft=6, rl=8)
   return World(
     policy=policy,
     base=policy.init(jax.random.key(0)),
     adapter=adapter,
-    sft=drawn.sft,
-    rl=drawn.rl,
+    sft=sampled.sft,
+    rl=sampled.rl,
   )

@@ -30,7 +30,7 @@ def test_an_update_knows_each_demonstration_by_its_id(world, devices):
   batch = packing.pack(
     assemble.demonstration_batch(shown, weighting.token_mean, rows=10), PACKED
   )
-  assert batch.layout.used > 1
+  assert batch.packed.used > 1
   mesh = sharding.make_mesh(devices, 1, 1, jax.devices()[:devices])
 
   def objective(base, adapter, batch):
@@ -64,7 +64,7 @@ def test_an_update_knows_each_demonstration_by_its_id(world, devices):
 def test_a_micro_batch_has_the_temperature_of_the_whole(world):
   batch = dataclasses.replace(world.rl, temperature=np.float32(0.5))
   packed = packing.pack(batch, packing.Packing(micro_batch_tokens=20))
-  assert packed.layout.used > 1
+  assert packed.packed.used > 1
   score = jax.jit(programs.scoring(world.policy, temperature=1.0, chunk=64))
   counted = batch.weights > 0
   np.testing.assert_allclose(

@@ -93,7 +93,7 @@ def test_every_gradient_is_the_papers_at_the_old_parameters(world):
 
 
 def test_the_rl_only_ratio_can_be_its_own(world):
-  """On policy, no token of the RL-only branch is ever clipped."""
+  """On policy, no token of the RL-only copy is ever clipped."""
   hat = _away(world.base, 0.5)
   clipped = {}
   for ratio in ("behaviour", "on_policy"):

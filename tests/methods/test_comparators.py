@@ -347,7 +347,7 @@ def test_bridge_takes_any_weight_of_tokens_and_any_rl_objective(
 
 
 def test_dual_clip_cuts_unlikely_samples_of_negative_advantage(world):
-  """Of samples that were drawn at a tenth of their probability or less."""
+  """Of tokens that were sampled at a tenth of their probability or less."""
   old = np.full(world.rl.weights.shape, -12.0, np.float32)
   batch = dataclasses.replace(world.rl, old_logprobs=old)
   found = {}

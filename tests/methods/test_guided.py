@@ -75,7 +75,7 @@ def test_given_tokens_are_learned_as_demonstrations(
   method = world.method(name, **options)
   batch = world.batch(method)
   state, _ = sgd.run(method, world.start(method), batch)
-  given = np.asarray(batch.rl.given) > 0
+  given = np.asarray(batch.rl.prefixed) > 0
   part = lambda keep: dataclasses.replace(
     batch.rl, weights=np.where(keep, batch.rl.weights, 0), given=None
   )
@@ -92,7 +92,7 @@ def test_given_tokens_are_learned_as_demonstrations(
   assert np.abs(sft.by_lower["table"]).max() > 1e-3
 
 
-def test_all_of_a_prefix_reinforced_is_as_if_it_was_drawn(world):
+def test_all_of_a_prefix_reinforced_is_as_if_it_was_sampled(world):
   state, _ = sgd.step(world, "prefix_rft", top_share=1.0)
   expected, _ = sgd.step(world, "grpo")
   chex.assert_trees_all_close(state.base, expected.base, atol=1e-6)
@@ -105,7 +105,7 @@ def test_sure_tokens_of_a_prefix_teach_nothing(world):
   state, _ = sgd.run(method, world.start(method), batch)
   _, entropies = sgd.scores(world, world.base, world.rl)
   weights = np.array(batch.rl.weights)
-  for row, given in enumerate(np.asarray(batch.rl.given) > 0):
+  for row, given in enumerate(np.asarray(batch.rl.prefixed) > 0):
     begun = np.flatnonzero(given)
     kept = begun[np.argsort(-entropies[row, begun], kind="stable")]
     kept = kept[: math.ceil(0.2 * len(begun))]
@@ -118,7 +118,7 @@ def test_sure_tokens_of_a_prefix_teach_nothing(world):
 
 
 def test_neither_sampler_nor_reference_has_a_say_on_given_tokens(world):
-  """Nor do numbers that are logged: those tokens were not drawn."""
+  """Nor do numbers that are logged: those tokens were not sampled."""
   objective = jax.jit(
     terms.rl_objective(
       world.policy,
@@ -129,8 +129,8 @@ def test_neither_sampler_nor_reference_has_a_say_on_given_tokens(world):
       ratio="sequence",
     )
   )
-  batch = conftest.begun(world.rl)
-  given = np.asarray(batch.given) > 0
+  batch = conftest.with_prefixes(world.rl)
+  given = np.asarray(batch.prefixed) > 0
   seen = []
   for said in (0.0, -3.0):
     told = np.where(given, said, -1.0).astype(np.float32)
@@ -242,11 +242,11 @@ def test_the_codes_thresholds_of_trapo_are_counts_of_right_samples():
   ("samples", "sizes"), [(16, [8, 4, 2, 2]), (4, [2, 1, 1]), (2, [1, 1])]
 )
 def test_micro_groups_keep_their_ratio(samples, sizes):
-  guide, drawn = trapo.micro_groups(trapo.Options()), []
-  while sum(drawn) < samples:
-    rewards = np.zeros((4, sum(drawn)))
-    drawn.append(guide(_progress(rewards=rewards, samples=samples)).shape[1])
-  assert drawn == sizes
+  guide, sampled = trapo.micro_groups(trapo.Options()), []
+  while sum(sampled) < samples:
+    rewards = np.zeros((4, sum(sampled)))
+    sampled.append(guide(_progress(rewards=rewards, samples=samples)).shape[1])
+  assert sampled == sizes
 
 
 def test_of_samples_that_begin_alike_trapo_learns_the_beginning_once():
@@ -294,13 +294,13 @@ def test_ufts_hints_shrink_along_a_cosine_and_end():
   np.testing.assert_allclose(chances, [0.95, 0.5, expected, 0], atol=1e-12)
   guide = uft.hints(options, 500)
   for step, chance in ((0, 0.95), (150, 0.5), (300, 0.0)):
-    drawn = np.array(
+    sampled = np.array(
       [guide(_progress(step=step, seed=(seed,))) for seed in range(300)]
     )
-    assert (drawn == drawn[..., :1]).all()  # the same for all samples
-    pieces = drawn[:, 0, 0] * 6 / 100
+    assert (sampled == sampled[..., :1]).all()  # the same for all samples
+    pieces = sampled[:, 0, 0] * 6 / 100
     np.testing.assert_allclose(pieces.mean(), 5 * chance, atol=0.2)
-    assert (drawn <= SOLUTIONS[:, None] * 5 // 6).all()
+    assert (sampled <= SOLUTIONS[:, None] * 5 // 6).all()
 
 
 FAILED = conftest.groups(

@@ -116,24 +116,24 @@ def test_shuffle_keeps_the_most_contrasting_pairs():
 def test_shuffle_draws_pairs_by_their_size_as_often_as_there_are_pairs():
   sizes = np.array([3.0, 1.0, 0.0, 0.0])
   random = np.random.default_rng(0)
-  drawn = np.array(
+  sampled = np.array(
     [
       shuffle.draw(sizes, rounds=4, power=1.0, random=random)
       for _ in range(500)
     ]
   )
-  assert (drawn.sum(axis=1) == 4).all()
-  np.testing.assert_allclose(drawn.mean(axis=0), [3, 1, 0, 0], atol=0.1)
+  assert (sampled.sum(axis=1) == 4).all()
+  np.testing.assert_allclose(sampled.mean(axis=0), [3, 1, 0, 0], atol=0.1)
 
 
 def test_shuffle_weighs_rows_as_if_they_were_repeated(world):
-  """The mean over counted rows is that over the rows as they were drawn."""
+  """The mean over counted rows is that over the rows as they were sampled."""
   asked = world.host(world.method("shuffle", rounds=3), EVEN).rl_asked
   advantages = _advantages(EVEN.rewards, EVEN.scored)
-  drawn = asked["counted"]
-  counts = np.where(drawn, asked["advantages"] / advantages, 0)
-  np.testing.assert_allclose(counts[drawn].mean(), 1.0, rtol=1e-5)
-  times = counts / counts[drawn].min()
+  sampled = asked["counted"]
+  counts = np.where(sampled, asked["advantages"] / advantages, 0)
+  np.testing.assert_allclose(counts[sampled].mean(), 1.0, rtol=1e-5)
+  times = counts / counts[sampled].min()
   np.testing.assert_allclose(times, np.round(times), atol=1e-5)
 
 

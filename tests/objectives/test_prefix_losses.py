@@ -29,7 +29,7 @@ BATCH = types.RLBatch(
   sampler_logprobs=None,
   old_logprobs=None,
   ref_logprobs=None,
-  given=GIVEN,
+  prefixed=GIVEN,
 )
 
 
@@ -68,5 +68,5 @@ def test_a_likely_prefix_has_the_gradient_of_its_token_weight():
 
 
 def test_nothing_is_nothing():
-  batch = dataclasses.replace(BATCH, given=np.zeros(SHAPE, np.float32))
+  batch = dataclasses.replace(BATCH, prefixed=np.zeros(SHAPE, np.float32))
   assert not prefix_losses.nothing(LOGPROBS, SURROGATE, ENTROPIES, batch).any()

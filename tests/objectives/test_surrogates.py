@@ -66,7 +66,7 @@ def _errors(surrogate, exact, base, adapter):
 
 
 def _mean(values, logprobs):
-  """The mean over samples, as if drawn: weights carry no derivative."""
+  """The mean over samples, as if sampled: weights carry no derivative."""
   return jnp.sum(jax.lax.stop_gradient(jnp.exp(logprobs.sum(1))) * values)
 
 

@@ -184,8 +184,8 @@ def test_the_page_needs_nothing_else(four, tmp_path, capsys):
     assert shown in page
   written = json.loads((out / "comparison.json").read_text())
   assert set(written["groups"]) == {"bridge", "grpo"}
-  drawn = {path.stem for path in out.glob("*.png")}
-  assert drawn == {"accuracy", "final", "reward", "gain", "cost"}
+  plotted = {path.stem for path in out.glob("*.png")}
+  assert plotted == {"accuracy", "final", "reward", "gain", "cost"}
 
 
 def test_a_wide_band_does_not_flatten_the_curves(four):

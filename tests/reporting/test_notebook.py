@@ -63,7 +63,7 @@ def _step(directory, number, reward=0.5, completion="4"):
   )
 
 
-def test_steps_are_drawn_over_the_first_one_when_due_and_at_the_end(
+def test_steps_are_plotted_over_the_first_one_when_due_and_at_the_end(
   cell, tmp_path
 ):
   live = notebook.Live(every=2, completions=3)
@@ -81,12 +81,12 @@ def test_a_picture_has_ink_where_there_is_something_to_show():
   """Left the reward, right nothing: no metric of that chart was logged."""
   charts = [c for c in charts_lib.CHARTS if c.title in ("Reward", "SFT loss")]
   steps = {n: {"rl/reward": 0.1 * n} for n in range(5)}
-  drawn = matplotlib.image.imread(io.BytesIO(notebook.curves(charts, steps)))
-  dark = (drawn[..., :3].min(-1) < 0.9).sum(0)
+  plotted = matplotlib.image.imread(io.BytesIO(notebook.curves(charts, steps)))
+  dark = (plotted[..., :3].min(-1) < 0.9).sum(0)
   half = len(dark) // 2
   assert dark[:half].sum() > 500
   assert dark[-half // 2 :].sum() == 0
-  assert np.isfinite(drawn).all()
+  assert np.isfinite(plotted).all()
 
 
 def test_nothing_in_a_completion_is_obeyed(cell, tmp_path):

@@ -231,11 +231,11 @@ def test_given_tokens_are_marked_and_weigh_only_if_they_are_to(counts):
   (plain,) = _batches(_rollout(), scores)
   np.testing.assert_array_equal(batch.tokens, plain.tokens)
   np.testing.assert_array_equal(batch.segment_ids, plain.segment_ids)
-  assert plain.given is None
+  assert plain.prefixed is None
   for n in range(12):
     start = len(rollout.requests.prompts[n // 4])
     own, end = start + given[n], start + rollout.lengths[n]
-    assert batch.given[n].nonzero()[0].tolist() == list(range(start, own))
+    assert batch.prefixed[n].nonzero()[0].tolist() == list(range(start, own))
     first = start if counts and counted[n] else own
     weighed = range(first, end) if scores.scored[n] else []
     weighed = [column for column in weighed if column > 0]

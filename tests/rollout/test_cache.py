@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel_jax.rollout import cache, layout
+from bilevel_jax.rollout import cache
+from bilevel_jax.rollout.row_sharding import RowSharding
 from tests import tabular
 
 
@@ -29,7 +30,11 @@ def test_a_moved_cache_has_the_rows_asked_for_and_zeros_after_them():
   tree = {"k": jnp.array(old.swapaxes(1, 2)), "v": jnp.array(-old[..., 0])}
   rows = np.array([2, 0, 0, 2, 1])
   new = cache.move(
-    tree, rows, 7, axes={"k": 2, "v": 1}, layout=layout.Layout(None)
+    tree,
+    rows,
+    7,
+    axes={"k": 2, "v": 1},
+    row_sharding=RowSharding(None),
   )
   np.testing.assert_array_equal(new["k"][..., :4].swapaxes(1, 2), old[rows])
   np.testing.assert_array_equal(new["v"][:, :4], -old[rows][..., 0])
@@ -40,7 +45,13 @@ def test_a_moved_cache_has_the_rows_asked_for_and_zeros_after_them():
 
 def test_a_moved_cache_is_freed():
   tree = {"k": jnp.ones((2, 3))}
-  cache.move(tree, np.array([1]), 3, axes={"k": 1}, layout=layout.Layout(None))
+  cache.move(
+    tree,
+    np.array([1]),
+    3,
+    axes={"k": 1},
+    row_sharding=RowSharding(None),
+  )
   assert tree["k"].is_deleted()
 
 

@@ -36,8 +36,8 @@ def _requests(**changes):
   )
 
 
-def _generate(requests, layout=LAYOUTS[0]):
-  return engine.generate(POLICY, TABLE, requests, decode=_decode, **layout)
+def _generate(requests, options=LAYOUTS[0]):
+  return engine.generate(POLICY, TABLE, requests, decode=_decode, **options)
 
 
 def _expected(plain, lengths, reasons):
@@ -68,15 +68,17 @@ def _loop_over_texts(plain, stop):
   return _expected(plain, lengths, reasons)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_stop_string_ends_a_row_with_the_token_that_completes_it(layout):
+@pytest.mark.parametrize("options", LAYOUTS)
+def test_a_stop_string_ends_a_row_with_the_token_that_completes_it(
+  options,
+):
   stop = ("aba", "cc")  # spans tokens, and may end inside one
   plain = _generate(_requests())
   expected = _loop_over_texts(plain, stop)
   shorter = expected.lengths < plain.lengths
   assert shorter.any()
   assert not shorter.all()
-  _same(_generate(_requests(stop=stop), layout), expected)
+  _same(_generate(_requests(stop=stop), options), expected)
 
 
 def test_a_stop_string_outdoes_the_budget_and_an_eos_that_come_later():
@@ -101,8 +103,8 @@ def test_text_before_a_row_ends_is_searched_with_few_calls():
   assert endings.stopped_at(tokens[:699], 600, stop, decode) is None
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_prompt_has_a_budget_of_its_own(layout):
+@pytest.mark.parametrize("options", LAYOUTS)
+def test_each_prompt_has_a_budget_of_its_own(options):
   plain = _generate(_requests())
   budgets = np.array([3, 24, 7])
   limit = np.repeat(budgets, 4)
@@ -111,15 +113,15 @@ def test_each_prompt_has_a_budget_of_its_own(layout):
     np.minimum(plain.lengths, limit),
     np.where(plain.lengths > limit, LENGTH, plain.finish_reasons),
   )
-  rollout = _generate(_requests(max_new_tokens=budgets), layout)
+  rollout = _generate(_requests(max_new_tokens=budgets), options)
   assert set(rollout.finish_reasons[:4]) == {STOP, LENGTH}
   assert not rollout.cut_by_total.any()
   _same(rollout, expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", LAYOUTS)
 @pytest.mark.parametrize("total", [12, 61, 10_000])
-def test_a_total_budget_cuts_all_completions_at_one_length(layout, total):
+def test_a_total_budget_cuts_all_completions_at_one_length(options, total):
   plain = _generate(_requests(stop=("cc",)))
   limit = max(
     t for t in range(1, 25) if np.minimum(plain.lengths, t).sum() <= total
@@ -130,7 +132,7 @@ def test_a_total_budget_cuts_all_completions_at_one_length(layout, total):
     np.where(plain.lengths > limit, LENGTH, plain.finish_reasons),
   )
   requests = _requests(stop=("cc",), total_tokens=total)
-  rollout = _generate(requests, layout)
+  rollout = _generate(requests, options)
   _same(rollout, expected)
   assert rollout.lengths.sum() <= total
   np.testing.assert_array_equal(rollout.cut_by_total, plain.lengths > limit)

@@ -162,7 +162,7 @@ def test_greedy_and_sampled_prompts_share_a_batch():
   assert len({tuple(row) for row in tokens[1]}) > 1
 
 
-def test_truncated_tokens_are_never_drawn():
+def test_truncated_tokens_are_never_sampled():
   requests = completions.requests(eos_ids=(), sampling=types.Sampling(top_k=2))
   rollout = completions.generate(requests)
   best = np.argsort(-completions.table()["table"], axis=-1)[:, :2]

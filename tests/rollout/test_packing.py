@@ -25,10 +25,10 @@ HOW = {
 
 def _batch(rng, rows, *, prompts=3, longest=14):
   """Rows of a few prompts, some of them with holes or without any weight."""
-  drawn = [rng.integers(2, 60, rng.integers(1, 6)) for _ in range(prompts)]
+  sampled = [rng.integers(2, 60, rng.integers(1, 6)) for _ in range(prompts)]
   pairs = [
     (
-      drawn[rng.integers(prompts)].astype(np.int32),
+      sampled[rng.integers(prompts)].astype(np.int32),
       rng.integers(2, 60, rng.integers(1, longest)).astype(np.int32),
     )
     for _ in range(rows)
@@ -40,11 +40,11 @@ def _batch(rng, rows, *, prompts=3, longest=14):
   return dataclasses.replace(batch, weights=weights)
 
 
-def _flat(layout):
+def _flat(packed):
   fold = lambda x: None if x is None else x.reshape(-1, x.shape[-1])
   return {
-    field.name: fold(getattr(layout, field.name))
-    for field in dataclasses.fields(layout)
+    field.name: fold(getattr(packed, field.name))
+    for field in dataclasses.fields(packed)
     if field.name not in ("where", "used")
   }
 
@@ -57,15 +57,15 @@ def test_every_weighted_token_is_predicted_from_what_preceded_it(
 ):
   """Read through the mask, a column sees the sequence up to it, in order."""
   batch = _batch(np.random.default_rng(seed), rows)
-  layout = packing.pack(batch, how).layout
-  flat = _flat(layout)
-  np.testing.assert_array_equal(layout.where >= 0, batch.weights != 0)
-  computed = layout.where[layout.where >= 0]
+  packed = packing.pack(batch, how).packed
+  flat = _flat(packed)
+  np.testing.assert_array_equal(packed.where >= 0, batch.weights != 0)
+  computed = packed.where[packed.where >= 0]
   assert len(set(computed.tolist())) == len(computed)
   scored = flat["columns"].shape[1]
-  assert computed.max(initial=-1) < int(layout.used) * layout.columns[0].size
+  assert computed.max(initial=-1) < int(packed.used) * packed.columns[0].size
   for b, t in np.argwhere(batch.weights != 0):
-    device, pair = divmod(layout.where[b, t], scored)
+    device, pair = divmod(packed.where[b, t], scored)
     each = len(flat["tokens"]) // len(flat["columns"])
     row, column = divmod(flat["columns"][device, pair], flat["tokens"].shape[1])
     row += device * each
@@ -73,9 +73,9 @@ def test_every_weighted_token_is_predicted_from_what_preceded_it(
     seen = np.arange(flat["tokens"].shape[1]) <= column
     seen &= flat["segment_ids"][row] == flat["segment_ids"][row, column]
     assert flat["segment_ids"][row, column] > 0
-    if flat["branches"] is not None:
-      branch = flat["branches"][row]
-      seen &= (branch == 0) | (branch == branch[column])
+    if flat["continuations"] is not None:
+      continuation = flat["continuations"][row]
+      seen &= (continuation == 0) | (continuation == continuation[column])
     np.testing.assert_array_equal(
       flat["tokens"][row, seen], batch.tokens[b, :t]
     )
@@ -128,8 +128,8 @@ def test_groups_share_their_prompt_and_lengths_even_out():
   packed = packing.pack(batch, packing.Packing())
   # Ten of the prompt, once a row; of each answer all tokens but the last.
   needed = 10 + 19 + 10 + sum(n - 1 for n in lengths[1:])
-  assert int((packed.layout.segment_ids > 0).sum()) <= needed
-  assert packed.layout.tokens.shape == (1, 2, batch.tokens.shape[1])
+  assert int((packed.packed.segment_ids > 0).sum()) <= needed
+  assert packed.packed.tokens.shape == (1, 2, batch.tokens.shape[1])
   alone = packing.pack(batch, packing.Packing(several=False))
   assert packing.padding_share([packed]) < packing.padding_share([alone])
 
@@ -138,13 +138,13 @@ def test_passes_that_hold_nothing_are_not_made():
   rng = np.random.default_rng(2)
   batch = _batch(rng, 40)
   packed = packing.pack(batch, packing.Packing(micro_batch_tokens=32))
-  passes = packed.layout.tokens.shape[0]
-  assert 0 < packed.layout.used < passes
-  held = (packed.layout.segment_ids > 0).any(axis=(1, 2))
-  np.testing.assert_array_equal(held, np.arange(passes) < packed.layout.used)
+  passes = packed.packed.tokens.shape[0]
+  assert 0 < packed.packed.used < passes
+  held = (packed.packed.segment_ids > 0).any(axis=(1, 2))
+  np.testing.assert_array_equal(held, np.arange(passes) < packed.packed.used)
   none = dataclasses.replace(batch, weights=np.zeros_like(batch.weights))
   assert (
-    packing.pack(none, packing.Packing(micro_batch_tokens=32)).layout.used == 0
+    packing.pack(none, packing.Packing(micro_batch_tokens=32)).packed.used == 0
   )
 
 

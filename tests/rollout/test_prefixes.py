@@ -1,4 +1,4 @@
-"""Completions that begin with given tokens: part of them, and not drawn."""
+"""Completions that begin with given tokens: part of them, and not sampled."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,9 @@ def _rows(rollout):
 
 def test_a_completion_goes_on_as_from_a_prompt_that_ends_with_its_prefix():
   rollout = _generate(PREFIXES)
-  np.testing.assert_array_equal(rollout.given, list(map(len, PREFIXES)))
+  np.testing.assert_array_equal(
+    rollout.prefix_lengths, list(map(len, PREFIXES))
+  )
   for n, prefix in enumerate(PREFIXES):
     of, given = n // 3, len(prefix)
     alone = _generate(
@@ -58,7 +60,7 @@ def test_a_completion_goes_on_as_from_a_prompt_that_ends_with_its_prefix():
 
 def test_empty_prefixes_are_none():
   plain, empty = _generate(None), _generate([PREFIXES[0]] * 9)
-  assert not plain.given.any()
+  assert not plain.prefix_lengths.any()
   for name in ("tokens", "lengths", "logprobs", "finish_reasons"):
     np.testing.assert_array_equal(getattr(plain, name), getattr(empty, name))
 
@@ -92,7 +94,7 @@ def test_a_prefix_that_ends_or_fills_a_completion_is_all_of_it():
   whole = [[1, 0], [1, 2, 3], [1, 2, 3], [2, 3], [1, 2, 0]]
   assert _rows(rollout)[:5] == whole
   assert rollout.finish_reasons[:5].tolist() == [completions.STOP] * 5
-  np.testing.assert_array_equal(rollout.given[:5], [2, 3, 3, 2, 3])
+  np.testing.assert_array_equal(rollout.prefix_lengths[:5], [2, 3, 3, 2, 3])
   filled = _generate(
     [np.array((1, 2, 3, 4, 5), np.int32)] * 9, max_new_tokens=4
   )

@@ -103,10 +103,10 @@ def test_a_round_knows_the_rewards_before_it_and_gives_what_it_decides():
   answered = _guided(guide)
   rollout, scores = answered.rollout, answered.scores
   np.testing.assert_array_equal(
-    rollout.given.reshape(3, 4), [[0, 0, 3, 6], [0] * 4, [0, 0, 1, 2]]
+    rollout.prefix_lengths.reshape(3, 4), [[0, 0, 3, 6], [0] * 4, [0, 0, 1, 2]]
   )
   for row, (question, sample) in enumerate(np.ndindex(3, SAMPLES)):
-    given = rollout.given[row]
+    given = rollout.prefix_lengths[row]
     if given:
       np.testing.assert_array_equal(
         rollout.tokens[row, :given], SOLUTIONS[question][:given]
@@ -114,7 +114,7 @@ def test_a_round_knows_the_rewards_before_it_and_gives_what_it_decides():
     assert answered.questions[row] is QUESTIONS[question]
     assert rollout.prompt_index[row] == question
     del sample
-  # A whole demonstration is a completion, with nothing drawn.
+  # A whole demonstration is a completion, with nothing sampled.
   assert rollout.lengths[3] == 6
   for number, progress in enumerate(seen):
     known = [0, 2, 3][number]
@@ -172,20 +172,20 @@ def _groups(rewards, first, scored=None):
 
 
 @pytest.mark.parametrize(
-  ("most", "rounds_taken", "kept", "telling"),
+  ("most", "rounds_taken", "kept", "with_signal"),
   [
     (1, 1, [0, 1, 2], [0, 1, 0]),
     (2, 2, [0, 1, 4], [0, 1, 1]),  # one is still wanting: the first flat one
     (9, 3, [1, 4, 7], [1, 1, 1]),  # enough: the surplus is not learned from
   ],
 )
-def test_questions_are_added_until_enough_of_them_tell(
-  most, rounds_taken, kept, telling
+def test_questions_are_added_until_enough_have_signal(
+  most, rounds_taken, kept, with_signal
 ):
   flat, mixed = [1, 1], [1, 0]
-  drawn = [[flat, mixed, flat], [flat, mixed, flat], [flat, mixed, mixed]]
-  asked = (_groups(part, 3 * number) for number, part in enumerate(drawn))
-  everything, answered, tells = rounds.until_telling(
+  sampled = [[flat, mixed, flat], [flat, mixed, flat], [flat, mixed, mixed]]
+  asked = (_groups(part, 3 * number) for number, part in enumerate(sampled))
+  everything, answered, tells = rounds.dynamic_sampling(
     lambda: next(asked), rounds=most
   )
   assert len(everything.rollout.requests.prompts) == 3 * rounds_taken
@@ -194,10 +194,12 @@ def test_questions_are_added_until_enough_of_them_tell(
   rows = [10 * question + sample for question in kept for sample in range(2)]
   assert answered.completions == list(map(str, rows))
   assert answered.rollout.tokens[:, 0].tolist() == rows
-  np.testing.assert_array_equal(tells, np.array(telling, bool))
+  np.testing.assert_array_equal(tells, np.array(with_signal, bool))
 
 
-def test_a_group_tells_by_what_was_scored():
+def test_a_group_has_signal_by_what_was_scored():
   scored = np.array([1, 0, 1, 1, 0, 1], bool)
   groups = _groups([[1, 0], [0, 1], [0, -1]], 0, scored=scored)
-  np.testing.assert_array_equal(answers.tells(groups), [False, True, False])
+  np.testing.assert_array_equal(
+    answers.has_signal(groups), [False, True, False]
+  )

@@ -24,8 +24,8 @@ def _draw(logits, key, *, rows, index=0, rules=None):
   ids = np.arange(rows, dtype=np.uint32)
   keys = sampling.row_keys(key, ids, np.zeros(rows, np.uint32))
   logits = jnp.broadcast_to(logits, (rows, logits.shape[-1]))
-  drawn = _DRAW(keys, index, logits, rules, needs=needs)
-  return [np.asarray(x) for x in drawn]
+  sampled = _DRAW(keys, index, logits, rules, needs=needs)
+  return [np.asarray(x) for x in sampled]
 
 
 def _softmax(logits, temperature=1.0):
@@ -73,7 +73,7 @@ def test_tokens_have_the_frequencies_of_the_softmax(vocab_size, temperature):
   assert not chi_square_is_likely(counts, rows * _softmax(logits, 0.9))
 
 
-def test_tail_tokens_of_a_large_vocabulary_are_drawn_as_often_as_they_should():
+def test_tail_tokens_of_a_large_vocabulary_come_as_often_as_they_should():
   # A head of 1/2 comes first, so that float32 sums over it leave few bits.
   vocab_size, rows = 152_064, 64
   logits = np.zeros(vocab_size, np.float32)
@@ -151,7 +151,7 @@ def test_truncation_keeps_what_a_loop_over_sorted_tokens_keeps(
     assert set(np.flatnonzero(keep[0])) == _kept(p, **cut)
 
 
-def test_masked_tokens_are_never_drawn_and_kept_ones_are_renormalised():
+def test_masked_tokens_are_never_sampled_and_kept_ones_are_renormalised():
   logits = 2 * jax.random.normal(jax.random.key(0), (50,))
   logits = logits.at[7].set(-jnp.inf)
   rows = 20_000

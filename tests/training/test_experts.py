@@ -32,7 +32,7 @@ def _gathered(directory, method, expert=None):
 
 
 def _logprobs(weights, scratch, demonstration, temperature):
-  """Of a solution's tokens: one sequence, one row, no layout."""
+  """Of a solution's tokens: one sequence, one row, no packed."""
   pair = demonstration.prompt, demonstration.solution
   base = weights_lib.open(str(weights)).read(None)
   policy = tiny_run.make_policy()
@@ -50,19 +50,19 @@ def test_demonstrations_are_scored_once_by_what_wrote_them(
 ):
   """By the weights that are named, or by those that the run begins with."""
   weights = directory / "other" / "policy" if named else None
-  story = _gathered(directory, "pear", weights)
-  assert story.expert is None
-  stream = story.streams.demonstrations
+  gathered = _gathered(directory, "pear", weights)
+  assert gathered.expert is None
+  stream = gathered.streams.demonstrations
   writer = weights or directory / "policy"
   for one in [stream.examples[i] for i in (0, 3, 9)]:
     expected = _logprobs(writer, tmp_path, one, 1.0)
     np.testing.assert_allclose(one.logprobs, expected, atol=1e-5)
-  for drawn in stream.take(4, 3):
-    assert drawn is stream.examples[drawn.id]
-  host = host_lib.Host(story, 0, story.learner.method.plan(0, {}))
-  drawn = host.demonstrations()
-  batch = host.sft(drawn)
-  for row, one in enumerate(drawn):
+  for sampled in stream.take(4, 3):
+    assert sampled is stream.examples[sampled.id]
+  host = host_lib.Host(gathered, 0, gathered.learner.method.plan(0, {}))
+  sampled = host.demonstrations()
+  batch = host.sft(sampled)
+  for row, one in enumerate(sampled):
     first, last = len(one.prompt), len(one.prompt) + len(one.solution)
     np.testing.assert_array_equal(
       batch.expert_logprobs[row, first:last], one.logprobs
@@ -75,13 +75,13 @@ def test_a_teacher_scores_rollouts_at_their_temperature(directory, tmp_path):
   c = tiny_run.settings(directory, "kdrl")
   c.method.name, c.method.expert.weights = "kdrl", str(teacher)
   c.rollout.temperature = 1.3
-  story = run.gather(config.parse(c), scorer=None)
-  examples = story.streams.demonstrations.examples[:3]
+  gathered = run.gather(config.parse(c), scorer=None)
+  examples = gathered.streams.demonstrations.examples[:3]
   batch = packing.pack(
     assemble.demonstration_batch(examples, lambda mask: mask),
-    story.learner.packing,
+    gathered.learner.packing,
   )
-  scored = story.expert.logprobs(sharding.place_batch(batch, story.mesh))
+  scored = gathered.expert.logprobs(sharding.place_batch(batch, gathered.mesh))
   for row, one in zip(scored, examples, strict=True):
     start = len(one.prompt)
     np.testing.assert_allclose(

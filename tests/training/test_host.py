@@ -36,19 +36,19 @@ def _gathered(directory, **changes):
 
 
 @pytest.fixture(scope="module")
-def story(directory):
+def gathered(directory):
   return _gathered(directory)
 
 
-def _host(story, step=0, plan=PLAN):
-  return host_lib.Host(story, step, plan)
+def _host(gathered, step=0, plan=PLAN):
+  return host_lib.Host(gathered, step, plan)
 
 
-def test_groups_are_the_answers_by_question(story):
-  host = _host(story)
+def test_groups_are_the_answers_by_question(gathered):
+  host = _host(gathered)
   answers = host.sample()
   groups = host.groups(answers)
-  own = story.streams.demonstrations
+  own = gathered.streams.demonstrations
   for q, g in np.ndindex(3, 4):
     row = 4 * q + g
     assert groups.rewards[q, g] == answers.scores.rewards[row]
@@ -61,8 +61,8 @@ def test_groups_are_the_answers_by_question(story):
   assert groups.demonstrated.tolist() == [True] * 3
 
 
-def test_rollouts_have_the_weights_and_advantages_that_are_asked_for(story):
-  host = _host(story)
+def test_rollouts_have_the_weights_and_advantages_that_are_asked_for(gathered):
+  host = _host(gathered)
   answers = host.sample()
   rollout = answers.rollout
   counted = np.arange(12).reshape(3, 4) % 3 > 0
@@ -92,8 +92,8 @@ def test_rollouts_have_the_weights_and_advantages_that_are_asked_for(story):
   )
 
 
-def test_a_plans_temperature_is_that_of_sampling_and_of_scoring(story):
-  host = _host(story, plan=PLAN._replace(temperature=0.5))
+def test_a_plans_temperature_is_that_of_sampling_and_of_scoring(gathered):
+  host = _host(gathered, plan=PLAN._replace(temperature=0.5))
   answers = host.sample()
   (batch,) = host.rl(answers)
   assert answers.rollout.requests.sampling.temperature == 0.5
@@ -106,38 +106,38 @@ def test_a_plans_temperature_is_that_of_sampling_and_of_scoring(story):
   )
 
 
-def test_demonstrations_go_on_and_keep_their_ids_on_the_devices(story):
-  host, before = _host(story), story.host["demonstrations"]
-  drawn = host.demonstrations()
-  stream = story.streams.demonstrations
-  assert drawn == stream.take(before, 4)
-  assert story.host["demonstrations"] == before + 4
+def test_demonstrations_go_on_and_keep_their_ids_on_the_devices(gathered):
+  host, before = _host(gathered), gathered.host["demonstrations"]
+  sampled = host.demonstrations()
+  stream = gathered.streams.demonstrations
+  assert sampled == stream.take(before, 4)
+  assert gathered.host["demonstrations"] == before + 4
   assert [d.id for d in host.demonstrations_at([7, 2])] == [7, 2]
   batch = host.sft(
-    drawn[:3],
+    sampled[:3],
     coefficients=np.array([2.0, 0.0, 1.0]),
     group_advantages=np.array([0.5, 1.5, -1.0]),
   )
   assert batch.tokens.shape[0] == 4  # an update's share
-  assert batch.ids.tolist() == [*(d.id for d in drawn[:3]), 0]
+  assert batch.ids.tolist() == [*(d.id for d in sampled[:3]), 0]
   assert batch.group_advantages[:, 0].tolist() == [0.5, 1.5, -1.0, 0.0]
-  tokens = [len(d.solution) for d in drawn[:3]]
+  tokens = [len(d.solution) for d in sampled[:3]]
   np.testing.assert_allclose(
     np.sum(batch.weights, axis=1),
     np.array([2.0, 0.0, 1.0, 0.0]) * [*tokens, 0] / sum(tokens),
     rtol=1e-6,
   )
-  assert host.sft(drawn, rows=9).tokens.shape[0] == 9
+  assert host.sft(sampled, rows=9).tokens.shape[0] == 9
 
 
-def test_sft_sees_no_more_of_a_demonstration_than_it_is_given(story):
+def test_sft_sees_no_more_of_a_demonstration_than_it_is_given(gathered):
   """As of a guess: "ab:" of "ab:c" counts, and nothing of "abc"."""
 
   def weights(*texts):
     codes = [np.array([ord(c) for c in text], np.int32) for text in texts]
     prompt = np.array([9, 9], np.int32)
     given = [Demonstration(i, prompt, row) for i, row in enumerate(codes)]
-    return _host(story).sft(given, rows=2).weights[:, :6]
+    return _host(gathered).sft(given, rows=2).weights[:, :6]
 
   np.testing.assert_allclose(
     weights("ab:", ""), [[0, 0, 1 / 3, 1 / 3, 1 / 3, 0], [0] * 6]
@@ -148,21 +148,21 @@ def test_sft_sees_no_more_of_a_demonstration_than_it_is_given(story):
   )
 
 
-def test_memory_and_random_choices_outlive_a_host(story):
-  host = _host(story, step=3)
+def test_memory_and_random_choices_outlive_a_host(gathered):
+  host = _host(gathered, step=3)
   host.memory["waiting"] = [1, 2]
-  assert _host(story).memory == {"waiting": [1, 2]}
-  assert json.loads(json.dumps(story.host))["method"] == {"waiting": [1, 2]}
-  drawn = host.random().random(3).tolist()
-  assert host.random().random(3).tolist() == drawn
-  assert _host(story, step=3).random().random(3).tolist() == drawn
-  assert _host(story, step=4).random().random(3).tolist() != drawn
-  story.host["method"].clear()
+  assert _host(gathered).memory == {"waiting": [1, 2]}
+  assert json.loads(json.dumps(gathered.host))["method"] == {"waiting": [1, 2]}
+  sampled = host.random().random(3).tolist()
+  assert host.random().random(3).tolist() == sampled
+  assert _host(gathered, step=3).random().random(3).tolist() == sampled
+  assert _host(gathered, step=4).random().random(3).tolist() != sampled
+  gathered.host["method"].clear()
 
 
 def test_without_demonstrations_a_batch_of_them_is_empty(directory):
-  story = _gathered(directory, data__demonstrations_per_step=0)
-  host = _host(story)
+  gathered = _gathered(directory, data__demonstrations_per_step=0)
+  host = _host(gathered)
   assert host.demonstrations() == []
   assert host.demonstrations_at([]) == []
   assert host.groups(host.sample()).demonstrations == [None] * 3
@@ -189,22 +189,22 @@ def test_a_method_is_told_how_many_demonstrations_there_are(
     return build(options, setup)
 
   monkeypatch.setattr(mixed, "build", watched)
-  story = _gathered(directory, **changes)
+  gathered = _gathered(directory, **changes)
   assert told[-1] == count  # before it, a plan for the memory
-  assert len(story.streams.demonstrations or ()) == count
+  assert len(gathered.streams.demonstrations or ()) == count
 
 
 def test_each_update_of_a_step_has_its_share_of_both(directory):
   """In two passes over the rollouts, of two mini-batches each."""
-  story = _gathered(
+  gathered = _gathered(
     directory, rl__updates_per_rollout=2, rl__passes_per_rollout=2
   )
-  host = _host(story)
+  host = _host(gathered)
   assert (host.updates, host.parts) == (4, 2)
-  batches = list(story.learner.method.batches(host))
+  batches = list(gathered.learner.method.batches(host))
   assert [len(batch.rl.tokens) for batch in batches] == [6] * 4
   assert [len(batch.sft.tokens) for batch in batches] == [1] * 4
-  expected = [d.id for d in story.streams.demonstrations.take(0, 4)]
+  expected = [d.id for d in gathered.streams.demonstrations.take(0, 4)]
   assert [batch.sft.ids.tolist() for batch in batches] == [
     [i] for i in expected
   ]
@@ -218,12 +218,12 @@ def test_each_update_of_a_step_has_its_share_of_both(directory):
     )
 
 
-def test_what_is_logged_and_sampled_is_the_steps(story):
-  host = _host(story)
+def test_what_is_logged_and_sampled_is_the_steps(gathered):
+  host = _host(gathered)
   host.log({"mix/own": 2.0})
   answers = host.sample()
   assert host.logged["mix/own"] == 2.0
   assert host.logged["rl/unscorable"] == 3.0
   assert host.answers is answers
-  assert host.text(story.streams.demonstrations.examples[0].prompt)
+  assert host.text(gathered.streams.demonstrations.examples[0].prompt)
   assert host.steps == 4

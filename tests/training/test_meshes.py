@@ -1,4 +1,4 @@
-"""The layout that is chosen for a run, and runs that are refused."""
+"""The packed that is chosen for a run, and runs that are refused."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import pytest
 
 from bilevel_jax import config, errors
 from bilevel_jax.models import presets, transformer
-from bilevel_jax.rollout import layout
+from bilevel_jax.rollout.row_sharding import RowSharding
 from bilevel_jax.training import memory_plan, meshes, sharding
 
 GIB = 2**30
@@ -139,7 +139,7 @@ def test_samplers_share_weights_among_as_few_devices_as_hold_them(
   rows, places = meshes.for_sampling(
     architecture, base, devices=[None] * devices
   )
-  assert layout.Layout(rows).shards == copies
+  assert RowSharding(rows).shards == copies
   kernel = base["layers"]["up"]["kernel"].shape
   part = places["layers"]["up"]["kernel"].shard_shape(kernel)
   assert part == (*kernel[:2], kernel[2] * copies // devices)

@@ -102,7 +102,7 @@ def test_a_step_reads_what_its_plan_does(directory, monkeypatch, method, read):
   """`staged` has a temperature, which its first stage does not read."""
   c = tiny_run.settings(directory)
   c.method.name = method
-  story, fetched = run.gather(config.parse(c), scorer=None), []
+  gathered, fetched = run.gather(config.parse(c), scorer=None), []
 
   class Watched(step._Scalars):
     def __getitem__(self, name):
@@ -110,7 +110,7 @@ def test_a_step_reads_what_its_plan_does(directory, monkeypatch, method, read):
       return super().__getitem__(name)
 
   monkeypatch.setattr(step, "_Scalars", Watched)
-  result = step.run_step(story, 0)
+  result = step.run_step(gathered, 0)
   assert fetched == read
   assert result.answers is None
   assert np.isfinite(result.metrics["sft/loss"])

@@ -10,7 +10,7 @@ import pytest
 
 from bilevel_jax import errors
 from bilevel_jax.models import presets
-from bilevel_jax.weights import gguf, huggingface_layout
+from bilevel_jax.weights import gguf, huggingface_names
 from tests import gguf_files
 from tests.gguf_files import ARCHITECTURE, WIDTH, random_tensors, write
 
@@ -22,7 +22,7 @@ def as_base(tensors, architecture):
   ]
   return jax.tree.map(
     lambda w: np.stack(pick(w)) if w.stacked else pick(w)[0],
-    huggingface_layout.layout(architecture),
+    huggingface_names.layout(architecture),
   )
 
 

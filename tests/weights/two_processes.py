@@ -8,7 +8,7 @@ import sys
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bilevel_jax.weights import huggingface, huggingface_layout
+from bilevel_jax.weights import huggingface, huggingface_names
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     architecture,
     jax.tree.map(
       lambda w: split if w.stacked and len(w.shape) == 2 else whole,
-      huggingface_layout.layout(architecture),
+      huggingface_names.layout(architecture),
     ),
   )
   assert not base["layers"]["q"]["kernel"].is_fully_addressable

@@ -148,7 +148,7 @@ def test_values_of_requests_compile_nothing_new():
 
 @functools.cache
 def _full_forward():
-  """A jitted oracle: all tokens of completions redrawn in one forward pass."""
+  """A jitted oracle: all tokens of completions from one forward pass."""
   policy, base, adapter, _ = completions.tiny_model()
 
   def redraw(tokens, starts, keys, rules, needs):
@@ -210,7 +210,7 @@ def test_any_workload_gives_the_tokens_of_the_full_forward_pass(data):
     row = np.concatenate([prompts[of[n]], rollout.tokens[n, :length]])
     tokens[n, : len(row)] = row
   rules = sampling.rules(requests.sampling, count)
-  redrawn, logprobs = _full_forward()(
+  resampled, logprobs = _full_forward()(
     tokens,
     lengths[of],
     sampling.row_keys(
@@ -222,10 +222,10 @@ def test_any_workload_gives_the_tokens_of_the_full_forward_pass(data):
     needs=sampling.needs(rules),
   )
   width = rollout.tokens.shape[1]
-  drawn = np.arange(width)[None] < rollout.lengths[:, None]
+  sampled = np.arange(width)[None] < rollout.lengths[:, None]
   np.testing.assert_array_equal(
-    rollout.tokens[drawn], redrawn[:, :width][drawn]
+    rollout.tokens[sampled], resampled[:, :width][sampled]
   )
   np.testing.assert_allclose(
-    rollout.logprobs[drawn], logprobs[:, :width][drawn], atol=1e-5
+    rollout.logprobs[sampled], logprobs[:, :width][sampled], atol=1e-5
   )

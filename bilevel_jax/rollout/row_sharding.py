@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bilevel_jax import processes, types
 
 
-class Layout(NamedTuple):
+class RowSharding(NamedTuple):
   """Rows over the devices as `rows` says; None leaves all on one device.
 
   Hashable, so that it can be static.
