@@ -23,14 +23,13 @@ from bilevel_jax import errors, types
 from bilevel_jax.rollout import cache as caches
 from bilevel_jax.rollout import (
   checks,
-from bilevel_jax.rollout.row_sharding import RowSharding
   decoding,
   endings,
   sampling,
 )
+from bilevel_jax.rollout.row_sharding import RowSharding
 
 programs = decoding.programs
-
 
 
 class Segment(NamedTuple):
