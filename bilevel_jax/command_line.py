@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
     self.exit(2, f"error: {message}\n")
 
 
-def run(work: Callable[[], object], when_interrupted: str = "") -> int:
+def exit_code(work: Callable[[], object], when_interrupted: str = "") -> int:
   """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
   try:
     work()

@@ -64,9 +64,9 @@ _REFUSED = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit code of `command_line.run`."""
+  """Returns the exit code of `command_line.exit_code`."""
   options = _parse(arguments)
-  return command_line.run(
+  return command_line.exit_code(
     lambda: _evaluate(options),
     when_interrupted="interrupted: the same command goes on from here",
   )
@@ -165,7 +165,7 @@ def _evaluate(options: argparse.Namespace) -> None:
   }
   devices = jax.local_devices()
   with console.status(f"reading {options.weights}"):
-    model = sampler.make(
+    model = sampler.build(
       opened,
       prompt_format,
       dtype=options.dtype,

@@ -81,7 +81,7 @@ def load(
     system=system,
     template=template,
   )
-  return sampler.make(opened, prompt_format, dtype=dtype)
+  return sampler.build(opened, prompt_format, dtype=dtype)
 
 
 def complete(
@@ -139,9 +139,9 @@ def complete(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit code of `command_line.run`."""
+  """Returns the exit code of `command_line.exit_code`."""
   options = _parse(arguments)
-  return command_line.run(lambda: _generate(options))
+  return command_line.exit_code(lambda: _generate(options))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,6 +9,7 @@ from typing import Any
 
 from bilevel_jax import config, errors, processes
 from bilevel_jax.evaluation import benchmarks
+from bilevel_jax.random_streams import Stream
 from bilevel_jax.reporting import run_report, terminal
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers
@@ -250,7 +251,7 @@ def _evaluate(
     max_rows=settings.rollout.max_rows,
     stop=settings.rollout.stop,
     cache_bytes=run.cache_bytes,
-    key=run_lib.key(settings, "evaluation", step),
+    key=Stream.EVALUATION.key(settings.seed, step),
     sharding=run.rows,
   )
   writers.answers(step, records)

@@ -66,7 +66,7 @@ def random_tensors(architecture):
   rng = np.random.default_rng(0)
   return {
     name: rng.standard_normal(weight.shape, np.float32)
-    for weight in jax.tree.leaves(huggingface_names.layout(architecture))
+    for weight in jax.tree.leaves(huggingface_names.names(architecture))
     for name in weight.names
   }
 

@@ -223,6 +223,6 @@ def test_a_merged_run_ends_with_what_it_was_to_add(directory):
   train.run(settings)
   model = sources.build_model(settings, sources.open_model(settings))
   mesh, _ = meshes.make(settings, model.architecture)
-  start = sources.load_base(model, mesh)
+  start = sources.read_base(model, mesh)
   _, state, _ = tiny_run.last_state(settings)
   chex.assert_trees_all_close(state.base, start, atol=1e-6)

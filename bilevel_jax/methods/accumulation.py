@@ -45,7 +45,7 @@ def map_micro_batches(
   Args:
     function: part -> (what is to be added up, arrays with a row for each row
       of the batch). Arrays of rows that no micro-batch computes are zero.
-    batch: rows and their packed; without one, or with one micro-batch, the
+    batch: rows; where they are not packed, or with one micro-batch, the
       function sees the batch as it is.
   """
   packed = batch.packed

@@ -7,5 +7,5 @@ from bilevel_jax.objectives import token_weights
 def build(options: object, setup: contract.Setup) -> contract.Method:
   """Returns SFT on -sg[p] log p, whatever `sft.token_weight` says."""
   return sft.build(
-    options, setup, setup.sft_loss(token_weight=token_weights.probability)
+    options, setup, setup.sft_loss(token_weight=token_weights.by_probability)
   )

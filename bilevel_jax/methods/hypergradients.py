@@ -124,7 +124,7 @@ def penalty(options: Options, levels: Levels) -> Form:
 
   def propose(state, batch, penalty):
     def rebuild(lower: Gradient) -> Tree:
-      return penalty_form.one_step(
+      return penalty_form.one_update(
         levels.optimizers["base"],
         state.optimizer_states["base"],
         state.base,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
+from bilevel_jax.random_streams import Stream
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
@@ -69,7 +70,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     share = probability(
       extra["last_norm"], extra["warm_norm"], gamma=options.gamma
     )
-    key = jax.random.fold_in(jax.random.key(setup.seed), state.updates)
+    key = Stream.METHOD.key(setup.seed, state.updates)
     sampled = jax.random.uniform(key) < share
     extra["sft_next"] = sampled | (state.updates < warmup_updates)
     return done._replace(

@@ -39,7 +39,7 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns log-probs [B, T] of a batch's tokens, and entropies if asked.
 
-  Padding, and what a packed leaves out, has log-prob 0: no loss can see what
+  Padding, and what packing leaves out, has log-prob 0: no loss can see what
   was computed there. A batch with a temperature of its own is scored at that.
 
   Args:

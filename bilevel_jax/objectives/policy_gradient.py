@@ -23,8 +23,8 @@ Advantage = Literal[
 class PolicyGradient:
   """The numbers of a policy-gradient loss; the settings `rl.*` have the same.
 
-  A pytree: they may be arguments of a compiled program, so nothing branches on
-  a value, only on whether a number is there.
+  A pytree: they may be arguments of a compiled program, so nothing is decided
+  by a value, only by whether a number is there.
   """
 
   clip_low: float = setting(0.2, "lower clip of the ratio", at_least=0)

@@ -32,7 +32,7 @@ def one(logprobs: Array) -> jax.Array:
   return jnp.ones_like(logprobs)
 
 
-def probability(logprobs: Array) -> jax.Array:
+def by_probability(logprobs: Array) -> jax.Array:
   """Returns p: DFT. The same as p's own gradient.
 
   Args:
@@ -73,7 +73,7 @@ def build(name: str, bound: float) -> TokenWeight:
   """Returns the weight of that name; `bound` is trust_region's."""
   return {
     "one": one,
-    "probability": probability,
+    "probability": by_probability,
     "uncertain": uncertain,
     "trust_region": trust_region(bound),
   }[name]

@@ -44,7 +44,7 @@ def verify(completion: str, question: types.Question) -> float:
   if judged is None or (not judged and in_boxes):
     # A box that says nothing must not let an earlier number be the answer.
     alone = not in_boxes and extraction.last_box(completion) is not None
-    judged = symbolic.equal(
+    judged = symbolic.equivalent(
       answer,
       rf"\boxed{{{final.replace('~', ' ')}}}" if alone else completion,
     )

@@ -133,7 +133,7 @@ class Scorer:
         )
         if not alive:
           # The item that was being scored stays without an answer; those
-          # behind it were not begun.
+          # behind it were not started.
           waiting.extendleft(reversed(worker.pending[1:]))
           self._workers[index] = self._replace(worker)
         elif worker.ready:

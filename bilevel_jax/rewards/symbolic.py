@@ -16,7 +16,7 @@ _DOLLAR = re.compile(r"(?<!\\)\$")
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3}")
 
 
-def equal(answer: str, completion: str) -> bool:
+def equivalent(answer: str, completion: str) -> bool:
   """Returns whether math-verify finds the answer in a completion.
 
   It reads the end of the completion: its boxes, else what is said to be the
@@ -39,7 +39,7 @@ def equal(answer: str, completion: str) -> bool:
 
 def start() -> None:
   """Builds the parser, and what sympy builds at its first comparison."""
-  equal("2y", r"\boxed{\frac{x}{2}}")
+  equivalent("2y", r"\boxed{\frac{x}{2}}")
 
 
 def _delimited(answer: str) -> str:

@@ -14,7 +14,7 @@ from bilevel_jax import processes, types
 from bilevel_jax.rollout.row_sharding import RowSharding
 
 # The rest is for merged weights, logits, and a leaf of the cache that moves.
-_SHARE_OF_FREE = 0.6
+SHARE_OF_FREE = 0.6
 _SHARE_OF_HOST = 0.25
 _CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
@@ -53,7 +53,7 @@ def default_bytes(devices: Sequence[Any]) -> int:
   stats = [device.memory_stats() or {} for device in mine]
   if stats and all("bytes_limit" in s and "bytes_in_use" in s for s in stats):
     free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
-    mebibytes = _SHARE_OF_FREE * free / 2**20
+    mebibytes = SHARE_OF_FREE * free / 2**20
   else:
     mebibytes = _SHARE_OF_HOST * _host_bytes() / max(len(mine), 1) / 2**20
   return int(processes.gather(np.int32(mebibytes)).min()) * 2**20

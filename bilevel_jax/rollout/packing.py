@@ -52,7 +52,7 @@ class _Spans(NamedTuple):
 
 
 def pack(batch: _Batch, packing: Packing) -> _Batch:
-  """Returns the batch with its packed.
+  """Returns the batch with its rows packed.
 
   Few shapes, so few compilations: rows of a forward pass are a number of a
   ladder with two steps an octave, or with micro-batches one that the columns
@@ -86,7 +86,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
     for group in row:
       pairs[number // each] += int(needed[groups[group].members].sum())
   scored = log_probs(each * columns, int(pairs.max(initial=0)))
-  packed = _layout(
+  packed = _written(
     tokens,
     spans,
     [[groups[number] for number in row] for row in rows],
@@ -107,10 +107,10 @@ def padding_share(batches: Sequence[TokenBatch]) -> float:
   """Returns the share of the columns computed for batches that hold no token.
 
   Args:
-    batches: with their layouts, on the host.
+    batches: that are packed, on the host.
   """
-  layouts = [batch.packed for batch in batches if batch.packed is not None]
-  computed = sum(int(x.used) * x.tokens[0].size for x in layouts)
+  found = [batch.packed for batch in batches if batch.packed is not None]
+  computed = sum(int(x.used) * x.tokens[0].size for x in found)
   return 1.0 - held(batches) / max(computed, 1)
 
 
@@ -118,10 +118,10 @@ def held(batches: Sequence[TokenBatch]) -> int:
   """Returns the tokens that are computed for batches, shared ones once.
 
   Args:
-    batches: with their layouts, on the host.
+    batches: that are packed, on the host.
   """
-  layouts = [batch.packed for batch in batches if batch.packed is not None]
-  return sum(int(np.count_nonzero(x.segment_ids)) for x in layouts)
+  found = [batch.packed for batch in batches if batch.packed is not None]
+  return sum(int(np.count_nonzero(x.segment_ids)) for x in found)
 
 
 def ladder(count: int) -> int:
@@ -183,7 +183,7 @@ def forward_passes(
   return per_pass, -(-most // per_pass)
 
 
-def _layout(
+def _written(
   tokens: np.ndarray,
   spans: _Spans,
   rows: list[list[_PrefixGroup]],

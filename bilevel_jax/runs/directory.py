@@ -35,7 +35,7 @@ class RunDirectory:
 
   Attributes:
     path: the directory itself.
-    settings: settings and versions, as JSON; there as soon as a run has begun.
+    settings: settings and versions, as JSON; there once a run has started.
     metrics: numbers, a JSON line a step.
     completions: prompts, completions and rewards, a JSON line each.
     answers: the same of held-out questions, at each evaluation.

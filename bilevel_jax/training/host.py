@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bilevel_jax.methods import contract
+from bilevel_jax.random_streams import Stream
 from bilevel_jax.rewards import overlong
 from bilevel_jax.rollout import answers as answers_lib
 from bilevel_jax.rollout import assemble, packing, rounds
@@ -29,7 +30,7 @@ class Host:
   Attributes:
     logged: the step's numbers so far.
     answers: what was sampled last; None: nothing.
-    made: batches that were made, with their layouts, on the host.
+    made: batches that were made, packed, on the host.
     sampling_s: seconds that sampling and scoring took.
   """
 
@@ -247,7 +248,7 @@ class Host:
         top_k=rollout.top_k,
         min_p=rollout.min_p,
       ),
-      key=run_lib.key(settings, "rollout", self.step),
+      key=Stream.ROLLOUT.key(settings.seed, self.step),
     )
     ask = functools.partial(
       answers_lib.answer,

@@ -11,6 +11,7 @@ from bilevel_jax import config, errors, methods
 from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.models import attention
 from bilevel_jax.objectives import policy_gradient, token_weights, weighting
+from bilevel_jax.random_streams import Stream
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import optimizers, programs, sharding
 from bilevel_jax.types import Policy, TrainState, Tree
@@ -186,7 +187,7 @@ def initial_state(
   """Returns the state before the first update; `base` is not consumed."""
   adapter = None
   if learner.method.needs.adapter:
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    key = Stream.ADAPTER.key(settings.seed)
     adapter = jax.jit(policy.init_adapter)(key)
   return learner.programs.init(jax.tree.map(jnp.copy, base), adapter)
 

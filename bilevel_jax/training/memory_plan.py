@@ -70,11 +70,14 @@ def plan(
   settings: config.Config,
   architecture: presets.Architecture,
   mesh: sharding.Mesh,
+  device_bytes: float | None = None,
 ) -> Plan:
   """Returns what a run would hold on each device of a mesh.
 
   Args:
     mesh: with the axes of `sharding`; an AbstractMesh will do.
+    device_bytes: memory of a device, which bounds the KV cache as in a run:
+      rows that it does not hold at once are sampled in several waves.
 
   Raises:
     ConfigError: a mesh that does not divide the parameters, or settings that
@@ -102,7 +105,14 @@ def plan(
   update, unembedding = _update(settings, architecture, mesh, method, state)
   return Plan(
     {name: n for name, n in resident.items() if n},
-    _generation(settings, policy, mesh, state, places.base)
+    _generation(
+      settings,
+      policy,
+      mesh,
+      state,
+      places.base,
+      None if device_bytes is None else device_bytes - sum(resident.values()),
+    )
     if method.needs.rollouts
     else {},
     update,
@@ -138,8 +148,9 @@ def _generation(
   mesh: sharding.Mesh,
   state: TrainState,
   places: Tree,
+  free: float | None,
 ) -> dict[str, int]:
-  """The sampler's own: merged weights, a cache of all rows, logits."""
+  """The sampler's own: merged weights, a cache of the rows, logits."""
   rollout = settings.rollout
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   wanted = settings.data.prompts_per_step * rollout.samples_per_prompt
@@ -147,15 +158,17 @@ def _generation(
   columns = engine.cache_columns(
     settings.data.max_prompt_tokens, rollout.max_new_tokens
   )
-  held = rows * cache.bytes_per_row(policy, columns)
-  if rollout.kv_cache_bytes is not None:
-    held = min(held, rollout.kv_cache_bytes)
+  a_row = cache.bytes_per_row(policy, columns)
+  at_most = rollout.kv_cache_bytes or (
+    math.inf if free is None else cache.SHARE_OF_FREE * free
+  )
+  at_once = max(1, int(min(rows, at_most // a_row)))
   return {
     "merged weights": _bytes(
       _cast(state.base, settings.model.compute_dtype), places
     ),
-    f"KV cache, {rows} rows of {columns}": held,
-    "logits": 2 * 4 * rows * policy.vocab_size // mesh.shape["tensor"],
+    f"KV cache, {at_once} rows of {columns}": at_once * a_row,
+    "logits": 2 * 4 * at_once * policy.vocab_size // mesh.shape["tensor"],
   }
 
 

@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """A layout, what it makes a device hold, and why it was chosen."""
+  """A mesh's sizes, what they make a device hold, and why it was chosen."""
 
   sizes: Sizes
   plan: memory_plan.Plan
@@ -53,7 +53,7 @@ def choose(
   devices: int,
   device_bytes: int | None,
 ) -> Choice:
-  """Returns the layout that the settings ask for, or the best that fits.
+  """Returns the mesh that the settings ask for, or the best that fits.
 
   Sizes that the settings give are kept. With none given, in this order: a copy
   of everything on each device, where that is small; parameters split over as
@@ -70,17 +70,21 @@ def choose(
   asked = settings.mesh
   if (asked.data, asked.fsdp, asked.tensor) != (None, None, None):
     sizes = _as_asked(asked, devices)
-    plan = memory_plan.plan(settings, architecture, sizes.abstract())
+    plan = memory_plan.plan(
+      settings, architecture, sizes.abstract(), device_bytes
+    )
     _check_fits(plan, sizes, device_bytes)
     return Choice(sizes, plan, "as mesh.* says")
   refused: errors.ConfigError | None = None
   tightest: tuple[Sizes, memory_plan.Plan] | None = None
   small = _SMALL_BYTES if device_bytes is None else _SMALL_SHARE * device_bytes
-  for sizes in _layouts(devices):
+  for sizes in _all_sizes(devices):
     if architecture.kv_heads % sizes.tensor:
       continue
     try:
-      plan = memory_plan.plan(settings, architecture, sizes.abstract())
+      plan = memory_plan.plan(
+        settings, architecture, sizes.abstract(), device_bytes
+      )
     except errors.ConfigError as error:
       refused = error
       continue
@@ -171,7 +175,7 @@ def _as_asked(asked: config.Mesh, devices: int) -> Sizes:
   return sizes
 
 
-def _layouts(devices: int) -> Iterator[Sizes]:
+def _all_sizes(devices: int) -> Iterator[Sizes]:
   """All of them, the preferred first."""
   divisors = lambda n: [k for k in range(1, n + 1) if n % k == 0]
   yield Sizes(devices, 1, 1)

@@ -75,7 +75,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
         "training.max_update_flops needs a method whose operations are counted "
         f"(of bridge: hypergradient=penalty), got {settings.method.name}"
       )
-    base = sources.load_base(model, mesh)
+    base = sources.read_base(model, mesh)
   processes.check_same("the examples", streams.content())
   reference = None
   dtype = learner_lib.reference_dtype(settings)
@@ -105,16 +105,6 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "model": sources.checksum(base),
     },
   )
-
-
-_STREAMS = ("rollout", "evaluation")
-
-
-def key(settings: config.Config, stream: str, step: int) -> jax.Array:
-  """Returns the key of a stream of random numbers at a step."""
-  root = jax.random.key(settings.seed)
-  number = 2 + _STREAMS.index(stream)
-  return jax.random.fold_in(jax.random.fold_in(root, number), step)
 
 
 def spent(run: Run) -> str | None:

@@ -162,14 +162,14 @@ def place_batch(batch: types.Tree, mesh: jax.sharding.Mesh) -> types.Tree:
   sequences have no width and are cheap: every device has them all.
 
   Args:
-    batch: TokenBatches with layouts, on the host, the same in each process.
+    batch: TokenBatches that are packed, on the host, the same in each process.
   """
   places = jax.tree.map(lambda x: batch_place(x.ndim, mesh), batch)
   return processes.put(batch, places)
 
 
 def batch_place(dimensions: int, mesh: Mesh) -> jax.sharding.NamedSharding:
-  """Returns where an array of a batch lies: by its packed's three dimensions.
+  """Returns where an array of a batch lies: packed rows have three dimensions.
 
   Args:
     mesh: the mesh of the run, or one without devices.

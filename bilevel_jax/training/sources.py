@@ -12,6 +12,7 @@ from bilevel_jax.data import batches, corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.models import lora, presets
 from bilevel_jax.models import policy as policy_lib
+from bilevel_jax.random_streams import Stream
 from bilevel_jax.rollout import engine
 from bilevel_jax.training import sharding
 from bilevel_jax.types import Policy, TrainState, Tree
@@ -56,7 +57,7 @@ def open_model(settings: config.Config) -> weights.Opened:
     return weights.open(model.weights, revision=model.revision)
   return weights.untrained(
     presets.get(str(model.preset)),
-    lambda: jax.random.fold_in(jax.random.key(settings.seed), 0),
+    lambda: Stream.WEIGHTS.key(settings.seed),
   )
 
 
@@ -180,7 +181,7 @@ def build_streams(
   return Streams(prompts(questions, settings.seed), demonstrations, held_out)
 
 
-def load_base(model: Model, mesh: jax.sharding.Mesh) -> Tree:
+def read_base(model: Model, mesh: jax.sharding.Mesh) -> Tree:
   """Returns the base to start from, in float32, sharded over the mesh.
 
   Raises:
@@ -195,7 +196,7 @@ def checksum(base: Tree) -> dict[str, int]:
   leaves = jax.tree.leaves(base)
 
   def summed(xs: list[jax.Array]) -> jax.Array:
-    # Integers, so that no layout of the devices changes the sum.
+    # Integers, so that no mesh changes the sum.
     bits = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in xs]
     return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in bits]).sum(
       dtype=jnp.uint32

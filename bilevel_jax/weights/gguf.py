@@ -72,7 +72,7 @@ def load_base(
     ConfigError: not such a file, or something in it that is not implemented.
   """
   tensors = {tensor.name: tensor for tensor in open_file(path).tensors}
-  tree = huggingface_names.layout(architecture)
+  tree = huggingface_names.names(architecture)
   expected = {
     _gguf_name(name): shape
     for name, shape in huggingface_names.shapes(tree).items()

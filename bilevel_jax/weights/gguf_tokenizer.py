@@ -66,7 +66,9 @@ _SPECIAL = {
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-def export(path: str | pathlib.Path, directory: str | pathlib.Path) -> None:
+def write_files(
+  path: str | pathlib.Path, directory: str | pathlib.Path
+) -> None:
   """Returns nothing; writes the file's tokenizer for transformers to read.
 
   tokenizer.json, tokenizer_config.json, generation_config.json with the ids

@@ -33,7 +33,7 @@ def resolve(weights: str, revision: str | None = None) -> pathlib.Path:
 
   Args:
     weights: a directory, or a hub id such as Qwen/Qwen2.5-0.5B.
-    revision: branch, tag or commit on the hub; None is its main branch.
+    revision: branch, tag or commit on the hub; None: its default.
 
   Raises:
     ConfigError: no such directory, or the hub does not give it to us.
@@ -90,7 +90,7 @@ def load_base(
   if not directory.is_dir():
     raise errors.ConfigError(f"{directory} is not a directory")
   tensors = safetensors_files.open_directory(directory)
-  tree = huggingface_names.layout(architecture)
+  tree = huggingface_names.names(architecture)
   # inv_freq is a buffer that old files stored; it follows from config.json.
   ignored = ("rotary_emb.inv_freq",)
   if architecture.tied_embeddings:

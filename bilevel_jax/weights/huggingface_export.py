@@ -126,7 +126,7 @@ def export(
   return directory
 
 
-def gather(array: types.Array) -> np.ndarray:
+def gather_layers(array: types.Array) -> np.ndarray:
   """Returns the whole array on the host; every process must call this.
 
   Args:
@@ -198,7 +198,7 @@ def _parts(tree: types.Tree, layers: int) -> Iterator[tuple[types.Tree, int]]:
 
 
 def _shapes(architecture: presets.Architecture) -> dict[str, tuple[int, ...]]:
-  tree = huggingface_names.layout(architecture)
+  tree = huggingface_names.names(architecture)
   return {
     weight.names[i]: weight.shape
     for part, i in _parts(tree, architecture.layers)
@@ -212,7 +212,7 @@ def _arrays(
   adapter: types.Tree | None,
   scale: float,
 ) -> Iterator[np.ndarray]:
-  tree = huggingface_names.layout(architecture)
+  tree = huggingface_names.names(architecture)
   places = _parts(tree, architecture.layers)
   values = _parts(base, architecture.layers)
   for (part, i), (value, _) in zip(places, values, strict=True):
@@ -222,7 +222,7 @@ def _arrays(
     for weight, leaf in zip(
       jax.tree.leaves(part), jax.tree.leaves(value), strict=True
     ):
-      array = gather(leaf)
+      array = gather_layers(leaf)
       yield array.T if weight.transposed else array
 
 

@@ -30,7 +30,7 @@ class Weight:
   transposed: bool = False  # torch keeps kernels as [out, in]
 
 
-def layout(architecture: presets.Architecture) -> types.Tree:
+def names(architecture: presets.Architecture) -> types.Tree:
   """Returns the tree of `base` with a `Weight` for each array."""
   width, head_dim = architecture.width, architecture.head_dim
 

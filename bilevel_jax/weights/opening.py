@@ -106,7 +106,7 @@ def untrained(
 def _written_tokenizer(
   file: pathlib.Path, scratch: pathlib.Path
 ) -> pathlib.Path:
-  processes.on_first(lambda: gguf_tokenizer.export(file, scratch))
+  processes.on_first(lambda: gguf_tokenizer.write_files(file, scratch))
   return scratch
 
 

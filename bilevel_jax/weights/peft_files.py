@@ -81,7 +81,7 @@ def export_adapter(
     (
       layer.T
       for _, stacked in pairs
-      for layer in huggingface_export.gather(stacked)
+      for layer in huggingface_export.gather_layers(stacked)
     ),
   )
   if stage is None:

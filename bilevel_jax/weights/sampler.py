@@ -32,7 +32,7 @@ class Sampler(NamedTuple):
   tokenizer: tokenizer_lib.Tokenizer
 
 
-def make(
+def build(
   opened: opening.Opened,
   prompt_format: settings.Tokenizer,
   *,

@@ -211,7 +211,7 @@ def _tests(
   export: pathlib.Path, settings: config.Config, study: plan.Study
 ) -> dict[str, Any]:
   """Returns, for each test, the greedy answers that are right, as 0 and 1."""
-  model = sampler.make(weights.open(str(export)), settings.tokenizer)
+  model = sampler.build(weights.open(str(export)), settings.tokenizer)
   with pool.Scorer(
     {study.verifier: 1.0},
     deadline_s=settings.reward.deadline_s,

@@ -42,7 +42,9 @@ def test_graders_count_what_they_parse_and_keep_a_questions_meta(monkeypatch):
     grader.Pair(r"\boxed{x>2}", "2<x", {}, None),
   ]
   symbolic = grader.symbolic
-  monkeypatch.setattr(symbolic, "equal", symbolic.equal)  # put back at the end
+  monkeypatch.setattr(
+    symbolic, "equivalent", symbolic.equivalent
+  )  # put back at the end
   ours = grader.grade(pairs, ours=True)
   alone = grader.grade(pairs, ours=False)
   assert ours.verdicts == [True, False, True]

@@ -200,9 +200,9 @@ def test_one_step_rebuilds_the_rl_only_base_from_the_base():
     adapter,
     upper,
     lower,
-    rebuild=lambda g: penalty.one_step(optimizer, state, base, g.by_lower),
+    rebuild=lambda g: penalty.one_update(optimizer, state, base, g.by_lower),
   )
-  moved = penalty.one_step(
+  moved = penalty.one_update(
     optimizer,
     state,
     base,

@@ -2,14 +2,13 @@
 
 import gzip
 import json
-import pathlib
 
 import pytest
 
 from bilevel_jax import config, errors, types
 from bilevel_jax.data import corpora
+from tests import public_data
 
-SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 ROW = {"question": "1+1", "answer": "2"}
 
 
@@ -261,9 +260,7 @@ def test_a_hub_failure_is_one_sentence(monkeypatch):
   ],
 )
 def test_shared_corpora_load_as_they_are(name, count, solved):
-  path = SHARED / name
-  if not path.is_file():
-    pytest.skip(f"{path} is not here")
+  path = public_data.path(name)
   questions = _load(str(path))
   assert len(questions) == count
   assert sum(question.solution is not None for question in questions) == solved

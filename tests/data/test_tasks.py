@@ -4,7 +4,6 @@ import collections
 import fractions
 import gzip
 import json
-import pathlib
 import re
 import sys
 
@@ -12,8 +11,7 @@ import pytest
 
 from bilevel_jax import errors, types
 from bilevel_jax.data import tasks
-
-SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
+from tests import public_data
 
 
 def _value(text):
@@ -103,9 +101,7 @@ def test_countdown_solutions_reach_the_target_with_the_numbers_given():
 
 
 def test_countdown_reads_like_the_shared_corpus():
-  path = SHARED / "train" / "countdown_6000.jsonl.gz"
-  if not path.is_file():
-    pytest.skip(f"{path} is not here")
+  path = public_data.path("train/countdown_6000.jsonl.gz")
   with gzip.open(path, "rt") as lines:
     theirs = json.loads(next(lines))
   (ours,) = tasks.generate("countdown", count=1)

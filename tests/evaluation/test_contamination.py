@@ -1,14 +1,13 @@
 """Which questions training data hold, on hand-made texts."""
 
 import json
-import pathlib
 
 import pytest
 
 from bilevel_jax import types
 from bilevel_jax.evaluation import benchmark_table, contamination
+from tests import public_data
 
-DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "eval"
 LONG = "Ann has three apples and buys four more pears at the market today"
 
 
@@ -59,8 +58,7 @@ def test_a_short_question_must_be_there_as_a_whole():
 
 @pytest.mark.parametrize("name", benchmark_table.BENCHMARKS)
 def test_local_copies_have_the_published_number_of_questions(name):
-  if not DATA.is_dir():
-    pytest.skip(f"{DATA} is not here")
+  folder = public_data.path("eval")
   counts = {
     "math500": 500,
     "minerva_math": 272,
@@ -70,7 +68,7 @@ def test_local_copies_have_the_published_number_of_questions(name):
     "amc23": 40,
     "gsm8k": 1319,
   }
-  questions = benchmark_table.load_questions(name, DATA)
+  questions = benchmark_table.load_questions(name, folder)
   assert len(questions) == counts[name]
   assert len({q.id for q in questions}) == len(questions)
   assert json.dumps([q.meta for q in questions])

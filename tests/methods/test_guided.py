@@ -62,7 +62,7 @@ def test_without_given_tokens_a_guided_method_is_rl(world, name):
   [
     ("trapo", {"bound": 0.15}, token_weights.trust_region(0.15), 1.0),
     ("trapo", {"bound": 1e-9}, token_weights.one, 1.0),
-    ("trapo", {"bound": 1.0}, token_weights.probability, 1.0),
+    ("trapo", {"bound": 1.0}, token_weights.by_probability, 1.0),
     ("progressive", {}, token_weights.one, 1.0),
     ("uft", {}, token_weights.one, 1e-3),
     ("uft", {"hint_weight": 0.0}, token_weights.one, 0.0),

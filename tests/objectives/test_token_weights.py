@@ -15,7 +15,7 @@ EXPERT = np.array([0.45, 0.30, 0.12, 0.08, 0.05])
   ("weight", "loss"),
   [
     (token_weights.one, lambda p: -np.log(p)),
-    (token_weights.probability, lambda p: -p),
+    (token_weights.by_probability, lambda p: -p),
     (token_weights.uncertain, lambda p: (1 - p) ** 2 / 2),
     (
       token_weights.trust_region(BOUND),
@@ -50,7 +50,7 @@ def test_a_weight_is_the_slope_of_its_loss_in_the_log_probability(weight, loss):
       token_weights.trust_region(BOUND),
       np.array([0.5625, 0.375, 0.0625, 0.0, 0.0]),
     ),
-    (token_weights.probability, np.array([1.0, 0.0, 0.0, 0.0, 0.0])),
+    (token_weights.by_probability, np.array([1.0, 0.0, 0.0, 0.0, 0.0])),
     (token_weights.uncertain, np.array([0.6, 0.4, 0.0, 0.0, 0.0])),
   ],
   ids=["one", "shaped", "trust_region", "probability", "uncertain"],

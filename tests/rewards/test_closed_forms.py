@@ -193,4 +193,4 @@ def test_kinds_of_answers_are_told_apart_as_math_verify_does(
 ):
   question = types.Question("", "", answer, None, {})
   assert mathematics.verify(completion, question) == equal
-  assert symbolic.equal(answer, completion) == equal
+  assert symbolic.equivalent(answer, completion) == equal

@@ -1,6 +1,5 @@
 """The verifier of mathematics against published judgements of answers."""
 
-import pathlib
 import time
 
 import pytest
@@ -8,8 +7,7 @@ import pytest
 from benchmarks import grader
 from bilevel_jax import types
 from bilevel_jax.rewards import pool
-
-FILES = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "grader"
+from tests import public_data
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +17,8 @@ def scorer():
 
 
 def _agreement(scorer, name):
-  pairs = grader.labelled(FILES, name)
-  if not pairs:
-    pytest.skip(f"{FILES / name}.jsonl is not here")
+  pairs = grader.labelled(public_data.path(f"grader/{name}.jsonl").parent, name)
+  assert pairs
   questions = [types.Question("", "", p.answer, None, p.meta) for p in pairs]
   start = time.monotonic()
   scores = scorer.score([pair.completion for pair in pairs], questions)

@@ -1,14 +1,13 @@
 """Kinds of answers told apart, beside math-verify's judgement of the same."""
 
 import json
-import pathlib
 
 import pytest
 
 from bilevel_jax import types
 from bilevel_jax.rewards import kinds, mathematics, symbolic
+from tests import public_data
 
-ANSWERS = pathlib.Path(__file__).parents[2].parent / "shared/data/eval"
 COLUMN = r"\begin{pmatrix}1\\2\end{pmatrix}"
 
 
@@ -52,14 +51,14 @@ def test_only_what_differs_in_every_reading_differs(a, b, differ):
 
 
 def test_math_verify_judges_other_answers_of_a_benchmark_alike(monkeypatch):
-  path = ANSWERS / "math500.jsonl"
-  if not path.is_file():
-    pytest.skip(f"{path} is not here")
+  path = public_data.path("eval/math500.jsonl")
   rows = path.read_text("utf-8").splitlines()
   answers = [json.loads(row)["answer"] for row in rows]
   answers = [answer for answer in answers if not answer.isdigit()]
   parsed = []
-  monkeypatch.setattr(symbolic, "equal", lambda *pair: parsed.append(pair) or 0)
+  monkeypatch.setattr(
+    symbolic, "equivalent", lambda *pair: parsed.append(pair) or 0
+  )
   judge = symbolic._math_verify().verify
   parse = symbolic._parse
   for answer, other in zip(answers, answers[3:], strict=False):

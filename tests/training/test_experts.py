@@ -32,7 +32,7 @@ def _gathered(directory, method, expert=None):
 
 
 def _logprobs(weights, scratch, demonstration, temperature):
-  """Of a solution's tokens: one sequence, one row, no packed."""
+  """Of a solution's tokens: one sequence, one row, not packed."""
   pair = demonstration.prompt, demonstration.solution
   base = weights_lib.open(str(weights)).read(None)
   policy = tiny_run.make_policy()

@@ -1,4 +1,4 @@
-"""The packed that is chosen for a run, and runs that are refused."""
+"""The mesh that is chosen for a run, and runs that are refused."""
 
 import dataclasses
 import functools
@@ -8,8 +8,9 @@ import pytest
 
 from bilevel_jax import config, errors
 from bilevel_jax.models import presets, transformer
+from bilevel_jax.rollout import cache, engine
 from bilevel_jax.rollout.row_sharding import RowSharding
-from bilevel_jax.training import memory_plan, meshes, sharding
+from bilevel_jax.training import memory_plan, meshes, sharding, sources
 
 GIB = 2**30
 
@@ -59,6 +60,37 @@ def test_matrices_are_split_only_where_the_rest_does_not_fit():
   tighter = choose(4, least - 0.1)
   assert tighter.sizes.tensor == 2
   assert tighter.plan.peak < least * GIB
+
+
+def test_a_cache_that_does_not_fit_is_sampled_in_several_waves():
+  """As a run does it: no run is refused for a cache that is never made."""
+  c = config.default_config()
+  c.model.preset = "qwen2.5-3b"
+  c.model.compute_dtype = "bfloat16"
+  c.model.attention = "chunked"
+  c.method.name = "grpo"
+  c.data.questions.task = "arithmetic"
+  c.data.prompts_per_step, c.rollout.samples_per_prompt = 128, 8
+  c.rollout.max_new_tokens = 3072
+  c.training.micro_batch_tokens = 4096
+  architecture = presets.get("qwen2.5-3b")
+  plans = {
+    gib: meshes.choose(config.parse(c), architecture, 1, gib * GIB).plan
+    for gib in (76, 141, 100_000)
+  }
+  held = {}
+  for gib, plan in plans.items():
+    (held[gib],) = (
+      size for name, size in plan.generation.items() if "KV cache" in name
+    )
+    free = gib * GIB - sum(plan.resident.values())
+    assert held[gib] <= cache.SHARE_OF_FREE * free
+    assert plan.peak <= gib * GIB
+  assert held[76] < held[141] < held[100_000]
+  assert held[100_000] == 1024 * cache.bytes_per_row(
+    sources.build_policy(config.parse(c), architecture),
+    engine.cache_columns(c.data.max_prompt_tokens, 3072),
+  )
 
 
 def test_a_run_that_cannot_fit_says_what_it_would_take():

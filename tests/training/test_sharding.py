@@ -34,7 +34,7 @@ def projections():
 
 
 def make_base():
-  """The packed of models.presets.Architecture, every option on."""
+  """The parameters of models.presets.Architecture, every option on."""
   layers = {
     name: {"kernel": jnp.zeros((LAYERS, *shape))}
     for name, shape in projections().items()

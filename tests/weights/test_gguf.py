@@ -22,7 +22,7 @@ def as_base(tensors, architecture):
   ]
   return jax.tree.map(
     lambda w: np.stack(pick(w)) if w.stacked else pick(w)[0],
-    huggingface_names.layout(architecture),
+    huggingface_names.names(architecture),
   )
 
 

@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import pathlib
 import re
 
 import gguf
@@ -15,9 +14,7 @@ from hypothesis import strategies as st
 from bilevel_jax import errors, types
 from bilevel_jax.data import tokenizer
 from bilevel_jax.weights import gguf_tokenizer
-from tests import gguf_files, smollm2
-
-DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
+from tests import gguf_files, public_data, smollm2
 
 
 def write(path, pre="qwen2", **arguments):
@@ -34,7 +31,7 @@ def write(path, pre="qwen2", **arguments):
 def built(tmp_path, **arguments):
   """Returns what transformers makes of the directory, and the tokens."""
   path, tokens = write(tmp_path / "m.gguf", **arguments)
-  gguf_tokenizer.export(path, tmp_path / "t")
+  gguf_tokenizer.write_files(path, tmp_path / "t")
   loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "t")
   return loaded, tokens
 
@@ -147,7 +144,7 @@ def test_the_directory_serves_prompts_with_every_eos(tmp_path):
       tokens.index("<|endoftext|>")
     ),
   )
-  gguf_tokenizer.export(path, tmp_path / "t")
+  gguf_tokenizer.write_files(path, tmp_path / "t")
   loaded = tokenizer.from_source(tmp_path / "t", prompt="{question}")
   assert {tokens[i] for i in loaded.eos_ids} == {"<|endoftext|>", "<|im_end|>"}
   question = types.Question(
@@ -173,7 +170,7 @@ def test_the_directory_serves_prompts_with_every_eos(tmp_path):
 def test_unknown_kinds_are_refused_by_name(tmp_path, arguments, message):
   path, _ = write(tmp_path / "m.gguf", **arguments)
   with pytest.raises(errors.ConfigError, match=message):
-    gguf_tokenizer.export(path, tmp_path / "t")
+    gguf_tokenizer.write_files(path, tmp_path / "t")
 
 
 def test_a_file_without_a_tokenizer_is_refused(tmp_path):
@@ -183,19 +180,17 @@ def test_a_file_without_a_tokenizer_is_refused(tmp_path):
   writer.write_tensors_to_file()
   writer.close()
   with pytest.raises(errors.ConfigError, match="must hold a tokenizer"):
-    gguf_tokenizer.export(tmp_path / "m.gguf", tmp_path / "t")
+    gguf_tokenizer.write_files(tmp_path / "m.gguf", tmp_path / "t")
 
 
 def gsm8k():
   """Every question and solution of GSM8K, train and test."""
   files = [
-    (gzip.open, DATA / "train" / "gsm8k_train.jsonl.gz"),
-    (open, DATA / "eval" / "gsm8k_test.jsonl"),
+    (gzip.open, "train/gsm8k_train.jsonl.gz"),
+    (open, "eval/gsm8k_test.jsonl"),
   ]
-  for open_file, path in files:
-    if not path.exists():
-      pytest.skip(f"{path.name} is not in ../shared/data")
-    with open_file(path, "rt", encoding="utf-8") as lines:
+  for open_file, name in files:
+    with open_file(public_data.path(name), "rt", encoding="utf-8") as lines:
       for line in lines:
         row = json.loads(line)
         yield row["question"]
@@ -213,7 +208,7 @@ def test_smollm2_agrees_with_transformers_on_all_of_gsm8k(tmp_path):
   """
   pytest.importorskip("torch")
   path = smollm2.gguf_file()
-  gguf_tokenizer.export(path, tmp_path / "t")
+  gguf_tokenizer.write_files(path, tmp_path / "t")
   ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "t")
   theirs = transformers.AutoTokenizer.from_pretrained(
     path.parent, gguf_file=path.name

@@ -27,7 +27,7 @@ def main() -> None:
     architecture,
     jax.tree.map(
       lambda w: split if w.stacked and len(w.shape) == 2 else whole,
-      huggingface_names.layout(architecture),
+      huggingface_names.names(architecture),
     ),
   )
   assert not base["layers"]["q"]["kernel"].is_fully_addressable
