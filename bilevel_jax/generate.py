@@ -225,7 +225,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
       text = (
         sys.stdin.read()
         if path == "-"
-        else pathlib.Path(path).read_text(encoding="utf-8")
+        else pathlib.Path(path).read_text(encoding="utf-8-sig")
       )
     except UnicodeDecodeError as error:
       raise errors.ConfigError(

@@ -270,6 +270,13 @@ def _resume(run: run_lib.Run, checkpoints: checkpoint.Checkpoints) -> int:
       f"cannot resume: {run.settings.model.weights} has other weights than "
       "the run in run_dir started from"
     )
+  # A checkpoint of an older version does not have it.
+  if host.setdefault("examples", run.host["examples"]) != run.host["examples"]:
+    raise errors.ConfigError(
+      f"cannot resume {run.settings.run_dir}: the examples are others than it "
+      "started with (their rows, or how the tokenizer and its template render "
+      "them)"
+    )
   run.state, run.host = state, host
   return done
 
@@ -307,6 +314,10 @@ def _opening(run: run_lib.Run) -> str:
   ]
   if streams.demonstrations is not None:
     lines.append(f"demonstrations: {streams.demonstrations.counts}")
+    lines.append(
+      f"{streams.pairs()} of {len(streams.prompts)} questions have a "
+      "demonstration of their own"
+    )
   if streams.held_out is not None:
     lines.append(f"held out: {streams.held_out.counts}")
   return "\n".join(lines)

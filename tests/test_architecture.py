@@ -12,6 +12,7 @@ RANKS = {
   "fields": 0,
   "types": 0,
   "compile_cache": 0,
+  "random_streams": 0,
   "own_code": 1,
   "processes": 1,
   "command_line": 1,

@@ -1,5 +1,7 @@
 """A run that was stopped goes on to the same bits, or says why it cannot."""
 
+import json
+
 import chex
 import numpy as np
 import pytest
@@ -192,3 +194,48 @@ def test_resuming_with_other_weights_is_refused(directory, tmp_path):
   settings.steps, settings.resume = settings.steps + 1, True
   with pytest.raises(errors.ConfigError, match="has other weights than"):
     train.run(config.parse(settings))
+
+
+@pytest.mark.parametrize(
+  "changed", ["prompt", "answer", "solution", "template", "held out"]
+)
+def test_resuming_with_other_examples_is_refused(directory, tmp_path, changed):
+  """Of the same path: settings alone do not show it."""
+  rows = [
+    {"question": f"{n}+1", "answer": f"{n + 1}", "solution": f"{n + 1}"}
+    for n in range(6)
+  ]
+  path, held_out = tmp_path / "rows.jsonl", tmp_path / "held_out.jsonl"
+  weights = tiny_run.weights(tmp_path)
+
+  def write(file, rows):
+    file.write_text("\n".join(map(json.dumps, rows)))
+
+  write(path, rows)
+  write(held_out, rows)
+  settings = tiny_run.settings(directory, f"examples {changed}")
+  settings.steps = 2
+  settings.data.questions.task = settings.data.evaluation.task = None
+  settings.data.questions.count = settings.data.evaluation.count = None
+  settings.data.questions.path = str(path)
+  settings.data.evaluation.path = str(held_out)
+  settings.model.weights = str(weights)
+  _template(weights, "{{ messages[-1]['content'] }}")
+  train.run(config.parse(settings))
+  settings.steps, settings.resume = 3, True
+  if changed == "template":
+    _template(weights, "{{ messages[-1]['content'] }}=")
+  elif changed == "held out":
+    write(held_out, rows[1:])
+  else:
+    field = {"prompt": "question"}.get(changed, changed)
+    write(path, [*rows[:-1], rows[-1] | {field: "5+3"}])
+  with pytest.raises(errors.ConfigError, match="the examples are others than"):
+    train.run(config.parse(settings))
+
+
+def _template(weights, text):
+  path = weights / "tokenizer_config.json"
+  given = json.loads(path.read_text())
+  path.write_text(json.dumps(given | {"chat_template": text}))
+  (weights / "chat_template.jinja").write_text(text)

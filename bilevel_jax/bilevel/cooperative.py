@@ -184,7 +184,7 @@ def first_order(
     upper_batch: data of the upper objective.
     lower_batch: data of the lower objective.
     weight: the penalty, in [0, 1].
-    optimizer: that moves them.
+    optimizer: of the lower variables, in both moves.
     optimizer_state: its live state, a constant.
     mixed_product: how products with second derivatives are taken.
   """

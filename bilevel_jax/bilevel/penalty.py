@@ -64,7 +64,7 @@ def terms(
   are never in memory together.
 
   Args:
-    lower: lower-level variables.
+    lower: lower-level variables, moved by both objectives.
     lower_only: the copy of them that the lower gradient alone moves.
     upper: upper-level variables, of all three gradients.
     upper_batch: data of the upper objective.

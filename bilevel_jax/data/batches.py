@@ -195,10 +195,10 @@ class Demonstrations:
         zip(fitted, logprobs, strict=True)
       )
     ]
-    self._by_question = {
-      question.id: example
-      for (question, _), example in zip(fitted, self.examples, strict=True)
-    }
+    self._by_question: dict[str, dict[str, int]] = {}
+    for number, (question, _) in enumerate(fitted):
+      same = self._by_question.setdefault(question.question, {})
+      same.setdefault(question.id, number)
     if encoded and not self.examples:
       shortest = (
         f"prompt has {min(len(prompt) for prompt, _ in encoded)} tokens"
@@ -235,8 +235,17 @@ class Demonstrations:
   def of(
     self, questions: Sequence[types.Question]
   ) -> list[types.Demonstration | None]:
-    """Returns each question's own example, by its id; None: it has none."""
-    return [self._by_question.get(question.id) for question in questions]
+    """Returns each question's own example; None: it has none.
+
+    An example is a question's own if it is of the same text; of several, the
+    one with the same id, or else the first.
+    """
+    found: list[types.Demonstration | None] = []
+    for question in questions:
+      same = self._by_question.get(question.question, {})
+      number = same.get(question.id, next(iter(same.values()), None))
+      found.append(None if number is None else self.examples[number])
+    return found
 
   def set_logprobs(self, logprobs: Sequence[np.ndarray]) -> None:
     """Gives each example the log-probs of its solution's tokens.
@@ -248,10 +257,6 @@ class Demonstrations:
       example._replace(logprobs=values)
       for example, values in zip(self.examples, logprobs, strict=True)
     ]
-    self._by_question = {
-      name: self.examples[example.id]
-      for name, example in self._by_question.items()
-    }
 
 
 def _given_logprobs(
@@ -272,5 +277,11 @@ def _given_logprobs(
         f"number for each of its {len(solution)} tokens, its end included, got "
         f"{len(values)}"
       )
-    found.append(np.asarray(values[: len(solution)], np.float32))
+    given = np.array(values[: len(solution)], np.float32)
+    if not np.isfinite(given).all():
+      raise errors.ConfigError(
+        f"the field logprobs of the demonstration {question.id} must have "
+        f"finite numbers, got {values[int(np.argmin(np.isfinite(given)))]}"
+      )
+    found.append(given)
   return found

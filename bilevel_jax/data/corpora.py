@@ -1,11 +1,12 @@
 """From a source in the settings to questions: files, the hub, tasks."""
 
 import gzip
+import hashlib
 import itertools
-import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from bilevel_jax import errors, types
@@ -14,8 +15,8 @@ from bilevel_jax.data import json_lines, settings, tasks
 FIELDS = ("id", "question", "answer", "solution")
 _BETWEEN = {"answer": ",", "solution": "\n\n"}  # where there are several
 
-# (where it stands, for messages; its default id; its fields)
-_Row = tuple[str, str, Mapping[str, Any]]
+# (where it stands, for messages; its fields)
+_Row = tuple[str, Mapping[str, Any]]
 
 
 def load(source: settings.Source) -> list[types.Question]:
@@ -24,9 +25,10 @@ def load(source: settings.Source) -> list[types.Question]:
   A row's `question` and `answer` must be there; of several answers, or
   solutions, one text is made. Without an `answer`, what follows `####` in the
   `solution` is taken (the format of GSM8K: its own files load with
-  `fields={"solution": "answer"}`). `id` defaults to the file's name and the
-  line, `solution` to None. Other fields go to `meta`, and a field `meta` that
-  is a mapping is merged into it.
+  `fields={"solution": "answer"}`). `solution` defaults to None, `id` to a hash
+  of the question: the same in every file, whatever its name. null, NaN and
+  Infinity are missing values. Other fields go to `meta`, and a field `meta`
+  that is a mapping is merged into it.
 
   Args:
     source: a procedural task, a JSONL or JSONL.gz file, or a Hugging Face
@@ -35,7 +37,7 @@ def load(source: settings.Source) -> list[types.Question]:
 
   Raises:
     ConfigError: nothing there, not JSON, a field that is missing or is not
-      text, or fewer examples than asked for.
+      text, an id that two rows have, or fewer examples than asked for.
   """
   unknown = [name for name in source.fields if name not in FIELDS]
   if unknown:
@@ -60,7 +62,31 @@ def load(source: settings.Source) -> list[types.Question]:
     raise errors.ConfigError("a source needs one of path, hub, task, got none")
   # A file beside a hub id is a copy of it with our own names.
   fields = {} if source.path and source.hub else source.fields
-  return [_question(row, fields) for row in _slice(rows, name, source)]
+  seen: dict[str, str] = {}  # where each id was
+  return [
+    _identified(_question(row, fields), row[0], seen)
+    for row in _slice(rows, name, source)
+  ]
+
+
+def _identified(
+  question: types.Question, where: str, seen: dict[str, str]
+) -> types.Question:
+  if question.id:
+    name = question.id
+    if name in seen:
+      raise errors.ConfigError(
+        f"{where} has the id {name!r} of {seen[name]}: ids must differ"
+      )
+  else:
+    text = question.question.encode("utf-8", "surrogatepass")
+    content = name = hashlib.blake2b(text, digest_size=8).hexdigest()
+    repeated = 1
+    while name in seen:
+      repeated += 1
+      name = f"{content}-{repeated}"
+  seen[name] = where
+  return question._replace(id=name)
 
 
 def _slice(
@@ -84,17 +110,17 @@ def _slice(
 def _file_rows(path: pathlib.Path) -> Iterator[_Row]:
   if not path.is_file():
     raise errors.ConfigError(f"data file {path} does not exist")
-  stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
   # The first two bytes, not the name, say whether a file is compressed.
   try:
     with path.open("rb") as start:
       compressed = start.read(2) == b"\x1f\x8b"
     opener = gzip.open if compressed else open
-    with opener(path, "rt", encoding="utf-8") as lines:
+    # A byte-order mark is no text, and only a newline ends a line.
+    with opener(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
       for number, line in enumerate(lines, start=1):
         if line.strip():
           where = f"{path} line {number}"
-          yield where, f"{stem}-{number}", json_lines.parse(line, where)
+          yield where, json_lines.parse(line, where)
   except UnicodeDecodeError as error:
     raise errors.ConfigError(f"{path} is not UTF-8 text: {error}") from error
   except (OSError, EOFError, zlib.error) as error:
@@ -121,13 +147,12 @@ def _hub_rows(source: settings.Source) -> Iterator[_Row]:
       f"data set {hub} (name {source.name}, split {source.split}) cannot be "
       f"loaded: {type(error).__name__}: {reason}"
     ) from error
-  stem = os.path.basename(hub.rstrip("/"))
   for number, row in enumerate(rows):
-    yield f"{hub} row {number}", f"{stem}-{number}", dict(row)
+    yield f"{hub} row {number}", dict(row)
 
 
 def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
-  where, default_id, values = row
+  where, values = row
   # A field that the map gives to one of ours is not taken for another one by
   # its name: GSM8K's `answer` is our `solution`.
   taken = set(fields.values())
@@ -138,7 +163,7 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
 
   def read(field: str) -> str | None:
     name = names[field]
-    if name is None or values.get(name) is None:
+    if name is None or _is_missing(values.get(name)):
       if field in fields:
         raise _missing(str(name), row)
       return None
@@ -166,8 +191,12 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
   elif nested is not None:
     rest["meta"] = nested
   return types.Question(
-    read("id") or default_id, question, answer, solution or None, rest
+    read("id") or "", question, answer, solution or None, rest
   )
+
+
+def _is_missing(value: Any) -> bool:
+  return value is None or (isinstance(value, float) and not isfinite(value))
 
 
 def _are_texts(value: Any) -> bool:
@@ -179,7 +208,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _missing(name: str, row: _Row) -> errors.ConfigError:
-  where, _, values = row
+  where, values = row
   return errors.ConfigError(
     f"{where} lacks the field {name!r}, it has {', '.join(values) or 'none'} "
     "(`fields` maps our names to theirs)"

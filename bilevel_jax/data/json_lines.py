@@ -16,10 +16,10 @@ def whole(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
     ConfigError: another line is no JSON object.
   """
   data = path.read_bytes() if path.is_file() else b""
+  lines = data.split(b"\n")[:-1]  # only a newline ends a line
   return [
-    (line, parse(line, f"{path} line {number}"))
-    for number, line in enumerate(data.splitlines(keepends=True), start=1)
-    if line.endswith(b"\n")
+    (line + b"\n", parse(line, f"{path} line {number}"))
+    for number, line in enumerate(lines, start=1)
   ]
 
 

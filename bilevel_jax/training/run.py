@@ -70,13 +70,19 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
         f"method {settings.method.name} needs demonstrations: "
         "data.demonstrations_per_step must be at least 1, got 0"
       )
+    if needs.demonstrations == "own" and not streams.pairs():
+      raise errors.ConfigError(
+        f"method {settings.method.name} needs demonstrations of its questions: "
+        "at least one must have the text of a question, got none that has"
+      )
     if needs.gradients is None and settings.training.max_update_flops:
       raise errors.ConfigError(
         "training.max_update_flops needs a method whose operations are counted "
         f"(of bridge: hypergradient=penalty), got {settings.method.name}"
       )
     base = sources.read_base(model, mesh)
-  processes.check_same("the examples", streams.content())
+  examples = streams.checksum()
+  processes.check_same("the examples", examples.encode())
   reference = None
   dtype = learner_lib.reference_dtype(settings)
   if dtype and needs.reference == "start" and needs.rollouts:
@@ -103,6 +109,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "update_flops": 0.0,
       "method": {},  # the method's own memory
       "model": sources.checksum(base),
+      "examples": examples,
     },
   )
 

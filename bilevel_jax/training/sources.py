@@ -1,11 +1,11 @@
 """What a run reads and writes: the model, its examples, its weights."""
 
+import hashlib
 import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bilevel_jax import config, errors, weights
 from bilevel_jax.data import batches, corpora
@@ -35,15 +35,29 @@ class Streams(NamedTuple):
   demonstrations: batches.Demonstrations | None
   held_out: batches.Prompts | None
 
-  def content(self) -> bytes:
-    """Returns every example's tokens."""
-    examples = []
+  def pairs(self) -> int:
+    """Returns how many questions have a demonstration of their own."""
+    if self.demonstrations is None:
+      return 0
+    questions, _, _ = self.prompts.take(0, len(self.prompts))
+    return sum(own is not None for own in self.demonstrations.of(questions))
+
+  def checksum(self) -> str:
+    """Returns a hash of every example: tokens, answers, what a reward sees."""
+    content = hashlib.sha256()
+
+    def add(*parts: bytes) -> None:
+      for part in parts:
+        content.update(len(part).to_bytes(8, "little") + part)
+
     for prompts in filter(None, (self.prompts, self.held_out)):
-      examples += prompts.take(0, len(prompts))[1]
+      questions, tokens, _ = prompts.take(0, len(prompts))
+      for question, prompt in zip(questions, tokens, strict=True):
+        add(prompt.tobytes(), repr(question).encode("utf-8", "surrogatepass"))
     if self.demonstrations is not None:
-      pairs = self.demonstrations.take(0, len(self.demonstrations))
-      examples += [np.concatenate([d.prompt, d.solution]) for d in pairs]
-    return b"".join(example.tobytes() for example in examples)
+      for example in self.demonstrations.examples:
+        add(example.prompt.tobytes(), example.solution.tobytes())
+    return content.hexdigest()
 
 
 def open_model(settings: config.Config) -> weights.Opened:

@@ -53,6 +53,25 @@ def test_epochs_and_seeds_differ():
   assert (first != batches.order(50, 0, 50, 1)).any()
 
 
+def _own(examples, question):
+  stream = batches.Demonstrations(examples, Characters(), max_tokens=90)
+  (found,) = stream.of([question])
+  return None if found is None else "".join(map(chr, found.solution[:-1]))
+
+
+def test_a_question_has_the_demonstration_of_its_own_text_or_none():
+  """Ids of two files may be alike by chance: row numbers, for one."""
+  named = lambda name, text, solution=None: types.Question(
+    name, text, "", solution, {}
+  )
+  examples = [named("0", "9*0", "nine"), named("1", "1+1", "two")]
+  assert _own(examples, named("0", "0+0")) is None
+  assert _own(examples, named("0", "1+1")) == "two"
+  several = [*examples, named("2", "1+1", "another"), named("3", "1+1", "last")]
+  assert _own(several, named("2", "1+1")) == "another"
+  assert _own(several, named("7", "1+1")) == "two"
+
+
 def test_prompts_can_be_resumed_at_every_position():
   stream = batches.Prompts(QUESTIONS, Characters(), max_tokens=9, seed=5)
   questions, prompts, ids = stream.take(0, 20)

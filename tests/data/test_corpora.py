@@ -1,6 +1,7 @@
 """Questions from files and the hub, and every sentence that refuses them."""
 
 import gzip
+import hashlib
 import json
 
 import pytest
@@ -23,14 +24,17 @@ def write(tmp_path):
   return to_file
 
 
+ID = hashlib.blake2b(b"1+1", digest_size=8).hexdigest()
+
+
 def _load(path, **given):
   return corpora.load(config.Source(path=path, **given))
 
 
 def test_a_row_needs_only_a_question_and_an_answer(write):
   assert _load(write(ROW, "", ROW)) == [
-    types.Question("sums-1", "1+1", "2", None, {}),
-    types.Question("sums-3", "1+1", "2", None, {}),
+    types.Question(ID, "1+1", "2", None, {}),
+    types.Question(f"{ID}-2", "1+1", "2", None, {}),
   ]
 
 
@@ -75,7 +79,59 @@ def test_compressed_files_are_told_by_their_content(tmp_path):
   for name in ("sums.jsonl.gz", "sums"):
     path = tmp_path / name
     path.write_bytes(gzip.compress(json.dumps(ROW).encode()))
-    assert [q.id for q in _load(str(path))] == ["sums-1"]
+    assert [q.id for q in _load(str(path))] == [ID]
+
+
+def test_an_id_is_of_the_question_and_not_of_its_file(write):
+  other = ROW | {"question": "1+2"}
+  first = _load(write(ROW, other, name="q.jsonl"))
+  second = _load(write(other, ROW, name="s.jsonl"))
+  ids = lambda questions: {q.question: q.id for q in questions}
+  assert ids(first) == ids(second)
+  assert len({q.id for q in first}) == 2
+
+
+@pytest.mark.parametrize("between", [(), (ROW,)])
+def test_an_id_that_two_rows_have_is_refused(write, between):
+  twice = ROW | {"id": "x"}
+  message = f"line {2 + len(between)} has the id 'x' of .*line 1: ids must"
+  with pytest.raises(errors.ConfigError, match=message):
+    _load(write(twice, *between, twice | {"question": "1+2"}))
+
+
+def test_an_id_may_not_be_the_hash_of_another_row(write):
+  with pytest.raises(errors.ConfigError, match="ids must differ"):
+    _load(write(ROW, ROW | {"id": ID, "question": "2+2"}))
+
+
+@pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "null"])
+def test_json_that_is_no_number_is_a_missing_value(write, missing):
+  row = '{"question": "1+1", "answer": "2", "solution": %s, "id": %s}'
+  (question,) = _load(write(row % (missing, missing)))
+  assert question == types.Question(ID, "1+1", "2", None, {})
+  for field in ("question", "answer"):
+    broken = json.dumps(ROW | {field: "here"}).replace('"here"', missing)
+    with pytest.raises(errors.ConfigError, match=f"lacks the field '{field}'"):
+      _load(write(broken))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+  path = tmp_path / "bom.jsonl"
+  path.write_bytes(json.dumps(ROW).encode("utf-8-sig"))
+  assert [q.id for q in _load(str(path))] == [ID]
+  path.write_bytes(gzip.compress(json.dumps(ROW).encode("utf-8-sig")))
+  assert [q.id for q in _load(str(path))] == [ID]
+
+
+@pytest.mark.parametrize("end", ["\r", "\u2028", "\x85"])
+def test_only_a_newline_ends_a_line(tmp_path, end):
+  """Others may stand inside of a text, as they are."""
+  path = tmp_path / "ends.jsonl"
+  text, space = ("+", end) if end == "\r" else (end, " ")
+  row = '{"question": "TEXT",SPACE"answer": "2"}\r\n'
+  row = row.replace("TEXT", text).replace("SPACE", space)
+  path.write_bytes((2 * row).encode())
+  assert [q.answer for q in _load(str(path))] == ["2", "2"]
 
 
 def test_slices(write):
@@ -207,8 +263,8 @@ def test_local_hugging_face_directories_are_read(tmp_path, monkeypatch, form):
     split.to_json(path / "validation.jsonl")
   source = config.Source(hub=str(path), split="validation", first=1)
   assert corpora.load(source) == [
-    types.Question("sums-1", "1+1", "1", None, {"level": "easy"}),
-    types.Question("sums-2", "1+1", "2", None, {"level": "easy"}),
+    types.Question(ID, "1+1", "1", None, {"level": "easy"}),
+    types.Question(f"{ID}-2", "1+1", "2", None, {"level": "easy"}),
   ]
 
 
@@ -228,7 +284,7 @@ def test_a_hub_id_is_loaded_with_its_name_and_split(monkeypatch):
     fields={"solution": "answer"},
   )
   assert corpora.load(source) == [
-    types.Question("gsm8k-0", "1+1", "2", "two\n#### 2", {})
+    types.Question(ID, "1+1", "2", "two\n#### 2", {})
   ]
   assert asked == [
     (("openai/gsm8k", "main"), {"split": "test", "revision": None})

@@ -42,7 +42,7 @@ def test_without_given_tokens_a_guided_method_is_rl(world, name):
   expected, _ = sgd.run(grpo, world.start(grpo), batch)
   nowhere = np.zeros(world.rl.weights.shape, np.float32)
   batch = dataclasses.replace(
-    batch, rl=dataclasses.replace(batch.rl, given=nowhere)
+    batch, rl=dataclasses.replace(batch.rl, prefixed=nowhere)
   )
   actual, _ = sgd.run(method, world.start(method), batch)
   chex.assert_trees_all_close(actual.base, expected.base, atol=1e-7)
@@ -77,7 +77,7 @@ def test_given_tokens_are_learned_as_demonstrations(
   state, _ = sgd.run(method, world.start(method), batch)
   given = np.asarray(batch.rl.prefixed) > 0
   part = lambda keep: dataclasses.replace(
-    batch.rl, weights=np.where(keep, batch.rl.weights, 0), given=None
+    batch.rl, weights=np.where(keep, batch.rl.weights, 0), prefixed=None
   )
   rl = problem.gradient(world.problem().lower)(world.base, None, part(~given))
   objective = terms.sft_objective(world.policy, chunk=64, token_weight=weight)
