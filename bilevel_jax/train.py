@@ -142,6 +142,7 @@ def steps(
         taken = step_lib.run_step(run, done - 1)
         profile.after(done)
         _log_completions(run, done, taken, writers, screen)
+        _log_failures(run, done, directory, screen)
         screen.step(done, taken.metrics)
         end = done if run_lib.spent(run) else settings.steps
         after = None
@@ -150,6 +151,7 @@ def steps(
         logged = taken.metrics | (after.metrics() if after else {})
         writers.step(done, logged)
         _stop_if_non_finite(run, done)
+        _stop_if_unscored(run, done, taken, directory)
         save = functools.partial(
           checkpoints.save,
           done,
@@ -299,6 +301,52 @@ def _stop_if_non_finite(run: run_lib.Run, done: int) -> None:
     raise TrainingStopped(
       f"stopped at step {done}: {limit} updates in a row had a non-finite loss "
       "or gradient and were skipped"
+    )
+
+
+_FAILURES_KEPT = 20  # of a step
+
+
+def _log_failures(
+  run: run_lib.Run,
+  done: int,
+  directory: run_directory.RunDirectory,
+  screen: terminal.Display,
+) -> None:
+  """Writes why completions could not be scored; shows the run's first one."""
+  found = run.scorer.failures[:_FAILURES_KEPT]
+  run.scorer.failures = []
+  if not found or not processes.is_first():
+    return
+  first = not directory.reward_failures.exists()
+  with directory.reward_failures.open("a", encoding="utf-8") as file:
+    for failure in found:
+      completion = ascii(failure.completion)
+      file.write(f"step {done}: {failure.reason}\ncompletion: {completion}\n\n")
+  if first:
+    screen.note(
+      f"a reward failed at step {done}, and the completion is left out: "
+      f"{found[0].reason}\ncompletion: {found[0].completion!r:.200}\n"
+      f"more of them: {directory.reward_failures}"
+    )
+
+
+def _stop_if_unscored(
+  run: run_lib.Run,
+  done: int,
+  taken: step_lib.StepResult,
+  directory: run_directory.RunDirectory,
+) -> None:
+  if taken.answers is None:
+    return
+  host, limit = run.host, run.settings.reward.max_unscored_steps
+  in_a_row = host.get("unscored_steps", 0) + 1
+  host["unscored_steps"] = 0 if taken.answers.scores.scored.any() else in_a_row
+  if host["unscored_steps"] >= limit:
+    raise TrainingStopped(
+      f"stopped at step {done}: no completion of the last {limit} steps could "
+      f"be scored, so that nothing was learned; {directory.reward_failures} "
+      "says why"
     )
 
 

@@ -226,3 +226,22 @@ def test_a_merged_run_ends_with_what_it_was_to_add(directory):
   start = sources.read_base(model, mesh)
   _, state, _ = tiny_run.last_state(settings)
   chex.assert_trees_all_close(state.base, start, atol=1e-6)
+
+
+def test_a_reward_that_never_works_stops_the_run_and_says_why(
+  directory, capsys
+):
+  settings = tiny_run.parsed(
+    directory,
+    "unscored",
+    reward__verifiers=("tests.tiny_run.broken",),
+    data__evaluation__task=None,
+  )
+  with pytest.raises(train.TrainingStopped, match="of the last 3 steps could"):
+    train.run(settings)
+  said = capsys.readouterr().out
+  assert said.count("KeyError: 'gold'") == 1  # the first one, once
+  assert "12 not scored" in said
+  failures = (directory / "unscored" / "reward_failures.txt").read_text()
+  assert failures.count("KeyError: 'gold'") == 3 * 12
+  assert "step 3: tests.tiny_run.broken raised" in failures

@@ -123,3 +123,8 @@ def digits(completion, question) -> float:
   """A reward that random text earns sometimes: its share of digits."""
   del question
   return sum(c.isdigit() for c in completion) / max(len(completion), 1)
+
+
+def broken(completion, question):
+  """A reward that looks for a field that no question has."""
+  return question.meta["gold"]

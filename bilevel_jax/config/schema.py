@@ -99,6 +99,12 @@ class Reward:
     1.0, "of a completion of rollout.max_new_tokens", at_least=0
   )
   deadline_s: float = setting(5.0, "seconds one scoring may take", above=0)
+  max_unscored_steps: int = setting(
+    3,
+    "steps in a row of which no completion could be scored, after which the "
+    "run stops",
+    at_least=1,
+  )
   workers: int = setting(2, "scoring processes", at_least=1)
 
 

@@ -103,6 +103,8 @@ class Display:
       for heading, name, form in _COLUMNS
       if name in values
     ]
+    if unscored := values.get("rl/unscorable"):
+      parts.append(f"{unscored:.0f} not scored")
     if values.get("training/skipped_updates"):
       parts.append("update skipped: not finite")
     (before, then), (now, at) = self._times[0], self._times[-1]

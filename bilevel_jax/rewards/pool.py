@@ -1,14 +1,17 @@
 """Scoring in processes that can be killed, a deadline for each completion."""
 
 import collections
+import contextlib
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +23,15 @@ _CHUNK = 16  # items a process is given at once, at most
 _START_LIMIT_S = 300.0  # for the imports of a user's verifier
 _FAILED_STARTS = 3  # in a row, after which scoring is given up
 
-_Answer = tuple[float, bool] | None
+# A score, or why there is none.
+_Answer = tuple[float, bool] | str
+
+
+class Failure(NamedTuple):
+  """A completion that could not be scored."""
+
+  completion: str
+  reason: str
 
 
 class Scorer:
@@ -51,9 +62,11 @@ class Scorer:
     """
     self._parts = verifiers.build(parts, pattern)
     self._setup = (dict(parts), pattern, deadline_s, types.Question._fields)
+    self._deadline_s = deadline_s
     self._lock = threading.Lock()
     self._failed_starts = 0
     self.replaced = 0  # processes that died or were killed, so far
+    self.failures: list[Failure] = []  # of the last call of `score`
     self._in_process = set(parts) <= set(verifiers.CANNOT_HANG)
     count = 0 if self._in_process else workers
     self._workers = [_Worker(self._setup) for _ in range(count)]
@@ -97,10 +110,16 @@ class Scorer:
           # Answers that are still to come would be taken for the next call's.
           self.close()
           raise
+    self.failures = [
+      Failure(completion, answer)
+      for (completion, _), answer in zip(pairs, answers, strict=True)
+      if isinstance(answer, str)
+    ]
+    found = [(0.0, False) if isinstance(a, str) else a for a in answers]
     return types.Scores(
-      rewards=np.array([a[0] if a else 0.0 for a in answers], np.float32),
-      scored=np.array([a is not None for a in answers], bool),
-      correct=np.array([a is not None and a[1] for a in answers], bool),
+      rewards=np.array([reward for reward, _ in found], np.float32),
+      scored=np.array([not isinstance(a, str) for a in answers], bool),
+      correct=np.array([correct for _, correct in found], bool),
     )
 
   def _score_in_workers(
@@ -108,7 +127,7 @@ class Scorer:
   ) -> list[_Answer]:
     if not self._workers:
       raise RuntimeError("the scorer is closed")
-    answers: list[_Answer] = [None] * len(pairs)
+    answers: list[_Answer] = [""] * len(pairs)
     waiting = collections.deque(range(len(pairs)))
     # Small enough that no process idles at the end while another is busy.
     chunk = max(1, min(_CHUNK, len(pairs) // (4 * len(self._workers))))
@@ -132,8 +151,15 @@ class Scorer:
           else time.monotonic() < worker.due or worker.pipe.poll()
         )
         if not alive:
-          # The item that was being scored stays without an answer; those
-          # behind it were not started.
+          # The item that was being scored has no score; those behind it were
+          # not started.
+          late = time.monotonic() >= worker.due
+          for item in worker.pending[:1]:
+            answers[item] = (
+              f"scoring took longer than {self._deadline_s:g} s"
+              if late
+              else "the scoring process ended"
+            )
           waiting.extendleft(reversed(worker.pending[1:]))
           self._workers[index] = self._replace(worker)
         elif worker.ready:
@@ -162,6 +188,7 @@ class _Worker:
       [sys.executable, "-P", "-m", _WORKER, str(remote.fileno())],
       stdin=subprocess.DEVNULL,
       pass_fds=[remote.fileno()],
+      start_new_session=True,  # what a verifier starts ends with it
       env=os.environ
       | {
         "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
@@ -205,7 +232,8 @@ class _Worker:
 
   def end(self) -> int:
     """Returns the exit code, after killing the process."""
-    self._process.kill()
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
     self.pipe.close()
     return self._process.wait()
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 import ast
 import fractions
 import functools
+import inspect
 import math
 import re
+import reprlib
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -20,6 +24,8 @@ from bilevel_jax.rewards import extraction, mathematics
 
 if TYPE_CHECKING:
   from bilevel_jax import types
+
+_MOST = 3e38  # float32 holds no more
 
 Verifier = Callable[[str, "types.Question"], float]
 
@@ -53,19 +59,37 @@ def build(parts: Mapping[str, float], pattern: str | None = None) -> list[Part]:
 
 def score(
   parts: list[Part], completion: str, question: types.Question
-) -> tuple[float, bool] | None:
-  """Returns (weighted sum, whether the first part is at its top).
+) -> tuple[float, bool] | str:
+  """Returns (weighted sum, whether the first part is at its top), or why not.
 
-  None if a verifier raises or returns something that is not a finite number.
+  A verifier that raises, or returns something that is not a number which
+  float32 holds, leaves the completion without a score; the text says which.
   """
-  try:
-    values = [float(part.verify(completion, question)) for part in parts]
-  except Exception:  # whatever it is, this completion cannot be scored
-    return None
-  total = sum(
-    part.weight * value for part, value in zip(parts, values, strict=True)
-  )
-  return (total, values[0] >= 1) if math.isfinite(total) else None
+  total, values = 0.0, list[float]()
+  for part in parts:
+    try:
+      value: Any = part.verify(completion, question)
+    except Exception:  # whatever it is, this completion cannot be scored
+      return f"{part.name} raised\n{_own_traceback()}"
+    if inspect.iscoroutine(value):
+      value.close()
+      return f"{part.name} must be a plain function, got an async one"
+    try:
+      values.append(math.nan if isinstance(value, str) else float(value))
+    except Exception:  # a list, None, an array of several, ...
+      values.append(math.nan)
+    total += part.weight * values[-1]
+    if not abs(total) < _MOST:
+      got = reprlib.repr(value)
+      return f"{part.name} must return a finite number, got {got}"
+  return total, values[0] >= 1
+
+
+def _own_traceback() -> str:
+  """Returns the traceback of an exception from the verifier's frame on."""
+  kind, error, trace = sys.exc_info()
+  below = trace.tb_next if trace is not None else None
+  return "".join(traceback.format_exception(kind, error, below)).rstrip()
 
 
 def exact(completion: str, question: types.Question) -> float:

@@ -43,6 +43,7 @@ def main(pipe: connection.Connection) -> None:
   if "math" in parts:
     symbolic.start()  # takes long
   pipe.send("ready")
+  own = os.getpid()
   with open(os.devnull, "w") as nowhere:
     while True:
       for completion, values in pipe.recv():
@@ -50,6 +51,8 @@ def main(pipe: connection.Connection) -> None:
           deadline_s + _ORPHAN_GRACE_S, exit=True, file=nowhere
         )
         answer = verifiers.score(built, completion, question(*values))
+        if os.getpid() != own:  # a verifier forked, and this is its child
+          os._exit(0)
         faulthandler.cancel_dump_traceback_later()
         pipe.send(answer)
 
@@ -58,3 +61,6 @@ if __name__ == "__main__":
   # The other end closes when the parent is done with us, or dies.
   with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
     main(connection.Connection(int(sys.argv[1])))
+  # What verifiers have started ends with the group that this process leads.
+  if os.getpgrp() == os.getpid():
+    os.killpg(os.getpid(), signal.SIGKILL)

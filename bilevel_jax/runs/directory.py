@@ -41,6 +41,7 @@ class RunDirectory:
     answers: the same of held-out questions, at each evaluation.
     checkpoints: directory of checkpoints.
     export: directory of Hugging Face weights.
+    reward_failures: the first completions that could not be scored, and why.
     report: curves and sample completions, as a page; written last.
   """
 
@@ -53,6 +54,7 @@ class RunDirectory:
     self.checkpoints = self.path / "checkpoints"
     self.export = self.path / "export"
     self.report = self.path / "report.html"
+    self.reward_failures = self.path / "reward_failures.txt"
 
   def start(self, settings: config.Config, step: int) -> None:
     """Writes config.json, and drops the report and what was logged later.

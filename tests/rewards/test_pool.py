@@ -29,6 +29,14 @@ def does(completion, question):
   if completion == "die": os.kill(os.getpid(), signal.SIGKILL)
   if completion == "stop": os.kill(os.getpid(), signal.SIGSTOP)
   if completion == "process": return os.getpid()
+  if completion == "fork":
+    child = os.fork()
+    return 0.25 if child == 0 else 0.5
+  if completion.startswith("child "):
+    import subprocess
+    child = subprocess.Popen(["sleep", "3600"])
+    open(completion[6:], "w").write(str(child.pid))
+    time.sleep(3600)
   if completion == "jax": return "jax" in sys.modules
   if completion == "fields": return question.answer == question.meta["key"]
   return float(completion)
@@ -116,6 +124,38 @@ def test_a_process_that_cannot_even_end_itself_is_killed():
     scores = _score(scorer, *["1"] * 25, "stop", *["1"] * 14)
     assert np.flatnonzero(~scores.scored).tolist() == [25]
     assert scorer.replaced == 1
+
+
+def test_a_completion_without_a_score_says_why():
+  with _scorer(workers=1) as scorer:
+    scores = _score(scorer, "raise", "1", "sleep", "die", "many words")
+    assert scores.scored.tolist() == [False, True, False, False, False]
+    found = dict(scorer.failures)
+    assert [*found] == ["raise", "sleep", "die", "many words"]
+    assert found["raise"].endswith("KeyError")
+    assert found["sleep"] == f"scoring took longer than {DEADLINE_S:g} s"
+    assert found["die"] == "the scoring process ended"
+    assert "could not convert string to float" in found["many words"]
+    _score(scorer, "1")
+    assert not scorer.failures
+
+
+def test_the_child_of_a_verifier_that_forks_answers_for_nobody():
+  with _scorer(deadline_s=60.0, workers=1) as scorer:
+    for _ in range(3):
+      scores = _score(scorer, "fork", "0.75", "fork", "0")
+      np.testing.assert_array_equal(scores.rewards, [0.5, 0.75, 0.5, 0])
+
+
+def test_what_a_verifier_started_ends_with_its_process(tmp_path):
+  file = tmp_path / "child"
+  with _scorer() as scorer:
+    _score(scorer, f"child {file}")
+    child = int(file.read_text())
+    end = time.monotonic() + processes.PATIENCE_S
+    while _alive(child) and time.monotonic() < end:
+      time.sleep(0.05)
+    assert not _alive(child)
 
 
 def test_one_process_survives_many_hanging_completions():

@@ -1,7 +1,10 @@
 """Verifiers on hand-made completions, and what cannot be built."""
 
 import concurrent.futures
+import math
+import re
 
+import numpy as np
 import pytest
 
 from bilevel_jax import errors, types
@@ -211,7 +214,52 @@ def test_a_dotted_path_names_a_function(path):
 @pytest.mark.parametrize("name", ["fails", "nothing", "infinite"])
 def test_a_verifier_that_fails_makes_the_completion_unscorable(name):
   parts = verifiers.build({"exact": 1.0, f"own.{name}": 1.0})
-  assert verifiers.score(parts, "#5", _question("5")) is None
+  reason = verifiers.score(parts, "#5", _question("5"))
+  assert isinstance(reason, str)
+  assert reason.startswith(f"own.{name} ")
+
+
+async def _asynchronous():
+  return 1.0
+
+
+@pytest.mark.parametrize(
+  ("value", "reason"),
+  [
+    ([1.0], r"must return a finite number, got \[1.0\]"),
+    ("0.5", "must return a finite number, got '0.5'"),
+    (None, "must return a finite number, got None"),
+    (np.zeros(2), r"must return a finite number, got array"),
+    ({}, r"must return a finite number, got \{\}"),
+    (math.nan, "must return a finite number, got nan"),
+    (1e39, r"must return a finite number, got 1e\+39"),
+    (-math.inf, "must return a finite number, got -inf"),
+    (_asynchronous, "must be a plain function, got an async one"),
+  ],
+)
+def test_what_is_no_score_is_said(value, reason):
+  def verify(completion, question):
+    return value() if callable(value) else value
+
+  part = verifiers.Part("mine", 1.0, verify)
+  assert re.match(f"mine {reason}", verifiers.score([part], "", _question("")))
+
+
+@pytest.mark.parametrize("value", [True, np.float32(1), np.int64(1), 1])
+def test_numbers_of_every_kind_are_scores(value):
+  part = verifiers.Part("mine", 0.5, lambda completion, question: value)
+  assert verifiers.score([part], "", _question("")) == (0.5, True)
+
+
+def test_a_traceback_begins_in_the_verifier():
+  def verify(completion, question):
+    return question.meta["gold"]
+
+  part = verifiers.Part("mine", 1.0, verify)
+  reason = verifiers.score([part], "", _question(""))
+  assert reason.startswith("mine raised\nTraceback")
+  assert reason.endswith("KeyError: 'gold'")
+  assert reason.count("  File ") == 1
 
 
 @pytest.mark.usefixtures("module")
