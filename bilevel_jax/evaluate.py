@@ -180,6 +180,7 @@ def _evaluate(options: argparse.Namespace) -> None:
   results: dict[str, Any] = {}
   answered: dict[str, list[dict[str, Any]]] = {}
   with (
+    result_files.claimed(options.out, together),
     pool.Scorer({options.verifier: 1.0}, deadline_s=10.0) as scorer,
     rich.progress.Progress(
       rich.progress.TextColumn("{task.description}"),
@@ -191,7 +192,6 @@ def _evaluate(options: argparse.Namespace) -> None:
       transient=True,
     ) as progress,
   ):
-    result_files.claim(options.out, together)
     task = progress.add_task("", total=sum(map(len, asked.values())))
     for name, questions in asked.items():
       progress.update(task, description=name)

@@ -86,9 +86,10 @@ def steps(
   )
   directory = run_directory.prepare(settings.run_dir, settings, settings.resume)
   silent = not processes.is_first()
-  with processes.together():
-    scorer = _scorer(settings.reward)
-  with scorer:
+  with (
+    run_directory.claimed(directory.path, "run_dir"),
+    _scorer(settings.reward) as scorer,
+  ):
     run = run_lib.gather(settings, scorer)
     checkpoints = checkpoint.Checkpoints(
       directory.checkpoints,
@@ -189,12 +190,13 @@ def steps(
 
 def _scorer(reward: config.Reward) -> pool.Scorer:
   ones = (1.0,) * len(reward.verifiers)
-  return pool.Scorer(
-    dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
-    pattern=reward.pattern,
-    deadline_s=reward.deadline_s,
-    workers=reward.workers,
-  )
+  with processes.together():
+    return pool.Scorer(
+      dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
+      pattern=reward.pattern,
+      deadline_s=reward.deadline_s,
+      workers=reward.workers,
+    )
 
 
 def _log_completions(
@@ -299,7 +301,7 @@ def _stop_if_non_finite(run: run_lib.Run, done: int) -> None:
   limit = run.settings.training.max_skipped_in_a_row
   if int(run.state.skipped_in_a_row) >= limit:
     raise TrainingStopped(
-      f"stopped at step {done}: {limit} updates in a row had a non-finite loss "
+      f"step {done}: {limit} updates in a row had a non-finite loss "
       "or gradient and were skipped"
     )
 
@@ -339,12 +341,13 @@ def _stop_if_unscored(
 ) -> None:
   if taken.answers is None:
     return
-  host, limit = run.host, run.settings.reward.max_unscored_steps
+  host = run.host
+  limit = min(run.settings.reward.max_unscored_steps, run.settings.steps)
   in_a_row = host.get("unscored_steps", 0) + 1
   host["unscored_steps"] = 0 if taken.answers.scores.scored.any() else in_a_row
   if host["unscored_steps"] >= limit:
     raise TrainingStopped(
-      f"stopped at step {done}: no completion of the last {limit} steps could "
+      f"step {done}: no completion of the last {limit} steps could "
       f"be scored, so that nothing was learned; {directory.reward_failures} "
       "says why"
     )

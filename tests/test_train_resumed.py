@@ -239,3 +239,18 @@ def _template(weights, text):
   given = json.loads(path.read_text())
   path.write_text(json.dumps(given | {"chat_template": text}))
   (weights / "chat_template.jinja").write_text(text)
+
+
+def test_a_directory_belongs_to_one_run(directory):
+  """A second one is refused while the first has not ended."""
+  first = tiny_run.settings(directory, "claimed")
+  steps = train.steps(config.parse(first))
+  next(steps)
+  first.resume = True
+  message = "run_dir .*claimed is in use by a run that has not ended"
+  for _ in range(2):
+    with pytest.raises(errors.ConfigError, match=message):
+      train.run(config.parse(first))
+  assert next(steps).number == 2
+  steps.close()
+  assert train.run(config.parse(first)).number == 4

@@ -209,6 +209,8 @@ def _are_texts(value: Any) -> bool:
 
 def _missing(name: str, row: _Row) -> errors.ConfigError:
   where, values = row
+  if name in values:
+    return errors.ConfigError(f"{where} has no value in the field {name!r}")
   return errors.ConfigError(
     f"{where} lacks the field {name!r}, it has {', '.join(values) or 'none'} "
     "(`fields` maps our names to theirs)"

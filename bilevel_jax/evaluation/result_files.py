@@ -1,12 +1,14 @@
 """What an evaluation leaves: settings.json, scores.json, records/NAME.jsonl."""
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import errors, types
 from bilevel_jax.data import json_lines
+from bilevel_jax.runs import directory
 from bilevel_jax.runs.records import write_atomically
 
 
@@ -80,19 +82,23 @@ def check_same(
     )
 
 
-def claim(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
-  """Makes the directory, with its settings.
+@contextlib.contextmanager
+def claimed(out: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[None]:
+  """Makes the directory, with its settings; keeps other evaluations out.
 
   Raises:
-    ConfigError: it cannot be written.
+    ConfigError: it cannot be written, or another evaluation writes there.
   """
-  try:
-    (out / "records").mkdir(parents=True, exist_ok=True)
-    _write(out / "settings.json", settings)
-  except OSError as error:
-    raise errors.ConfigError(
-      f"--out {out} cannot be written: {error.strerror}"
-    ) from error
+  with contextlib.ExitStack() as held:
+    try:
+      (out / "records").mkdir(parents=True, exist_ok=True)
+      held.enter_context(directory.claimed(out, "--out"))
+      _write(out / "settings.json", settings)
+    except OSError as error:
+      raise errors.ConfigError(
+        f"--out {out} cannot be written: {error.strerror}"
+      ) from error
+    yield
 
 
 def resume_records(

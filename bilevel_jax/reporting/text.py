@@ -54,11 +54,11 @@ def setting(value: Any) -> str:
 
 
 def verdict(record: Mapping[str, Any]) -> tuple[str, bool]:
-  """Returns what a completion's reward was as text, and whether it had any."""
+  """Returns a completion's reward as text, and whether it is a right answer."""
   reward = record.get("reward")
   if reward is None:
     return "not scored", False
-  return f"reward {reward:.2f}", reward > 0
+  return f"reward {reward:.2f}", bool(record.get("correct", reward >= 1))
 
 
 def visible(text: str) -> str:

@@ -1,8 +1,11 @@
 """Where a run's files are, and who may write to them."""
 
+import contextlib
+import fcntl
 import importlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import tempfile
@@ -98,6 +101,43 @@ def prepare(
   if processes.several():
     _check_shared(directory.path)
   return directory
+
+
+@contextlib.contextmanager
+def claimed(path: pathlib.Path, what: str) -> Iterator[None]:
+  """Keeps other processes out of a directory; a claim ends with its holder.
+
+  Of several processes of one run the first holds it. A file system that knows
+  no locks is left without.
+
+  Args:
+    path: of the directory, which must be there.
+    what: what a message calls it, such as run_dir.
+
+  Raises:
+    ConfigError: another run holds it.
+  """
+  held = processes.on_first(lambda: _locked(path, what))
+  try:
+    yield
+  finally:
+    if held is not None:
+      os.close(held)
+
+
+def _locked(path: pathlib.Path, what: str) -> int | None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(descriptor)
+    raise errors.ConfigError(
+      f"{what} {path} is in use by a run that has not ended"
+    ) from None
+  except OSError:
+    os.close(descriptor)
+    return None
+  return descriptor
 
 
 def check_installed(settings: config.Logging) -> None:

@@ -111,7 +111,9 @@ def test_json_that_is_no_number_is_a_missing_value(write, missing):
   assert question == types.Question(ID, "1+1", "2", None, {})
   for field in ("question", "answer"):
     broken = json.dumps(ROW | {field: "here"}).replace('"here"', missing)
-    with pytest.raises(errors.ConfigError, match=f"lacks the field '{field}'"):
+    with pytest.raises(
+      errors.ConfigError, match=f"no value in the field '{field}'"
+    ):
       _load(write(broken))
 
 
