@@ -124,7 +124,7 @@ def grade(pairs: list[Pair], ours: bool) -> Graded:
   """
   verify = _ours if ours else _alone
   symbolic.start()
-  parsed = _counted(symbolic, "equal")
+  parsed = _counted(symbolic, "equivalent")
   start = time.process_time()
   verdicts = [verify(pair) for pair in pairs]
   return Graded(verdicts, time.process_time() - start, len(parsed))
