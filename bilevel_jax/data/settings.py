@@ -39,7 +39,9 @@ class Source:
   task: str | None = setting(
     None, "procedural task: arithmetic, countdown, or reasoning_gym/NAME"
   )
-  task_options: dict[str, Any] = setting({}, "arguments of the task")
+  task_options: dict[str, Any] = setting(
+    {}, "arguments of the procedural task, such as {'steps': 2}"
+  )
   fields: dict[str, str] = setting(
     {}, "our field -> their field, for id, question, answer, solution"
   )

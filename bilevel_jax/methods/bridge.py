@@ -35,7 +35,11 @@ from bilevel_jax.types import StepBatch, TrainState, Tree
 @dataclasses.dataclass(frozen=True)
 class Options(hypergradients.Options):
   penalty: float = setting(
-    0.5, "lambda: weight of RL against SFT", at_least=0, at_most=1
+    0.5,
+    "lambda: the base descends (1 - lambda) L_SFT + lambda L_RL; also the "
+    "weight of the cooperative gain",
+    at_least=0,
+    at_most=1,
   )
   penalty_end: float | None = setting(
     None, "lambda at the last step; default: constant", at_least=0, at_most=1

@@ -76,7 +76,10 @@ class Options:
     1.0, "multiple of the identity added to implicit's Hessian", at_least=0
   )
   rl_only_base: Literal["persistent", "one_step", "resync"] = setting(
-    "persistent", "life of the RL-only base: never reset, rebuilt, or reset"
+    "persistent",
+    "the copy of the base that RL alone trains, against which the gain is "
+    "measured: never reset (persistent), made anew from the base by one RL "
+    "update in each step (one_step), or set to the base now and then (resync)",
   )
   rl_only_ratio: Literal["behaviour", "on_policy"] = setting(
     "behaviour",

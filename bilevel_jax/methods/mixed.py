@@ -16,7 +16,9 @@ class Options:
     1.0, "weight of the SFT loss, beside 1 for the RL loss", at_least=0
   )
   adapter: bool = setting(
-    False, "whether an adapter descends the loss, too, by its own optimiser"
+    False,
+    "whether an adapter is trained beside the base, on the same loss, as a "
+    "control for BRIDGE's",
   )
 
 

@@ -21,11 +21,15 @@ class Options(sft_then_rl.Options):
   block: int = setting(4, "tokens of a block, with form=block", at_least=1)
   lowest_ratio: float = setting(
     -0.08,
-    "lower bound of a token's log-ratio to what wrote it, nats",
+    "lower bound of a token's log-probability under the policy less that "
+    "under what wrote the demonstration, nats",
     at_most=0,
   )
   highest_ratio: float = setting(
-    0.3, "upper bound of a token's log-ratio to what wrote it, nats", at_least=0
+    0.3,
+    "upper bound of a token's log-probability under the policy less that "
+    "under what wrote the demonstration, nats",
+    at_least=0,
   )
   lowest: float = setting(-10.0, "lower bound of a weight's log", at_most=0)
   highest: float = setting(5.0, "upper bound of a weight's log", at_least=0)

@@ -19,7 +19,10 @@ class Options:
     at_most=1,
   )
   sft_weight: float = setting(
-    1.0, "weight of -log p on what a sample begins with", at_least=0
+    1.0,
+    "weight of -log p on the part of a demonstration that a sample begins "
+    "with; that of the RL loss is 1",
+    at_least=0,
   )
 
 

@@ -39,7 +39,9 @@ class Options:
     0.6, "share of the steps that have hints", at_least=0, at_most=1
   )
   hint_weight: float = setting(
-    1e-3, "weight of -log p on a hint's tokens", at_least=0
+    1e-3,
+    "weight of -log p on a hint's tokens; that of the RL loss is 1",
+    at_least=0,
   )
 
 
