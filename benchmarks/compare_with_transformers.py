@@ -27,7 +27,7 @@ import rich.table
 import torch
 import transformers
 
-from bilevel_jax import config, errors, types
+from bilevel_jax import command_line, config, errors, types
 from bilevel_jax.data import json_lines, tokenizer
 from bilevel_jax.evaluation import result_files
 from bilevel_jax.rewards import pool
@@ -44,19 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "--rows", type=int, default=20, help="prompts at once (default 20)"
   )
   options = parser.parse_args(arguments)
-  try:
+
+  def work() -> None:
     compared = compare(options.evaluation, options.rows)
-  except (errors.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("interrupted: the same command goes on from here", file=sys.stderr)
-    return 130
-  (options.evaluation / "transformers.json").write_text(
-    json.dumps(compared, indent=2) + "\n", "utf-8"
+    (options.evaluation / "transformers.json").write_text(
+      json.dumps(compared, indent=2) + "\n", "utf-8"
+    )
+    _show(compared)
+
+  return command_line.exit_code(
+    work, "interrupted: the same command goes on from here"
   )
-  _show(compared)
-  return 0
 
 
 def compare(evaluation: pathlib.Path, rows: int) -> dict[str, Any]:

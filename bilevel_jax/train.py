@@ -366,7 +366,7 @@ def _opening(run: run_lib.Run) -> str:
   if streams.demonstrations is not None:
     lines.append(f"demonstrations: {streams.demonstrations.counts}")
     lines.append(
-      f"{streams.pairs()} of {len(streams.prompts)} questions have a "
+      f"{streams.pairs} of {len(streams.prompts)} questions have a "
       "demonstration of their own"
     )
   if streams.held_out is not None:

@@ -135,9 +135,8 @@ class RLBatch(TokenBatch):
   sampler_logprobs: Array | None  # [B, T] float32, the sampler's; None: unread
   old_logprobs: Array | None  # [B, T] float32; None: on policy, ratio is 1
   ref_logprobs: Array | None  # [B, T] float32; None: no KL term
-  prefixed: Array | None = (
-    None  # [B, T] float32, 1 where not sampled; None: nowhere
-  )
+  prefixed: Array | None = None  # [B, T] float32, 1 where not sampled; None:
+  # nowhere
   questions: Array | None = None  # [B] int32, whose sample it is, in its step
   correct: Array | None = None  # [B] float32, 1 where the answer is right
   accuracy: Array | None = None  # [B] float32, right share of its group

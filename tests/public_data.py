@@ -13,11 +13,10 @@ FOLDER = pathlib.Path(
   os.environ.get("BILEVEL_JAX_TEST_DATA")
   or pathlib.Path(__file__).parents[2] / "shared" / "data"
 )
-REASON = "a public data set is not in BILEVEL_JAX_TEST_DATA"
 
 
 def path(name: str) -> pathlib.Path:
   """Returns the path of a file or folder of FOLDER; skips without it."""
   if not (FOLDER / name).exists():
-    pytest.skip(f"{REASON}: {name}")
+    pytest.skip(f"a public data set is not in BILEVEL_JAX_TEST_DATA: {name}")
   return FOLDER / name

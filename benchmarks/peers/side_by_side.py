@@ -5,7 +5,6 @@ import contextlib
 import json
 import pathlib
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +14,7 @@ import rich.progress
 import rich.table
 
 from benchmarks.peers import contestants, workloads
-from bilevel_jax import errors
+from bilevel_jax import command_line
 from bilevel_jax.models import presets
 from bilevel_jax.weights import huggingface_config
 
@@ -74,21 +73,18 @@ def main(
     benchmark: (options, a directory to write to) -> figures.
     table: what to show of them.
   """
-  console = rich.console.Console()
-  try:
+
+  def work() -> None:
     with tempfile.TemporaryDirectory() as scratch:
       figures = benchmark(options, pathlib.Path(scratch))
     if options.json is not None:
       options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-  except (errors.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    return 130
-  if not console.is_terminal:
-    console.width = 160  # a file or a pipe has no width
-  console.print(table(figures))
-  return 0
+    console = rich.console.Console()
+    if not console.is_terminal:
+      console.width = 160  # a file or a pipe has no width
+    console.print(table(figures))
+
+  return command_line.exit_code(work)
 
 
 def take_turns(

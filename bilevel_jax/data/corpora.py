@@ -3,10 +3,10 @@
 import gzip
 import hashlib
 import itertools
+import math
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 from bilevel_jax import errors, types
@@ -196,7 +196,9 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
 
 
 def _is_missing(value: Any) -> bool:
-  return value is None or (isinstance(value, float) and not isfinite(value))
+  return value is None or (
+    isinstance(value, float) and not math.isfinite(value)
+  )
 
 
 def _are_texts(value: Any) -> bool:

@@ -197,7 +197,7 @@ def _answers(
   yield f"<p>Answer: {pages.escape(first['answer'])}</p><div class='grid'>"
   for name, rows in named.items():
     row = rows[question]
-    right = bool(row.get("correct", row.get("reward")))
+    _, right = text.verdict(row)
     head = f"{name} · {'right' if right else 'wrong'} · {row['tokens']} tokens"
     yield pages.article(head, right, row["completion"])
   yield "</div>"

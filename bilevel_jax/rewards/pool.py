@@ -62,7 +62,6 @@ class Scorer:
     """
     self._parts = verifiers.build(parts, pattern)
     self._setup = (dict(parts), pattern, deadline_s, types.Question._fields)
-    self._deadline_s = deadline_s
     self._lock = threading.Lock()
     self._failed_starts = 0
     self.replaced = 0  # processes that died or were killed, so far
@@ -153,13 +152,8 @@ class Scorer:
         if not alive:
           # The item that was being scored has no score; those behind it were
           # not started.
-          late = time.monotonic() >= worker.due
           for item in worker.pending[:1]:
-            answers[item] = (
-              f"scoring took longer than {self._deadline_s:g} s"
-              if late
-              else "the scoring process ended"
-            )
+            answers[item] = worker.why_unanswered()
           waiting.extendleft(reversed(worker.pending[1:]))
           self._workers[index] = self._replace(worker)
         elif worker.ready:
@@ -229,6 +223,12 @@ class _Worker:
       self.complaint = None if self.ready else message
     self.due = time.monotonic() + self._deadline_s if self.pending else math.inf
     return self.complaint is None
+
+  def why_unanswered(self) -> str:
+    """Returns why there is no score of what was being scored."""
+    if time.monotonic() >= self.due:
+      return f"scoring took longer than {self._deadline_s:g} s"
+    return "the scoring process ended"
 
   def end(self) -> int:
     """Returns the exit code, after killing the process."""

@@ -14,7 +14,6 @@ import inspect
 import math
 import re
 import reprlib
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -69,8 +68,8 @@ def score(
   for part in parts:
     try:
       value: Any = part.verify(completion, question)
-    except Exception:  # whatever it is, this completion cannot be scored
-      return f"{part.name} raised\n{_own_traceback()}"
+    except Exception as error:  # whatever it is, there is no score
+      return f"{part.name} raised\n{_own_traceback(error)}"
     if inspect.iscoroutine(value):
       value.close()
       return f"{part.name} must be a plain function, got an async one"
@@ -85,11 +84,10 @@ def score(
   return total, values[0] >= 1
 
 
-def _own_traceback() -> str:
+def _own_traceback(error: Exception) -> str:
   """Returns the traceback of an exception from the verifier's frame on."""
-  kind, error, trace = sys.exc_info()
-  below = trace.tb_next if trace is not None else None
-  return "".join(traceback.format_exception(kind, error, below)).rstrip()
+  below = error.__traceback__ and error.__traceback__.tb_next
+  return "".join(traceback.format_exception(type(error), error, below)).rstrip()
 
 
 def exact(completion: str, question: types.Question) -> float:

@@ -70,7 +70,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
         f"method {settings.method.name} needs demonstrations: "
         "data.demonstrations_per_step must be at least 1, got 0"
       )
-    if needs.demonstrations == "own" and not streams.pairs():
+    if needs.demonstrations == "own" and not streams.pairs:
       raise errors.ConfigError(
         f"method {settings.method.name} needs demonstrations of its questions: "
         "at least one must have the text of a question, got none that has"

@@ -34,13 +34,7 @@ class Streams(NamedTuple):
   prompts: batches.Prompts
   demonstrations: batches.Demonstrations | None
   held_out: batches.Prompts | None
-
-  def pairs(self) -> int:
-    """Returns how many questions have a demonstration of their own."""
-    if self.demonstrations is None:
-      return 0
-    questions, _, _ = self.prompts.take(0, len(self.prompts))
-    return sum(own is not None for own in self.demonstrations.of(questions))
+  pairs: int  # questions that have a demonstration of their own
 
   def checksum(self) -> str:
     """Returns a hash of every example: tokens, answers, what a reward sees."""
@@ -192,7 +186,11 @@ def build_streams(
   held_out = None
   if is_set(data.evaluation):
     held_out = prompts(corpora.load(data.evaluation), settings.seed)
-  return Streams(prompts(questions, settings.seed), demonstrations, held_out)
+  asked, pairs = prompts(questions, settings.seed), 0
+  if demonstrations is not None:
+    chosen, _, _ = asked.take(0, len(asked))
+    pairs = sum(own is not None for own in demonstrations.of(chosen))
+  return Streams(asked, demonstrations, held_out, pairs)
 
 
 def read_base(model: Model, mesh: jax.sharding.Mesh) -> Tree:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.peers.workloads import QUESTIONS
 from bilevel_jax import errors, types
 from bilevel_jax.data import tokenizer
 from bilevel_jax.models import policy
@@ -19,18 +20,6 @@ from bilevel_jax.weights import gguf, huggingface
 from tests import gguf_files, smollm2
 from tools import fetch_smollm2
 
-QUESTIONS = (
-  "What is 17 + 25?",
-  "A shirt costs $20 and is 15% off. What is its price now?",
-  "Anna has 3 bags of 12 marbles and gives away 7. How many are left?",
-  "A train goes 60 miles an hour for 2.5 hours. How far does it go?",
-  "What is the sum of the first ten positive integers?",
-  "Tom reads 24 pages a day. How many days does he need for 312 pages?",
-  "Solve for x: 3x + 5 = 26.",
-  "The sides of a rectangle are 8 and 5. What are its area and perimeter?",
-  "If half of the 46 children leave, how many of them stay?",
-  "Write 0.375 as a fraction in lowest terms.",
-)
 NEW_TOKENS = 64
 
 
