@@ -5,7 +5,7 @@
 
 Needs no weights where model.weights is a known hub id. --compile also asks
 the compiler about the update, in float32, with CPUs in the devices' place:
-CPUs compute bfloat16 in float32 copies, which would tell nothing.
+CPUs compute bfloat16 in float32 copies, which would say nothing.
 """
 
 import dataclasses

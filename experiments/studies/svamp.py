@@ -82,7 +82,7 @@ def get_study(quick: bool = False) -> plan.Study:
     settings=c,
     regimes={
       "svamp": plan.Regime(
-        about="rewards are sparse: of the instructed wording the base gets "
+        about="rewards are sparse: of the instructed prompt the base gets "
         "hardly a question right",
         arms=arms,
       )
