@@ -14,6 +14,7 @@ that of BOME (arXiv 2209.08709) and F2SA (arXiv 2301.10945).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -127,6 +128,8 @@ def mix(penalty: jax.typing.ArrayLike, upper: Tree, lower: Tree) -> Tree:
   Args:
     penalty: scalar lambda in [0, 1].
   """
+  chex.assert_rank(penalty, 0)
+  chex.assert_trees_all_equal_shapes(upper, lower)
   return jax.tree.map(
     lambda u, v: weigh(1 - penalty, u) + weigh(penalty, v), upper, lower
   )
@@ -138,6 +141,8 @@ def excess(x: Tree, weight: jax.typing.ArrayLike, y: Tree) -> Tree:
   Args:
     weight: scalar.
   """
+
+  chex.assert_trees_all_equal_shapes(x, y)
 
   # A compiler may fuse the product behind x into a multiply-add with -y, which
   # skips x's rounding: equal terms would then differ by a rounding error.

@@ -12,6 +12,7 @@ the two objectives understand. For BRIDGE (arXiv 2509.06948), f is the SFT loss
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -74,6 +75,7 @@ def inner(x: Tree, y: Tree) -> jax.Array:
   jnp.vdot would flatten each array first, and so gather one that is split
   over devices on every one of them.
   """
+  chex.assert_trees_all_equal_shapes(x, y)
   products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
   return jnp.asarray(optax.tree.sum(products))
 
@@ -151,6 +153,7 @@ def hypergradient(
     lower_aux: what the lower objective returned beside its loss.
     **diagnostics: [], scalars to log beside the parts' norms.
   """
+  chex.assert_trees_all_equal_shapes(direct, implicit)
   return Hypergradient(
     gradient=optax.tree.add(direct, implicit),
     direct=direct,
