@@ -15,7 +15,13 @@ from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers
 from bilevel_jax.runs import directory as run_directory
 from bilevel_jax.runs.writers import Writers
-from bilevel_jax.training import checkpoint, profiler, sources, termination
+from bilevel_jax.training import (
+  checkpoint,
+  profiler,
+  ranking,
+  sources,
+  termination,
+)
 from bilevel_jax.training import run as run_lib
 from bilevel_jax.training import step as step_lib
 from bilevel_jax.weights import sampler
@@ -227,6 +233,7 @@ def _finish(
   if run.settings.checkpoints.export:
     screen.note(f"exporting weights to {directory.export}")
     sources.export(directory.export, run.settings, run.model, run.state)
+  ranking.write(run, directory)
   processes.on_first(lambda: run_report.write_report(directory.path))
   screen.closing(before, after, directory.path)
 

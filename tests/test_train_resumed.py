@@ -56,10 +56,11 @@ class _Stop:
       "method__bridge__resync_every": 3,
       "method__bridge__penalty_schedule": "adaptive",
     },
+    {"method__bridge__upper": "demonstrations"},
     {"method__name": "relift", "method__relift__buffer": 2},
     {"method__name": "trapo", "rollout__rounds_for_signal": 2},
   ],
-  ids=["adamw", "two_updates_sgd_resync", "waiting", "rounds"],
+  ids=["adamw", "two_updates_sgd_resync", "weights", "waiting", "rounds"],
 )
 def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
   """Two steps and two more are four, mid-epoch and mid-schedule."""
@@ -76,6 +77,11 @@ def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
   assert [step.number for step in train.steps(parted)] == [3, 4]
   _assert_same_run(whole, parted)
   logged = _logged(whole)[1:]
+  if name == "weights":
+    rows = _logged(whole, "demonstrations.jsonl")
+    assert rows == _logged(parted, "demonstrations.jsonl")
+    assert len(rows) == 10
+    assert all(0 < row["weight"] < 2 for row in rows)
   if name == "waiting":
     assert any("sft/loss" in line for line in logged)
     assert logged[1]["mix/waiting"] > 0  # where the other run stopped

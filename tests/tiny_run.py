@@ -104,7 +104,10 @@ def last_state(settings: config.Config):
   """Returns the last checkpoint of a run: step, state, where streams stood."""
   model = sources.build_model(settings, sources.open_model(settings))
   mesh, _ = meshes.make(settings, model.architecture)
-  built = learner.build(settings, model.policy, mesh)
+  streams = sources.build_streams(settings, model.tokenizer)
+  built = learner.build(
+    settings, model.policy, mesh, len(streams.demonstrations or ())
+  )
   abstract = learner.abstract_state(built.method, model.policy)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(

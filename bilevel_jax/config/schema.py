@@ -65,6 +65,11 @@ class Data:
   demonstration_share: float = setting(
     1.0, "share of the demonstrations that is used", at_least=0, at_most=1
   )
+  demonstration_group: str | None = setting(
+    None,
+    "field of the demonstrations that says which group each is of: a teacher, "
+    "a source, a kind; what is learned of demonstrations is reported by it",
+  )
   max_prompt_tokens: int = setting(512, "longest prompt", at_least=1)
   max_demonstration_tokens: int = setting(
     1024, "longest prompt plus solution", at_least=2

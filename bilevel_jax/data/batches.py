@@ -134,6 +134,7 @@ class Demonstrations:
   """A stream of prompts with their worked solutions.
 
   Attributes:
+    questions: what each example was made from, by its id.
     examples: every one of them, by its id, with the log-probs of its solution
       under what wrote it where every example came with a field `logprobs`.
   """
@@ -195,6 +196,7 @@ class Demonstrations:
         zip(fitted, logprobs, strict=True)
       )
     ]
+    self.questions = [question for question, _ in fitted]
     self._by_question: dict[str, dict[str, int]] = {}
     for number, (question, _) in enumerate(fitted):
       same = self._by_question.setdefault(question.question, {})

@@ -16,7 +16,6 @@ the default first; the forms of the hypergradient are in
 
 import dataclasses
 import functools
-import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -27,13 +26,23 @@ import optax
 from bilevel_jax.bilevel import penalty as penalty_form
 from bilevel_jax.bilevel import problem, schedules, unrolled
 from bilevel_jax.fields import setting
-from bilevel_jax.methods import contract, hypergradients
+from bilevel_jax.methods import (
+  contract,
+  demonstration_weights,
+  hypergradients,
+)
 from bilevel_jax.models import attention
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(hypergradients.Options):
+class Options(demonstration_weights.Options, hypergradients.Options):
+  @property
+  def form(self) -> str:
+    """The hypergradient that moves the upper level."""
+    default = "penalty" if self.upper == "adapter" else "one_step"
+    return self.hypergradient or default
+
   penalty: float = setting(
     0.5,
     "lambda: the base descends (1 - lambda) L_SFT + lambda L_RL; also the "
@@ -69,13 +78,17 @@ class Options(hypergradients.Options):
 
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
-  form, copy = options.hypergradient, options.rl_only_base
+  form, copy = options.form, options.rl_only_base
+  if options.upper == "demonstrations":
+    yield from demonstration_weights.rules(options, settings)
+    yield from _rules_of_second_order(options, settings)
+    return
   if options.gain_weight != 1 and form != "penalty":
     yield (
       "method.bridge.gain_weight must be 1 unless method.bridge.hypergradient "
       f"is penalty, got {options.gain_weight} and {form}"
     )
-  forms = typing.get_args(typing.get_type_hints(Options)["hypergradient"])
+  forms = hypergradients.FORMS
   for name in options.compare_with:
     if name not in forms or name == form:
       yield (
@@ -141,6 +154,9 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   Raises:
     ConfigError: an optimiser that the hypergradient cannot differentiate.
   """
+  rule = _penalty_rule(options, setup.total_updates)
+  if options.upper == "demonstrations":
+    return demonstration_weights.build(options, setup, rule)
   plain = options.rl_only_optimizer == "sgd"
   optimizers = {
     **setup.optimizers,
@@ -164,7 +180,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     setup.gradient,
     optimizers,
   )
-  rule = _penalty_rule(options, setup.total_updates)
   propose, *others = [
     hypergradients.FORMS[name](options, levels) for name in options.wanted
   ]

@@ -9,7 +9,7 @@ import jax.typing
 import numpy as np
 import optax
 
-from bilevel_jax.bilevel import problem
+from bilevel_jax.bilevel import evidence, problem
 from bilevel_jax.rollout import answers, rounds
 from bilevel_jax.types import (
   Demonstration,
@@ -213,6 +213,16 @@ class Method(NamedTuple):
   placement: Sequence[tuple[str, jax.sharding.PartitionSpec]] = ()
   """(pattern, mesh axes) of arrays of its own, by their paths in `extra`. What
   none names lies as the parameter of its name; without one, on every device."""
+  ranking: Callable[[TrainState], evidence.Ranking] | None = None
+  """state -> what it learned of each demonstration; None: nothing."""
+
+
+class DemonstrationGroups(NamedTuple):
+  """Which of the run's demonstrations belong together."""
+
+  names: Sequence[str] = ()
+  members: np.ndarray = np.zeros(0, np.int32)
+  """[demonstrations] int32, an index into names; empty without names."""
 
 
 class Setup(NamedTuple):
@@ -241,6 +251,7 @@ class Setup(NamedTuple):
   """Of a copy of the KL's reference policy; None: there is no KL term."""
   demonstrations: int = 0
   """How many there are: the ids of TokenBatch are below it."""
+  demonstration_groups: DemonstrationGroups = DemonstrationGroups()
   seed: int = 0
   """Of a method's own random choices."""
 

@@ -37,8 +37,12 @@ from bilevel_jax.types import Metrics, RLBatch, StepBatch, TrainState, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  hypergradient: Literal["penalty", "unrolled", "implicit", "one_step"] = (
-    setting("penalty", "how the adapter's gradient is estimated")
+  hypergradient: (
+    Literal["penalty", "unrolled", "implicit", "one_step"] | None
+  ) = setting(
+    None,
+    "how the upper level's gradient is estimated; default: penalty for the "
+    "adapter, one_step for demonstrations",
   )
   compare_with: tuple[str, ...] = setting(
     (), "other hypergradients whose cosine with ours is logged, at their cost"
@@ -88,9 +92,14 @@ class Options:
   )
 
   @property
+  def form(self) -> str:
+    """The hypergradient that moves the upper level."""
+    return self.hypergradient or "penalty"
+
+  @property
   def wanted(self) -> tuple[str, ...]:
     """The forms that are computed, the one that moves the adapter first."""
-    return (self.hypergradient, *self.compare_with)
+    return (self.form, *self.compare_with)
 
   @property
   def second_order(self) -> list[str]:
@@ -217,16 +226,8 @@ def unroll(options: Options, levels: Levels) -> Form:
 def by_implicit_function(options: Options, levels: Levels) -> Form:
   """Returns the form that takes both bases to be where they are heading."""
   upper, lower = map(levels.gradient, levels.problem)
-  if options.solver == "neumann":
-    solver = implicit.neumann(
-      terms=options.solver_iterations, step=options.neumann_step
-    )
-  else:
-    solver = implicit.conjugate_gradient(
-      iterations=options.solver_iterations, tolerance=options.solver_tolerance
-    )
   estimator = implicit.implicit(
-    solver,
+    linear_solver(options),
     damping=options.damping,
     mixed_product=mixed_product(options, "implicit"),
   )
@@ -316,6 +317,17 @@ FORMS: dict[str, Callable[[Options, Levels], Form]] = {
 SECOND_ORDER = frozenset({"unrolled", "implicit", "one_step"})
 """Forms that need second derivatives of the two losses."""
 DIFFERENTIATES_OPTIMIZER = frozenset({"unrolled", "one_step"})
+
+
+def linear_solver(options: Options) -> implicit.Solver:
+  """Returns the solver of the implicit form."""
+  if options.solver == "neumann":
+    return implicit.neumann(
+      terms=options.solver_iterations, step=options.neumann_step
+    )
+  return implicit.conjugate_gradient(
+    iterations=options.solver_iterations, tolerance=options.solver_tolerance
+  )
 
 
 def mixed_product(options: Options, form: str) -> MixedProduct:

@@ -102,6 +102,8 @@ def sft_objective(
 ) -> Objective:
   """Returns minus J_SFT: the weighted negative log-likelihood of a batch.
 
+  Aux: logprobs, [B, T].
+
   Args:
     chunk: positions whose logits are in memory at once.
     token_weight: what a token's probability adds to its weight.
@@ -125,7 +127,7 @@ def sft_objective(
     if context is not None:
       entropies = jnp.zeros_like(now) if entropies is None else entropies
       weights *= context(now, entropies, batch)
-    return sft.negative_log_likelihood(logprobs, weights), {}
+    return sft.negative_log_likelihood(logprobs, weights), {"logprobs": now}
 
   return objective
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import config
-from bilevel_jax.reporting import charts, pages, text
+from bilevel_jax.reporting import charts, demonstrations, pages, text
 from bilevel_jax.runs import directory, records
 
 
@@ -24,6 +24,7 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
   sections = [
     _accuracies(steps),
     _charts(steps),
+    demonstrations.section(files.path),
     _completions(records.read_records(files.completions)),
     _settings(settings),
   ]

@@ -16,7 +16,7 @@ import rich.text
 
 from bilevel_jax import config
 from bilevel_jax.evaluation.benchmarks import Result
-from bilevel_jax.reporting import text
+from bilevel_jax.reporting import demonstrations, text
 
 # (heading, metric, format) of what a step shows, where it is logged.
 _COLUMNS = (
@@ -184,6 +184,8 @@ class Display:
         )
     if table.rows:
       self._print(table)
+    for line in demonstrations.summary(directory):
+      self.note(line)
     self.note(f"report: {directory / 'report.html'}")
 
   def _print(self, shown: rich.console.RenderableType) -> None:

@@ -44,6 +44,7 @@ class RunDirectory:
     answers: the same of held-out questions, at each evaluation.
     checkpoints: directory of checkpoints.
     export: directory of Hugging Face weights.
+    demonstrations: what the upper level learned of each one, a JSON line each.
     reward_failures: the first completions that could not be scored, and why.
     report: curves and sample completions, as a page; written last.
   """
@@ -57,6 +58,7 @@ class RunDirectory:
     self.checkpoints = self.path / "checkpoints"
     self.export = self.path / "export"
     self.report = self.path / "report.html"
+    self.demonstrations = self.path / "demonstrations.jsonl"
     self.reward_failures = self.path / "reward_failures.txt"
 
   def start(self, settings: config.Config, step: int) -> None:
@@ -73,6 +75,7 @@ class RunDirectory:
     given = {"config": config.to_dict(settings), "versions": versions}
     records.write_atomically(self.settings, json.dumps(given, indent=2))
     self.report.unlink(missing_ok=True)
+    self.demonstrations.unlink(missing_ok=True)
     for path in (self.metrics, self.completions, self.answers):
       # A run that starts at 0 evaluates its start again.
       records.drop_after(path, step or -1)

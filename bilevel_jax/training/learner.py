@@ -35,13 +35,18 @@ def build(
   policy: Policy,
   mesh: jax.sharding.Mesh,
   demonstrations: int = 1,
+  groups: contract.DemonstrationGroups = contract.DemonstrationGroups(),
 ) -> Learner:
   """Returns the method of the settings, compiled for a mesh.
+
+  Args:
+    demonstrations: how many the run has.
+    groups: which of them belong together.
 
   Raises:
     ConfigError: an unknown method, or a mesh that does not divide the state.
   """
-  method = build_method(settings, policy, demonstrations)
+  method = build_method(settings, policy, demonstrations, groups)
   rl = settings.rl
   compiled = programs.compile_programs(
     method,
@@ -72,7 +77,10 @@ def build(
 
 
 def build_method(
-  settings: config.Config, policy: Policy, demonstrations: int = 1
+  settings: config.Config,
+  policy: Policy,
+  demonstrations: int = 1,
+  groups: contract.DemonstrationGroups = contract.DemonstrationGroups(),
 ) -> contract.Method:
   """Returns the method of the settings, nothing compiled.
 
@@ -139,6 +147,7 @@ def build_method(
       updates_per_step=settings.updates_per_step,
       reference_dtype=reference_dtype(settings),
       demonstrations=demonstrations,
+      demonstration_groups=groups,
       seed=settings.seed,
     ),
   )

@@ -61,7 +61,11 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     streams = sources.build_streams(settings, model.tokenizer)
     processes.check_mesh(mesh)
     learner = learner_lib.build(
-      settings, model.policy, mesh, len(streams.demonstrations or ())
+      settings,
+      model.policy,
+      mesh,
+      len(streams.demonstrations or ()),
+      sources.demonstration_groups(settings, streams),
     )
     needs = learner.method.needs
     without = streams.demonstrations is None

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bilevel_jax import config, errors, weights
 from bilevel_jax.data import batches, corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
+from bilevel_jax.methods import contract
 from bilevel_jax.models import lora, presets
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.random_streams import Stream
@@ -17,6 +19,8 @@ from bilevel_jax.rollout import engine
 from bilevel_jax.training import sharding
 from bilevel_jax.types import Policy, TrainState, Tree
 from bilevel_jax.weights import huggingface
+
+_MOST_GROUPS = 16
 
 
 class Model(NamedTuple):
@@ -191,6 +195,36 @@ def build_streams(
     chosen, _, _ = asked.take(0, len(asked))
     pairs = sum(own is not None for own in demonstrations.of(chosen))
   return Streams(asked, demonstrations, held_out, pairs)
+
+
+def demonstration_groups(
+  settings: config.Config, streams: Streams
+) -> contract.DemonstrationGroups:
+  """Returns the groups that `data.demonstration_group` makes.
+
+  Raises:
+    ConfigError: a demonstration without that field, or too many groups.
+  """
+  field = settings.data.demonstration_group
+  if field is None or streams.demonstrations is None:
+    return contract.DemonstrationGroups()
+  values = []
+  for question in streams.demonstrations.questions:
+    if (value := question.meta.get(field)) is None:
+      raise errors.ConfigError(
+        f"data.demonstration_group must name a field of every demonstration, "
+        f"got {field!r}, which the demonstration {question.id} does not have"
+      )
+    values.append(str(value))
+  names, members = np.unique(values, return_inverse=True)
+  if len(names) > _MOST_GROUPS:
+    raise errors.ConfigError(
+      f"data.demonstration_group must make at most {_MOST_GROUPS} groups, got "
+      f"{len(names)} of {field!r}"
+    )
+  return contract.DemonstrationGroups(
+    tuple(map(str, names)), members.astype(np.int32)
+  )
 
 
 def read_base(model: Model, mesh: jax.sharding.Mesh) -> Tree:

@@ -1,0 +1,54 @@
+"""What a run learned of its demonstrations, as rows that people can read."""
+
+from typing import Any
+
+import numpy as np
+
+from bilevel_jax import processes
+from bilevel_jax.runs import directory, records
+from bilevel_jax.training import run as run_lib
+
+
+def rows(run: run_lib.Run) -> list[dict[str, Any]]:
+  """Returns a row for each demonstration, the largest weight first.
+
+  `weight` is what its SFT loss is multiplied by now, `effect` the mean of what
+  it did for the reward beside the others of its step, in units of their usual
+  effect (above 0 it helped), `standard_error` that of the effect, `times_seen`
+  the steps behind it. Effects are None where nothing was measured. Without a
+  method that learns any of it there are no rows.
+  """
+  ranking, stream = run.learner.method.ranking, run.streams.demonstrations
+  if ranking is None or stream is None:
+    return []
+  # A few numbers for each, whole on every device.
+  found = [np.asarray(x, np.float64) for x in ranking(run.state)]
+  group = run.settings.data.demonstration_group
+  number = lambda x: float(x) if np.isfinite(x) else None
+  listed = [
+    {
+      "id": question.id,
+      "group": None if group is None else str(question.meta[group]),
+      "weight": float(weight),
+      "effect": number(effect),
+      "standard_error": number(standard_error),
+      "times_seen": int(times),
+      "question": question.question,
+      "solution": question.solution,
+    }
+    for question, weight, effect, standard_error, times in zip(
+      stream.questions, *found, strict=True
+    )
+  ]
+  return sorted(listed, key=lambda row: -row["weight"])
+
+
+def write(run: run_lib.Run, files: directory.RunDirectory) -> None:
+  """Writes `demonstrations.jsonl`, where there is anything to write.
+
+  All processes compute the rows, the first one writes them.
+  """
+  content = b"".join(records.to_json(row) + b"\n" for row in rows(run))
+  if content:
+    path = files.demonstrations
+    processes.on_first(lambda: records.write_atomically(path, content))

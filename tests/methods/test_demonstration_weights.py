@@ -1,0 +1,154 @@
+"""BRIDGE's weights of demonstrations, against each row's own gradient."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bilevel_jax import errors, types
+from bilevel_jax.bilevel import evidence
+from bilevel_jax.methods import contract
+from tests.methods import conftest, sgd
+from tests.methods.conftest import settings_of
+
+
+def _method(world, **options):
+  return world.method("bridge", upper="demonstrations", **options)
+
+
+def _batch(world, **changes):
+  return types.StepBatch(
+    rl=dataclasses.replace(world.rl, **changes), sft=world.sft
+  )
+
+
+def _row(batch, i):
+  mask = np.zeros((len(batch.tokens), 1), np.float32)
+  mask[i] = 1
+  return dataclasses.replace(batch, weights=batch.weights * mask)
+
+
+@pytest.mark.parametrize("hypergradient", ["one_step", "unrolled"])
+def test_a_step_says_what_each_row_does_to_the_reward(world, hypergradient):
+  """By SGD: <grad L_RL, -rate (1 - penalty) grad L_i>, a row at a time."""
+  method = _method(
+    world,
+    hypergradient=hypergradient,
+    direction_decay=0.0,
+    mixed_product="exact",
+    surrogate="fixed_sample",
+  )
+  old = np.full(world.rl.weights.shape, -2.0, np.float32)
+  after, _ = sgd.run(
+    method, world.start(method), _batch(world, old_logprobs=old)
+  )
+  found = after.extra["evidence"]
+  rl = world.rl_loss()
+  batch = _batch(world, old_logprobs=old).rl
+  at = world.base
+  if hypergradient == "unrolled":  # at the end of the step
+    at = after.base
+  by_rl = jax.grad(lambda base: rl(base, None, batch)[0])(at)
+  sft = world.problem().upper
+  mass = np.sum(world.sft.weights, axis=1)
+  derivatives = []
+  for i in range(len(mass)):
+    one = _row(world.sft, i)
+    by_row = jax.grad(lambda base, b=one: sft(base, None, b)[0])(world.base)
+    product = sum(
+      float(jnp.sum(a * b))
+      for a, b in zip(
+        jax.tree.leaves(by_rl), jax.tree.leaves(by_row), strict=True
+      )
+    )
+    derivatives.append(-product / mass[i])
+  worth = -(np.array(derivatives) - np.mean(derivatives))
+  z = worth / np.sqrt(np.mean(worth**2))
+  np.testing.assert_allclose(found.total, z, rtol=2e-4, atol=2e-4)
+  assert found.steps == 1
+
+
+def test_a_row_of_a_known_weight_counts_that_much(world):
+  """The base moves by (1 - penalty) sum s_i grad L_i + penalty grad L_RL."""
+  method = _method(world, penalty=0.25)
+  state = world.start(method)
+  s = np.linspace(0.2, 1.8, len(world.sft.tokens)).astype(np.float32)
+  known = dataclasses.replace(
+    state.extra["evidence"],
+    weights=jnp.asarray(s),
+    known=jnp.ones(len(s), bool),
+  )
+  state = dataclasses.replace(state, extra=state.extra | {"evidence": known})
+  after, _ = sgd.run(method, state, _batch(world))
+  batch = dataclasses.replace(world.sft, weights=world.sft.weights * s[:, None])
+  sft, rl = world.problem().upper, world.rl_loss()
+  loss = lambda base: (
+    0.75 * sft(base, None, batch)[0] + 0.25 * rl(base, None, world.rl)[0]
+  )
+  want = sgd.descended(world.base, sgd.gradient(loss, world.base))
+  for got, one in zip(
+    jax.tree.leaves(after.base), jax.tree.leaves(want), strict=True
+  ):
+    np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-6)
+
+
+def test_rewards_that_say_nothing_move_no_weight(world):
+  method = _method(world)
+  state = world.start(method)
+  silent = np.zeros_like(world.rl.advantages)
+  for _ in range(3):
+    state, metrics = sgd.run(method, state, _batch(world, advantages=silent))
+  found = state.extra["evidence"]
+  np.testing.assert_array_equal(found.weights, 1.0)
+  assert not found.times.any()
+  assert metrics["demonstrations/weight"] == 1.0
+  assert not optax.tree.norm(state.extra["direction"])
+
+
+def test_a_ranking_says_what_was_learned(world):
+  method = _method(world, adam=1e-2)
+  state, _ = sgd.run(method, world.start(method), _batch(world))
+  assert method.ranking is not None
+  found = method.ranking(state)
+  assert isinstance(found, evidence.Ranking)
+  np.testing.assert_array_equal(found.times, 1)
+  assert np.isfinite(found.effect).all()
+
+
+def test_groups_are_features(world):
+  groups = contract.DemonstrationGroups(
+    ("a", "b"), np.arange(6, dtype=np.int32) % 2
+  )
+  changes = {
+    "method.bridge.upper": "demonstrations",
+    "method.bridge.per": ("group",),
+    "data.demonstration_group": "kind",
+  }
+  settings = settings_of("bridge", changes)
+  method = conftest.learner.build_method(settings, world.policy, 6, groups)
+  state, metrics = sgd.run(method, world.start(method), _batch(world))
+  features = state.extra["evidence"].features
+  np.testing.assert_array_equal(features, np.eye(2)[groups.members])
+  assert {"demonstrations/weight_of_a", "demonstrations/weight_of_b"} <= set(
+    metrics
+  )
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"hypergradient": "penalty"}, "one_step, unrolled or implicit"),
+    ({"compare_with": ("unrolled",)}, "takes one hypergradient"),
+    ({"rl_only_base": "one_step"}, "has no RL-only copy"),
+    ({"per": ("group",)}, "data.demonstration_group"),
+    ({"per": ("mood",)}, "method.bridge.per must name some of"),
+    ({"penalty_schedule": "adaptive"}, "does not measure"),
+  ],
+)
+def test_what_it_cannot_have_is_refused(changes, said):
+  own = {f"method.bridge.{name}": value for name, value in changes.items()}
+  with pytest.raises(errors.ConfigError, match=said):
+    settings_of("bridge", {"method.bridge.upper": "demonstrations"} | own)
