@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax.methods import contract, diagnostics, routing, updates
-from bilevel_jax.types import StepBatch, TrainState
+from bilevel_jax.types import RLBatch, StepBatch, TokenBatch, TrainState
 
 Options = updates.SFTRate
 
@@ -33,11 +33,11 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     solved = np.any(groups.correct & groups.scored, axis=1)
     return routing.Route(advantages, demonstrations=~solved)
 
-  def update(state: TrainState, batch: StepBatch):
+  def update(state: TrainState, batch: StepBatch[RLBatch, TokenBatch]):
     by_rl = turn(state, batch)
     by_sft = turn(by_rl.state, dataclasses.replace(batch, rl=None))
     # An optimiser with momentum moves even where there is nothing to learn.
-    learns = jnp.any(jnp.asarray(batch.sft.weights) != 0)
+    learns = jnp.any(batch.sft.weights != 0)
     state = jax.tree.map(
       lambda new, old: jnp.where(learns, new, old), by_sft.state, by_rl.state
     )

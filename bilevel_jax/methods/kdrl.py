@@ -59,7 +59,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     needs=contract.Needs(expert="rollouts", every_rollout=True),
   )
 
-  def update(state: TrainState, batch: StepBatch):
+  def update(state: TrainState, batch: StepBatch[types.RLBatch, None]):
     beta = jnp.maximum(
       options.start - options.decay * state.updates, options.end
     )

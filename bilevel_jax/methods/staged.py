@@ -102,7 +102,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       lowest=options.lowest_temperature,
       highest=options.highest_temperature,
     )
-    counted = jnp.any(jnp.asarray(batch.rl.weights) > 0)
+    counted = jnp.any(batch.rl.weights > 0)
     temperature = {"temperature": jnp.where(counted, moved, used)}
     extra = done.state.extra | temperature
     return done._replace(

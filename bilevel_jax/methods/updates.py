@@ -11,7 +11,7 @@ import optax
 from bilevel_jax.bilevel import penalty, problem
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, diagnostics
-from bilevel_jax.types import StepBatch, TrainState, Tree
+from bilevel_jax.types import RLBatch, StepBatch, TokenBatch, TrainState, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Found(NamedTuple):
   """What a joint update has at hand before it weighs."""
 
   state: TrainState
-  batch: StepBatch
+  batch: StepBatch[RLBatch, TokenBatch]
   sft: problem.Gradient
   rl: problem.Gradient
   agreement: problem.Agreement
@@ -179,7 +179,7 @@ def joint(
     trees = {"base": base, "adapter": given} if adapter else {"base": base}
     return contract.new_state(setup.optimizers, extra=extra(base), **trees)
 
-  def update(state: TrainState, batch: StepBatch):
+  def update(state: TrainState, batch: StepBatch[RLBatch, TokenBatch]):
     by_rl = rl_gradient(state.base, state.adapter, batch.rl)
     # One after the other, so that only one's activations are in memory.
     by_rl, base = jax.lax.optimization_barrier((by_rl, state.base))
