@@ -26,7 +26,6 @@ class Options(sft_then_rl.Stages):
 
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
-  del options
   if settings.updates_per_step != 1:
     yield (
       "the method implicit_reward needs a question's samples in one update: "

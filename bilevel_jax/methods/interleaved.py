@@ -20,15 +20,9 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   of the recipes of arXiv 2507.07562, whose definition could not be read: this
   one is ours.
   """
-  total = setup.total_updates
-  init, turn = updates.by_turns(
-    setup,
-    rl_optimizer=setup.base_optimizer(None, total),
-    sft_optimizer=setup.base_optimizer(options.sft_learning_rate, total),
-  )
+  init, turn = updates.by_turns(setup, options)
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    del host
     advantages, _ = setup.advantages(groups.rewards, groups.scored)
     solved = np.any(groups.correct & groups.scored, axis=1)
     return routing.Route(advantages, demonstrations=~solved)

@@ -49,7 +49,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """
 
   def shifted(logprobs, entropies, batch):
-    del entropies
     shift = opinion(batch.expert_logprobs - logprobs, options.estimate)
     return batch.advantages + batch.teacher_weights[:, None] * shift
 

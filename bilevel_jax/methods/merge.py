@@ -31,17 +31,13 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """
   sft_steps = round(options.sft_share * setup.steps)
   sft_updates = sft_steps * setup.updates_per_step
-  total = setup.total_updates
-  rl_optimizer = setup.base_optimizer(None, max(total - sft_updates, 1))
-  sft_optimizer = setup.base_optimizer(
-    options.sft_learning_rate, max(sft_updates, 1)
-  )
+  rl_optimizer = setup.base_optimizer(None, setup.total_updates - sft_updates)
+  sft_optimizer = setup.base_optimizer(options.sft_learning_rate, sft_updates)
   by_rl = updates.rl(setup, optimizer=rl_optimizer)
   by_sft = updates.sft(setup, optimizer=sft_optimizer)
   rest = 1 - options.rl_weight - options.sft_weight
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
     # Before SFT the start; then all that is added to b times SFT's part.
     kept = jax.tree.map(jnp.copy, base)
     extra = {"sft_started": jnp.zeros((), bool), "kept": kept}
@@ -84,7 +80,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     return dataclasses.replace(state, base=base)
 
   def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
-    del scalars
     first = step < setup.steps - sft_steps
     return contract.Plan(rollouts=first, demonstrations=not first)
 

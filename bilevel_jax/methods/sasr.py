@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax.fields import setting
-from bilevel_jax.methods import contract, updates
+from bilevel_jax.methods import contract, diagnostics, updates
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
@@ -40,7 +40,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   by_sft, by_rl = updates.sft(setup), updates.rl(setup)
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
     return contract.new_state(
       setup.optimizers,
       base=base,
@@ -67,8 +66,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     else:
       done = by_rl(state, batch)
     state = done.state
-    share = probability(
-      extra["last_norm"], extra["warm_norm"], gamma=options.gamma
+    share = diagnostics.sft_share(
+      extra["last_norm"], options.gamma * extra["warm_norm"]
     )
     key = Stream.METHOD.key(setup.seed, state.updates)
     sampled = jax.random.uniform(key) < share
@@ -79,7 +78,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     )
 
   def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
-    del step
     by_sft = bool(scalars["sft_next"])
     return contract.Plan(rollouts=not by_sft, demonstrations=by_sft)
 
@@ -92,16 +90,3 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     plan=plan,
     update=update,
   )
-
-
-def probability(
-  last_norm: jax.Array, warm_norm: jax.Array, *, gamma: float
-) -> jax.Array:
-  """Returns p = last / (last + gamma warm), 0 where both norms are.
-
-  Args:
-    last_norm: scalar, of the last SFT gradient.
-    warm_norm: scalar, of the warm-up's.
-  """
-  total = last_norm + gamma * warm_norm
-  return jnp.where(total > 0, last_norm / jnp.where(total > 0, total, 1), 0.0)

@@ -59,11 +59,9 @@ def stages(
   first_steps = sft_steps(options, setup)
   sft_updates = per_step * first_steps
   sft_optimizer = setup.base_optimizer(
-    options.sft_learning_rate, max(sft_updates, 1), sft_rate
+    options.sft_learning_rate, sft_updates, sft_rate
   )
-  rl_optimizer = setup.base_optimizer(
-    None, max(setup.total_updates - sft_updates, 1)
-  )
+  rl_optimizer = setup.base_optimizer(None, setup.total_updates - sft_updates)
   by_sft = updates.sft(setup, objective=objective, optimizer=sft_optimizer)
   if second is None:
     by_rl = updates.rl(setup, optimizer=rl_optimizer)
@@ -73,7 +71,6 @@ def stages(
   copy = lambda base: updates.reference_copy(setup, base) if keeps else {}
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
     # Not told by the count of updates: one that was skipped is not counted.
     extra = {"rl_started": jnp.zeros((), bool), **copy(base)}
     return contract.new_state({"base": sft_optimizer}, base=base, extra=extra)
@@ -97,7 +94,6 @@ def stages(
     return by_rl(state, batch)
 
   def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
-    del scalars
     first = step < first_steps
     return contract.Plan(rollouts=not first, demonstrations=first)
 

@@ -46,7 +46,6 @@ class Options(sft_then_rl.Stages):
 
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
-  del settings
   stages = len(options.lengths)
   if not stages or stages != len(options.highest_accuracy):
     yield (
