@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bilevel_jax.methods import contract, diagnostics, routing, updates
 from bilevel_jax.types import RLBatch, StepBatch, TokenBatch, TrainState
@@ -32,9 +32,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     by_sft = turn(by_rl.state, dataclasses.replace(batch, rl=None))
     # An optimiser with momentum moves even where there is nothing to learn.
     learns = jnp.any(batch.sft.weights != 0)
-    state = jax.tree.map(
-      lambda new, old: jnp.where(learns, new, old), by_sft.state, by_rl.state
-    )
+    state = optax.tree.where(learns, by_sft.state, by_rl.state)
     norms = {
       "sft/gradient_norm": by_sft.metrics["optimizer/base_gradient_norm"],
       "rl/gradient_norm": by_rl.metrics["optimizer/base_gradient_norm"],

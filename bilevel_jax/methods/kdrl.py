@@ -68,8 +68,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       "wrong": 1 - rows.correct,
       "unsolved": rows.accuracy == 0,
     }[options.listens]
-    fields = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
-    taught = _Taught(**fields, teacher_weights=beta * listens)
+    taught = _Taught(**vars(rows), teacher_weights=beta * listens)
     done = method.update(state, StepBatch(rl=taught, sft=None))
     taught_share = jnp.sum(listens * rows.scored) / jnp.sum(rows.scored).clip(
       min=1

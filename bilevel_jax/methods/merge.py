@@ -1,10 +1,12 @@
 """RL and SFT apart, from the same start; at the end their changes are added."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
@@ -49,9 +51,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     if batch.sft is None:
       return contract.Updated(merged(state), {}, must_be_finite=())
     started, kept = state.extra["sft_started"], state.extra["kept"]
-    choose = lambda old, new: jax.tree.map(
-      lambda x, y: jnp.where(started, x, y), old, new
-    )
+    choose = functools.partial(optax.tree.where, started)
     partly = jax.tree.map(
       lambda rl, start: options.rl_weight * rl + rest * start, state.base, kept
     )

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, diagnostics, updates
@@ -60,9 +61,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       extra["warm_norm"] = jnp.where(warming, norm, extra["warm_norm"])
       copies = updates.reference_copy(setup, done.state.base)
       for name, copy in copies.items():
-        extra[name] = jax.tree.map(
-          lambda new, old: jnp.where(warming, new, old), copy, extra[name]
-        )
+        extra[name] = optax.tree.where(warming, copy, extra[name])
     else:
       done = by_rl(state, batch)
     state = done.state

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -81,10 +80,8 @@ def stages(
       extra = done.state.extra | copy(done.state.base)
       return done._replace(state=dataclasses.replace(done.state, extra=extra))
     started = state.extra["rl_started"]
-    optimizer_state = jax.tree.map(
-      lambda fresh, old: jnp.where(started, old, fresh),
-      rl_optimizer.init(state.base),
-      state.optimizer_states["base"],
+    optimizer_state = optax.tree.where(
+      started, state.optimizer_states["base"], rl_optimizer.init(state.base)
     )
     state = dataclasses.replace(
       state,

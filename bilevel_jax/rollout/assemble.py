@@ -220,7 +220,7 @@ def _rl_batch(
     sampler_logprobs[row, start : start + length] = rollout.logprobs[n, :length]
     prefixed[row, start : start + lengths[n]] = 1.0
   return RLBatch(
-    **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
+    **vars(plain),
     advantages=of_rows(advantages)[:, None] * np.float32(plain.weights > 0),
     rewards=of_rows(np.where(scored, scores.rewards, 0.0)),
     baselines=of_rows(baselines),
