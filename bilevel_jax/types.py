@@ -30,7 +30,7 @@ Names
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -132,27 +132,31 @@ class RLBatch(TokenBatch):
   rewards: Array  # [B] float32, 0 where `scored` is 0
   baselines: Array  # [B] float32, mean reward of the group's other samples
   scored: Array  # [B] float32, 1 where the row counts, 0 where it is left out
+  questions: Array  # [B] int32, whose sample it is, in its step
+  correct: Array  # [B] float32, 1 where the answer is right
+  accuracy: Array  # [B] float32, right share of its group
   sampler_logprobs: Array | None  # [B, T] float32, the sampler's; None: unread
   old_logprobs: Array | None  # [B, T] float32; None: on policy, ratio is 1
   ref_logprobs: Array | None  # [B, T] float32; None: no KL term
   prefixed: Array | None = None  # [B, T] float32, 1 where not sampled; None:
   # nowhere
-  questions: Array | None = None  # [B] int32, whose sample it is, in its step
-  correct: Array | None = None  # [B] float32, 1 where the answer is right
-  accuracy: Array | None = None  # [B] float32, right share of its group
   temperature: Array | None = None  # [] float32, of the samples; None: the
   # settings'
 
 
+_RL = TypeVar("_RL", bound=RLBatch | None)
+_SFT = TypeVar("_SFT", bound=TokenBatch | None)
+
+
 @pytree
-class StepBatch:
+class StepBatch(Generic[_RL, _SFT]):
   """What one update sees. An empty part has weights that are all zero.
 
   A part that the method's plan does not ask for is None.
   """
 
-  rl: Any  # RLBatch or None
-  sft: Any  # TokenBatch or None
+  rl: _RL
+  sft: _SFT
 
 
 @pytree

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from bilevel_jax import config
+from bilevel_jax import config, methods
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
@@ -123,8 +123,16 @@ def _group(cls: Any, prefix: str, title: str, doc: str) -> Iterator[str]:
     if dataclasses.is_dataclass(hints[field.name]):
       inner = prefix + field.name
       yield from _group(
-        hints[field.name], f"{inner}.", f"`{inner}`", field.metadata["doc"]
+        hints[field.name], f"{inner}.", f"`{inner}`", _about(prefix, field)
       )
+
+
+def _about(prefix: str, field: dataclasses.Field) -> str:
+  """Returns what a section is: of a method, what its file says first."""
+  if prefix == "method." and field.name in methods.METHODS:
+    said = methods.METHODS[field.name].__doc__ or ""
+    return " ".join(said.split("\n\n")[0].split()).rstrip(".")
+  return field.metadata["doc"]
 
 
 def _kind(hint: Any, rules: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """Questions of a benchmark that training data hold, too."""
 
+import collections
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,15 +52,13 @@ def find_overlaps(
       for run in _runs(words, size) & wanted:
         index.setdefault(run, []).append(number)
     for question, runs in questions:
-      counts: dict[int, int] = {}
-      for run in runs:
-        for number in index.get(run, ()):
-          counts[number] = counts.get(number, 0) + 1
-      if counts:
-        most = max(counts, key=lambda number: counts[number])
-        share = counts[most] / len(runs)
+      counts = collections.Counter(
+        number for run in runs for number in index.get(run, ())
+      )
+      for number, shared in counts.most_common(1):
+        share = shared / len(runs)
         if share >= SHARE:
-          found.append(Overlap(question.id, training[most].id, share))
+          found.append(Overlap(question.id, training[number].id, share))
   return found
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bilevel_jax.evaluation import scoring
+
 
 class Difference(NamedTuple):
   """The mean of b - a, its confidence interval, and a two-sided p-value.
@@ -46,9 +48,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
   return float(stats.binomtest(wins, wins + losses).pvalue)
 
 
-def by_question(
-  a: np.ndarray, b: np.ndarray, confidence: float = 0.95
-) -> Difference:
+def by_question(a: np.ndarray, b: np.ndarray) -> Difference:
   """Returns the difference of two models over the questions both answered.
 
   Where every accuracy is 0 or 1, the interval is Agresti and Min's (2005):
@@ -65,18 +65,16 @@ def by_question(
   Args:
     a: [questions] accuracies of one model, each in [0, 1].
     b: [questions] those of the other, of the same questions in the same order.
-    confidence: share of intervals that hold the truth.
 
   Raises:
     ValueError: not as many of a as of b, or none.
   """
-  part = _part(a, b)
-  found = _difference(*part, confidence)
+  found = _difference(*_part(a, b))
   return found._replace(p=mcnemar(a, b)) if _is_binary(a, b) else found
 
 
 def mean_of(
-  pairs: Sequence[tuple[np.ndarray, np.ndarray]], confidence: float = 0.95
+  pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> Difference:
   """Returns the difference of the plain means of several benchmarks.
 
@@ -89,7 +87,6 @@ def mean_of(
 
   Args:
     pairs: (a, b) of each benchmark, as for `by_question`.
-    confidence: share of intervals that hold the truth.
 
   Raises:
     ValueError: as `by_question`.
@@ -101,13 +98,10 @@ def mean_of(
     float(middles.mean()),
     float(variances.sum()) / len(parts) ** 2,
     _freedom(variances, freedoms),
-    confidence,
   )
 
 
-def crossed(
-  a: np.ndarray, b: np.ndarray, confidence: float = 0.95
-) -> Difference:
+def crossed(a: np.ndarray, b: np.ndarray) -> Difference:
   """Returns the difference of two methods over seeds and questions.
 
   Both vary: another seed trains another model, another question finds another
@@ -127,7 +121,6 @@ def crossed(
   Args:
     a: [seeds, questions] accuracies of one method, each in [0, 1].
     b: [seeds, questions] those of the other, of the same questions.
-    confidence: share of intervals that hold the truth.
 
   Raises:
     ValueError: shapes differ, or are not of two dimensions.
@@ -154,7 +147,7 @@ def crossed(
   if not parts:
     return Difference(float(mean), math.nan, math.nan, math.nan)
   freedom = _freedom(*np.array(parts).T)
-  return _difference(float(mean), float(mean), variance, freedom, confidence)
+  return _difference(float(mean), float(mean), variance, freedom)
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -202,11 +195,7 @@ def _freedom(variances: np.ndarray, freedoms: np.ndarray) -> float:
 
 
 def _difference(
-  value: float,
-  middle: float,
-  variance: float,
-  freedom: float,
-  confidence: float,
+  value: float, middle: float, variance: float, freedom: float
 ) -> Difference:
   """Student's t interval around the middle, or the normal's."""
   if math.isnan(variance):
@@ -216,7 +205,7 @@ def _difference(
   error = math.sqrt(variance)
   from scipy import stats
 
-  half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+  half = float(stats.t.ppf((1 + scoring.CONFIDENCE) / 2, freedom)) * error
   return Difference(
     value,
     max(-1.0, middle - half),

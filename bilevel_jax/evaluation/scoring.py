@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+CONFIDENCE = 0.95  # share of intervals that hold the truth
+_RESAMPLES = 2000
+
 
 class Estimate(NamedTuple):
   """A number with the bounds of its confidence interval."""
@@ -16,9 +19,7 @@ class Estimate(NamedTuple):
   high: float
 
 
-def wilson_interval(
-  successes: int, n: int, confidence: float = 0.95
-) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
   """Returns the bounds of Wilson's score interval of a share.
 
       (p + z^2/2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
@@ -28,14 +29,13 @@ def wilson_interval(
 
   Args:
     n: answers; questions are independent, so one answer a question.
-    confidence: share of intervals that hold the truth.
 
   Raises:
     ValueError: no answers, or more successes than answers.
   """
   if n < 1 or not 0 <= successes <= n:
     raise ValueError(f"successes must be in 0..n, n >= 1: {successes} of {n}")
-  z = _normal_quantile(confidence)
+  z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
   share = successes / n
   middle = share + z * z / (2 * n)
   half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -46,9 +46,7 @@ def wilson_interval(
   return low, high
 
 
-def accuracy(
-  scores: np.ndarray, *, confidence: float = 0.95, seed: int = 0
-) -> Estimate:
+def accuracy(scores: np.ndarray, *, seed: int = 0) -> Estimate:
   """Returns the mean accuracy over questions with its interval.
 
   Several answers to one question are not independent, so the question is what
@@ -57,24 +55,17 @@ def accuracy(
 
   Args:
     scores: [questions] or [questions, samples], each in [0, 1].
-    confidence: share of intervals that hold the truth.
   """
   scores = np.asarray(scores, np.float64)
   if scores.ndim == 2:
     scores = scores.mean(axis=1)
   if np.isin(scores, (0.0, 1.0)).all():
-    low, high = wilson_interval(int(scores.sum()), len(scores), confidence)
+    low, high = wilson_interval(int(scores.sum()), len(scores))
     return Estimate(float(scores.mean()), low, high)
-  return bootstrap(scores, confidence=confidence, seed=seed)
+  return bootstrap(scores, seed=seed)
 
 
-def bootstrap(
-  values: np.ndarray,
-  *,
-  confidence: float = 0.95,
-  resamples: int = 2000,
-  seed: int = 0,
-) -> Estimate:
+def bootstrap(values: np.ndarray, *, seed: int = 0) -> Estimate:
   """Returns the mean of values with its bootstrap interval.
 
   Efron's BCa interval, over questions; where all values are equal it is that
@@ -82,7 +73,6 @@ def bootstrap(
 
   Args:
     values: [questions], one number a question.
-    confidence: share of intervals that hold the truth.
   """
   values = np.asarray(values, np.float64)
   mean = float(values.mean())
@@ -93,8 +83,8 @@ def bootstrap(
   found = stats.bootstrap(
     (values,),
     np.mean,
-    n_resamples=resamples,
-    confidence_level=confidence,
+    n_resamples=_RESAMPLES,
+    confidence_level=CONFIDENCE,
     rng=np.random.default_rng(seed),
   ).confidence_interval
   return Estimate(mean, float(found.low), float(found.high))
@@ -154,7 +144,3 @@ def majority(answers: list[str], reference: str) -> float:
   """
   modes = statistics.multimode(answers)
   return 1.0 / len(modes) if reference in modes else 0.0
-
-
-def _normal_quantile(confidence: float) -> float:
-  return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

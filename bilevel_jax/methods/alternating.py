@@ -15,23 +15,15 @@ class Options(updates.SFTRate):
 
 def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns RL and SFT in turns, each with its own optimiser and its state."""
-  total, round_steps = (
-    setup.total_updates,
-    options.rl_steps + options.sft_steps,
-  )
+  round_steps = options.rl_steps + options.sft_steps
   init, update = updates.by_turns(
     setup,
-    rl_optimizer=setup.base_optimizer(
-      None, max(total * options.rl_steps // round_steps, 1)
-    ),
-    sft_optimizer=setup.base_optimizer(
-      options.sft_learning_rate,
-      max(total * options.sft_steps // round_steps, 1),
-    ),
+    options,
+    rl_updates=setup.total_updates * options.rl_steps // round_steps,
+    sft_updates=setup.total_updates * options.sft_steps // round_steps,
   )
 
   def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
-    del scalars
     by_rl = step % round_steps < options.rl_steps
     return contract.Plan(rollouts=by_rl, demonstrations=not by_rl)
 

@@ -36,4 +36,4 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
 
 
 def _tokens(part: TokenBatch) -> jax.Array:
-  return jnp.float32((jnp.asarray(part.weights) != 0).sum())
+  return jnp.float32((part.weights != 0).sum())

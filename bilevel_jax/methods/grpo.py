@@ -5,5 +5,4 @@ from bilevel_jax.methods import contract, updates
 
 def build(options: object, setup: contract.Setup) -> contract.Method:
   """Returns GRPO: base <- base - lr grad L_RL(base), on its own rollouts."""
-  del options
   return updates.rl_method(setup)

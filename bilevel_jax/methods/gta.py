@@ -30,7 +30,6 @@ class Options:
 
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
-  del settings
   if options.guess_end == "":
     yield "method.gta.guess_end must have a character, or be None, got ''"
 

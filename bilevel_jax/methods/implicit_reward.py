@@ -11,7 +11,7 @@ import optax
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, diagnostics, sft_then_rl, updates
 from bilevel_jax.objectives import preferences
-from bilevel_jax.types import StepBatch, TrainState
+from bilevel_jax.types import RLBatch, StepBatch, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Options(sft_then_rl.Stages):
 
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
-  del options
   if settings.updates_per_step != 1:
     yield (
       "the method implicit_reward needs a question's samples in one update: "
@@ -74,9 +73,12 @@ def _preferred(
   """
   gradient = setup.gradient(setup.rl_loss())
 
-  def update(state: TrainState, batch: StepBatch):
+  def update(state: TrainState, batch: StepBatch[RLBatch, None]):
     rows = batch.rl
     counted = jnp.float32(rows.weights > 0)
+    # By the plan and by `reference_dtype`.
+    assert rows.old_logprobs is not None
+    assert rows.ref_logprobs is not None
     log_ratios = jnp.sum(
       counted * (rows.old_logprobs - rows.ref_logprobs), axis=1
     )

@@ -2,12 +2,12 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bilevel_jax.methods import contract, diagnostics, routing, updates
-from bilevel_jax.types import StepBatch, TrainState
+from bilevel_jax.types import RLBatch, StepBatch, TokenBatch, TrainState
 
 Options = updates.SFTRate
 
@@ -20,27 +20,19 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   of the recipes of arXiv 2507.07562, whose definition could not be read: this
   one is ours.
   """
-  total = setup.total_updates
-  init, turn = updates.by_turns(
-    setup,
-    rl_optimizer=setup.base_optimizer(None, total),
-    sft_optimizer=setup.base_optimizer(options.sft_learning_rate, total),
-  )
+  init, turn = updates.by_turns(setup, options)
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    del host
     advantages, _ = setup.advantages(groups.rewards, groups.scored)
     solved = np.any(groups.correct & groups.scored, axis=1)
     return routing.Route(advantages, demonstrations=~solved)
 
-  def update(state: TrainState, batch: StepBatch):
+  def update(state: TrainState, batch: StepBatch[RLBatch, TokenBatch]):
     by_rl = turn(state, batch)
     by_sft = turn(by_rl.state, dataclasses.replace(batch, rl=None))
     # An optimiser with momentum moves even where there is nothing to learn.
-    learns = jnp.any(jnp.asarray(batch.sft.weights) != 0)
-    state = jax.tree.map(
-      lambda new, old: jnp.where(learns, new, old), by_sft.state, by_rl.state
-    )
+    learns = jnp.any(batch.sft.weights != 0)
+    state = optax.tree.where(learns, by_sft.state, by_rl.state)
     norms = {
       "sft/gradient_norm": by_sft.metrics["optimizer/base_gradient_norm"],
       "rl/gradient_norm": by_rl.metrics["optimizer/base_gradient_norm"],

@@ -49,7 +49,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """
 
   def shifted(logprobs, entropies, batch):
-    del entropies
     shift = opinion(batch.expert_logprobs - logprobs, options.estimate)
     return batch.advantages + batch.teacher_weights[:, None] * shift
 
@@ -59,7 +58,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     needs=contract.Needs(expert="rollouts", every_rollout=True),
   )
 
-  def update(state: TrainState, batch: StepBatch):
+  def update(state: TrainState, batch: StepBatch[types.RLBatch, None]):
     beta = jnp.maximum(
       options.start - options.decay * state.updates, options.end
     )
@@ -69,8 +68,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       "wrong": 1 - rows.correct,
       "unsolved": rows.accuracy == 0,
     }[options.listens]
-    fields = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
-    taught = _Taught(**fields, teacher_weights=beta * listens)
+    taught = _Taught(**vars(rows), teacher_weights=beta * listens)
     done = method.update(state, StepBatch(rl=taught, sft=None))
     taught_share = jnp.sum(listens * rows.scored) / jnp.sum(rows.scored).clip(
       min=1

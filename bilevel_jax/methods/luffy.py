@@ -30,7 +30,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    del host
     advantages, share = as_members(groups, options.demonstration_reward, setup)
     return routing.Route(
       advantages=advantages[:, :-1] * np.float32(1 - share),

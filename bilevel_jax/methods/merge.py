@@ -1,10 +1,12 @@
 """RL and SFT apart, from the same start; at the end their changes are added."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
@@ -31,17 +33,13 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """
   sft_steps = round(options.sft_share * setup.steps)
   sft_updates = sft_steps * setup.updates_per_step
-  total = setup.total_updates
-  rl_optimizer = setup.base_optimizer(None, max(total - sft_updates, 1))
-  sft_optimizer = setup.base_optimizer(
-    options.sft_learning_rate, max(sft_updates, 1)
-  )
+  rl_optimizer = setup.base_optimizer(None, setup.total_updates - sft_updates)
+  sft_optimizer = setup.base_optimizer(options.sft_learning_rate, sft_updates)
   by_rl = updates.rl(setup, optimizer=rl_optimizer)
   by_sft = updates.sft(setup, optimizer=sft_optimizer)
   rest = 1 - options.rl_weight - options.sft_weight
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
     # Before SFT the start; then all that is added to b times SFT's part.
     kept = jax.tree.map(jnp.copy, base)
     extra = {"sft_started": jnp.zeros((), bool), "kept": kept}
@@ -53,9 +51,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     if batch.sft is None:
       return contract.Updated(merged(state), {}, must_be_finite=())
     started, kept = state.extra["sft_started"], state.extra["kept"]
-    choose = lambda old, new: jax.tree.map(
-      lambda x, y: jnp.where(started, x, y), old, new
-    )
+    choose = functools.partial(optax.tree.where, started)
     partly = jax.tree.map(
       lambda rl, start: options.rl_weight * rl + rest * start, state.base, kept
     )
@@ -84,7 +80,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     return dataclasses.replace(state, base=base)
 
   def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
-    del scalars
     first = step < setup.steps - sft_steps
     return contract.Plan(rollouts=first, demonstrations=not first)
 

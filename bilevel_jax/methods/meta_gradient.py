@@ -40,7 +40,6 @@ class Options:
 
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
-  del settings
   if not options.lowest <= options.start <= options.highest:
     yield (
       "method.meta_gradient.start must be from lowest to highest, got "

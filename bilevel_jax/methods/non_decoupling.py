@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
@@ -54,8 +54,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       extra=updates.reference_copy(setup, state.base),
     )
     switches = state.updates == first_updates
-    choose = lambda new, old: jnp.where(switches, new, old)
-    return done._replace(state=jax.tree.map(choose, afresh, state))
+    return done._replace(state=optax.tree.where(switches, afresh, state))
 
   needs = method.needs._replace(reference="own", every_rollout=True)
   return method._replace(update=update, needs=needs)

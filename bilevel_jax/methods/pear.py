@@ -45,7 +45,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """
 
   def weights(logprobs, entropies, batch):
-    del entropies
     return continuation.weights(
       logprobs,
       batch.expert_logprobs,

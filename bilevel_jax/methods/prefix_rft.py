@@ -59,7 +59,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     return given
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    del host
     advantages = advantages_of(groups, setup.advantages)
     return routing.Route(advantages, prefixes=groups.prefix_lengths > 0)
 

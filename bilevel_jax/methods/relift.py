@@ -30,12 +30,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   Ours: no entropy bonus (0.001 in the code); at most one update of SFT a step,
   the rest waits; a question without a demonstration is left to RL.
   """
-  total = setup.total_updates
-  init, update = updates.by_turns(
-    setup,
-    rl_optimizer=setup.base_optimizer(None, total),
-    sft_optimizer=setup.base_optimizer(options.sft_learning_rate, total),
-  )
+  init, update = updates.by_turns(setup, options)
 
   def batches(host: contract.Host) -> Iterator[StepBatch]:
     answers = host.sample()

@@ -125,7 +125,6 @@ def guided(
   """
 
   def route(groups: contract.Groups, host: contract.Host) -> Route:
-    del host
     advantages, _ = setup.advantages(groups.rewards, groups.scored)
     return Route(advantages, prefixes=prefixes(groups.prefix_lengths))
 

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel_jax.fields import setting
-from bilevel_jax.methods import contract, updates
+from bilevel_jax.methods import contract, diagnostics, updates
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
@@ -40,7 +41,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   by_sft, by_rl = updates.sft(setup), updates.rl(setup)
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
     return contract.new_state(
       setup.optimizers,
       base=base,
@@ -61,14 +61,12 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       extra["warm_norm"] = jnp.where(warming, norm, extra["warm_norm"])
       copies = updates.reference_copy(setup, done.state.base)
       for name, copy in copies.items():
-        extra[name] = jax.tree.map(
-          lambda new, old: jnp.where(warming, new, old), copy, extra[name]
-        )
+        extra[name] = optax.tree.where(warming, copy, extra[name])
     else:
       done = by_rl(state, batch)
     state = done.state
-    share = probability(
-      extra["last_norm"], extra["warm_norm"], gamma=options.gamma
+    share = diagnostics.sft_share(
+      extra["last_norm"], options.gamma * extra["warm_norm"]
     )
     key = Stream.METHOD.key(setup.seed, state.updates)
     sampled = jax.random.uniform(key) < share
@@ -79,7 +77,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     )
 
   def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
-    del step
     by_sft = bool(scalars["sft_next"])
     return contract.Plan(rollouts=not by_sft, demonstrations=by_sft)
 
@@ -92,16 +89,3 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     plan=plan,
     update=update,
   )
-
-
-def probability(
-  last_norm: jax.Array, warm_norm: jax.Array, *, gamma: float
-) -> jax.Array:
-  """Returns p = last / (last + gamma warm), 0 where both norms are.
-
-  Args:
-    last_norm: scalar, of the last SFT gradient.
-    warm_norm: scalar, of the warm-up's.
-  """
-  total = last_norm + gamma * warm_norm
-  return jnp.where(total > 0, last_norm / jnp.where(total > 0, total, 1), 0.0)

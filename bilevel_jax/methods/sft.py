@@ -14,7 +14,6 @@ def build(
   Args:
     objective: in place of the plain SFT loss.
   """
-  del options
   plan = contract.Plan(rollouts=False, demonstrations=True)
   return contract.Method(
     needs=contract.Needs(

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -59,11 +58,9 @@ def stages(
   first_steps = sft_steps(options, setup)
   sft_updates = per_step * first_steps
   sft_optimizer = setup.base_optimizer(
-    options.sft_learning_rate, max(sft_updates, 1), sft_rate
+    options.sft_learning_rate, sft_updates, sft_rate
   )
-  rl_optimizer = setup.base_optimizer(
-    None, max(setup.total_updates - sft_updates, 1)
-  )
+  rl_optimizer = setup.base_optimizer(None, setup.total_updates - sft_updates)
   by_sft = updates.sft(setup, objective=objective, optimizer=sft_optimizer)
   if second is None:
     by_rl = updates.rl(setup, optimizer=rl_optimizer)
@@ -73,7 +70,6 @@ def stages(
   copy = lambda base: updates.reference_copy(setup, base) if keeps else {}
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
     # Not told by the count of updates: one that was skipped is not counted.
     extra = {"rl_started": jnp.zeros((), bool), **copy(base)}
     return contract.new_state({"base": sft_optimizer}, base=base, extra=extra)
@@ -84,10 +80,8 @@ def stages(
       extra = done.state.extra | copy(done.state.base)
       return done._replace(state=dataclasses.replace(done.state, extra=extra))
     started = state.extra["rl_started"]
-    optimizer_state = jax.tree.map(
-      lambda fresh, old: jnp.where(started, old, fresh),
-      rl_optimizer.init(state.base),
-      state.optimizer_states["base"],
+    optimizer_state = optax.tree.where(
+      started, state.optimizer_states["base"], rl_optimizer.init(state.base)
     )
     state = dataclasses.replace(
       state,
@@ -97,7 +91,6 @@ def stages(
     return by_rl(state, batch)
 
   def plan(step: int, scalars: Mapping[str, float]) -> contract.Plan:
-    del scalars
     first = step < first_steps
     return contract.Plan(rollouts=not first, demonstrations=first)
 

@@ -48,7 +48,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   sign = {"paper": -1.0, "code": 1.0}[options.sft_exponent]
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    del host
     advantages, share = luffy.as_members(
       groups, options.demonstration_reward, setup
     )
@@ -66,7 +65,6 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     ) + batch.group_advantages * jnp.exp(logprobs)
 
   def on_rollouts(logprobs, entropies, batch):
-    del logprobs
     entropy = sequences.mean(entropies, batch.weights > 0, batch.segment_ids)
     right = options.right_weight * jnp.exp(entropy)
     return batch.advantages * jnp.where(batch.advantages > 0, right, 1.0)

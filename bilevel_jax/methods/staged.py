@@ -46,7 +46,6 @@ class Options(sft_then_rl.Stages):
 
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
-  del settings
   stages = len(options.lengths)
   if not stages or stages != len(options.highest_accuracy):
     yield (
@@ -102,7 +101,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       lowest=options.lowest_temperature,
       highest=options.highest_temperature,
     )
-    counted = jnp.any(jnp.asarray(batch.rl.weights) > 0)
+    counted = jnp.any(batch.rl.weights > 0)
     temperature = {"temperature": jnp.where(counted, moved, used)}
     extra = done.state.extra | temperature
     return done._replace(

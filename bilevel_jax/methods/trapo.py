@@ -43,7 +43,6 @@ class Options:
 
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
-  del settings
   counts = [
     len(options.sizes), len(options.shares), len(options.thresholds)
   ]  # fmt: skip

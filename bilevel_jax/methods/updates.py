@@ -11,7 +11,7 @@ import optax
 from bilevel_jax.bilevel import penalty, problem
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, diagnostics
-from bilevel_jax.types import StepBatch, TrainState, Tree
+from bilevel_jax.types import RLBatch, StepBatch, TokenBatch, TrainState, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +97,29 @@ def rl_method(
 
 def by_turns(
   setup: contract.Setup,
-  *,
-  rl_optimizer: optax.GradientTransformation,
-  sft_optimizer: optax.GradientTransformation,
+  options: SFTRate,
+  rl_updates: int | None = None,
+  sft_updates: int | None = None,
 ) -> tuple[Callable[[Tree, Tree | None], TrainState], Update]:
-  """Returns the init and the update of RL or SFT, as the batch has rollouts."""
+  """Returns the init and the update of RL or SFT, as the batch has rollouts.
+
+  Each has an optimiser of its own.
+
+  Args:
+    rl_updates: of the run, for its schedule; None: as many as the run has.
+    sft_updates: likewise.
+  """
+  total = setup.total_updates
+  rl_optimizer = setup.base_optimizer(
+    None, total if rl_updates is None else rl_updates
+  )
+  sft_optimizer = setup.base_optimizer(
+    options.sft_learning_rate, total if sft_updates is None else sft_updates
+  )
   by_rl = rl(setup, optimizer=rl_optimizer)
   by_sft = sft(setup, optimizer=sft_optimizer)
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
     extra = {"idle": sft_optimizer.init(base)}
     return contract.new_state({"base": rl_optimizer}, base=base, extra=extra)
 
@@ -141,7 +154,7 @@ class Found(NamedTuple):
   """What a joint update has at hand before it weighs."""
 
   state: TrainState
-  batch: StepBatch
+  batch: StepBatch[RLBatch, TokenBatch]
   sft: problem.Gradient
   rl: problem.Gradient
   agreement: problem.Agreement
@@ -179,7 +192,7 @@ def joint(
     trees = {"base": base, "adapter": given} if adapter else {"base": base}
     return contract.new_state(setup.optimizers, extra=extra(base), **trees)
 
-  def update(state: TrainState, batch: StepBatch):
+  def update(state: TrainState, batch: StepBatch[RLBatch, TokenBatch]):
     by_rl = rl_gradient(state.base, state.adapter, batch.rl)
     # One after the other, so that only one's activations are in memory.
     by_rl, base = jax.lax.optimization_barrier((by_rl, state.base))

@@ -28,7 +28,6 @@ def nothing(
     surrogate: [B, T], unread.
     entropies: [B, T], unread.
   """
-  del surrogate, entropies, batch
   return jnp.zeros_like(logprobs)
 
 
@@ -38,7 +37,6 @@ def likelihood(
   """Returns -coefficient sg[omega] log p."""
 
   def loss(logprobs, surrogate, entropies, batch):
-    del surrogate, entropies, batch
     # How likely a token is now is data: only its log-prob is descended.
     weight = jax.lax.stop_gradient(token_weight(logprobs))
     return -coefficient * weight * logprobs
@@ -57,7 +55,6 @@ def policy_gradient(top_share: float) -> PrefixLoss:
   """
 
   def loss(logprobs, surrogate, entropies, batch):
-    del logprobs
     kept = most_uncertain(entropies, batch.prefixed, share=top_share)
     return jnp.where(kept, surrogate, 0.0)
 

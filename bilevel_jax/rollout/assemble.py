@@ -140,7 +140,8 @@ def minibatches(
     weighting: [B, T] mask of completions -> weights.
     advantages: [N], in place of those.
     counted: [N] bool, what has weight, once advantages are known; None: all.
-    skipped: as in `rl_batch`.
+    skipped: [N] int, tokens at a completion's start that have no weight; None:
+      those that were given.
     updates: mini-batches of a pass, of N / updates rows each.
     passes: times that the rollouts are gone through.
     seed: of the order of rows; used where there is more than one batch.
@@ -165,13 +166,13 @@ def minibatches(
     if updates * passes > 1:
       order = np.random.default_rng([*seed, number]).permutation(total)
     batches += [
-      rl_batch(
+      _rl_batch(
         rollout,
         scores,
         advantages,
         baselines.ravel(),
         weighting,
-        skipped=skipped,
+        skipped=rollout.prefix_lengths if skipped is None else skipped,
         selected=selected,
         columns=columns or bucket(int(lengths.max())),
       )
@@ -180,45 +181,28 @@ def minibatches(
   return batches
 
 
-def rl_batch(
+def _rl_batch(
   rollout: Rollout,
   scores: Scores,
   advantages: np.ndarray,
   baselines: np.ndarray,
   weighting: Weighting,
   *,
-  skipped: np.ndarray | None = None,
-  selected: np.ndarray | None = None,
-  rows: int | None = None,
-  columns: int | None = None,
+  skipped: np.ndarray,
+  selected: np.ndarray,
+  columns: int,
 ) -> RLBatch:
-  """Returns sampled completions as a batch for a policy-gradient loss.
+  """The selected of N completions as a batch for a policy-gradient loss.
 
   A row that could not be scored keeps its tokens and gets no weight.
-
-  Args:
-    advantages: [N].
-    baselines: [N].
-    weighting: [B, T] mask of completions -> weights.
-    skipped: [N] int, tokens at a completion's start that have no weight; None:
-      those that were given.
-    selected: [rows], indices of the rows to take; default: all.
-    rows: B, rows to pad to with empty ones; default: none is added.
-    columns: columns to pad to; default: the bucket of the longest row.
   """
-  selected = np.arange(len(rollout.tokens)) if selected is None else selected
   prompts = [rollout.requests.prompts[i] for i in rollout.prompt_index]
   scored = scores.scored & (rollout.lengths > 0)
   groups = (-1, rollout.requests.samples_per_prompt)
   right = (scores.correct & scored).reshape(groups).sum(axis=1)
   accuracy = right / scored.reshape(groups).sum(axis=1).clip(min=1)
   lengths = rollout.prefix_lengths
-  skipped = lengths if skipped is None else skipped
-
-  def padded(values: np.ndarray) -> np.ndarray:
-    out = np.zeros(len(selected) if rows is None else rows, np.float32)
-    out[: len(selected)] = values[selected]
-    return out
+  of_rows = lambda values: values[selected].astype(np.float32)
 
   def split(n: int) -> tuple[np.ndarray, np.ndarray]:
     completion = rollout.tokens[n, : rollout.lengths[n]]
@@ -227,8 +211,7 @@ def rl_batch(
 
   plain = token_batch(
     [split(n) for n in selected],
-    lambda mask: weighting(mask * padded(scored)[:, None]),
-    rows=rows,
+    lambda mask: weighting(mask * of_rows(scored)[:, None]),
     columns=columns,
   )
   sampler_logprobs, prefixed = np.zeros((2, *plain.tokens.shape), np.float32)
@@ -237,18 +220,18 @@ def rl_batch(
     sampler_logprobs[row, start : start + length] = rollout.logprobs[n, :length]
     prefixed[row, start : start + lengths[n]] = 1.0
   return RLBatch(
-    **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
-    advantages=padded(advantages)[:, None] * np.float32(plain.weights > 0),
-    rewards=padded(np.where(scored, scores.rewards, 0.0)),
-    baselines=padded(baselines),
-    scored=padded(scored),
+    **vars(plain),
+    advantages=of_rows(advantages)[:, None] * np.float32(plain.weights > 0),
+    rewards=of_rows(np.where(scored, scores.rewards, 0.0)),
+    baselines=of_rows(baselines),
+    scored=of_rows(scored),
     sampler_logprobs=sampler_logprobs,
     old_logprobs=None,
     ref_logprobs=None,
     prefixed=None if rollout.requests.prefixes is None else prefixed,
-    questions=padded(rollout.prompt_index).astype(np.int32),
-    correct=padded(scores.correct),
-    accuracy=padded(accuracy[rollout.prompt_index]),
+    questions=rollout.prompt_index[selected],
+    correct=of_rows(scores.correct),
+    accuracy=of_rows(accuracy[rollout.prompt_index]),
   )
 
 

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,8 @@ from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.training import programs, sharding, sources
 from bilevel_jax.types import Demonstration, TokenBatch, Tree
 
-
-class Expert(NamedTuple):
-  """A model whose log-probs are asked for."""
-
-  logprobs: Callable[[TokenBatch], jax.Array]
-  """batch -> [B, T] float32."""
+Expert: TypeAlias = Callable[[TokenBatch], jax.Array]
+"""A model whose log-probs are asked for: batch -> [B, T] float32."""
 
 
 def load_expert(
@@ -89,7 +85,7 @@ def score(
       [demonstrations[i] for i in chosen], lambda mask: mask, rows=rows
     )
     batch = sharding.place_batch(packing.pack(batch, how), mesh)
-    values = np.asarray(expert.logprobs(batch))
+    values = np.asarray(expert(batch))
     for row, i in enumerate(chosen):
       first = len(demonstrations[i].prompt)
       found[i] = values[row, first : length(demonstrations[i])]
@@ -129,7 +125,7 @@ def _load(
       mesh, jax.sharding.PartitionSpec()
     ),
   )
-  return Expert(lambda batch: program(tree, None, batch))
+  return lambda batch: program(tree, None, batch)
 
 
 def _check_vocabulary(

@@ -281,7 +281,7 @@ class Host:
         run.state.base, run.state.adapter, batch
       )
     if run.expert is not None:
-      found["expert_logprobs"] = run.expert.logprobs(batch)
+      found["expert_logprobs"] = run.expert(batch)
     if (reference := run.reference_tree()) is not None:
       found["ref_logprobs"] = run.learner.programs.logprobs(
         reference, None, batch

@@ -67,12 +67,13 @@ def choose(
     ConfigError: sizes that do not divide what they split, or a run that does
       not fit, with the table of what it would take.
   """
+  plan_of = lambda sizes: memory_plan.plan(
+    settings, architecture, sizes.abstract(), device_bytes
+  )
   asked = settings.mesh
   if (asked.data, asked.fsdp, asked.tensor) != (None, None, None):
     sizes = _as_asked(asked, devices)
-    plan = memory_plan.plan(
-      settings, architecture, sizes.abstract(), device_bytes
-    )
+    plan = plan_of(sizes)
     _check_fits(plan, sizes, device_bytes)
     return Choice(sizes, plan, "as mesh.* says")
   refused: errors.ConfigError | None = None
@@ -82,9 +83,7 @@ def choose(
     if architecture.kv_heads % sizes.tensor:
       continue
     try:
-      plan = memory_plan.plan(
-        settings, architecture, sizes.abstract(), device_bytes
-      )
+      plan = plan_of(sizes)
     except errors.ConfigError as error:
       refused = error
       continue

@@ -8,6 +8,7 @@ import optax
 import optax.contrib
 
 from bilevel_jax import config
+from bilevel_jax.training import sharding
 
 # Layers are stacked, so a norm's scale is [L, D] and a bias [L, out]: what is
 # a matrix cannot be told from the number of dimensions.
@@ -89,7 +90,6 @@ def muon_and(
   stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
   def rescale(updates, params=None):
-    del params
     return jax.tree.map(
       lambda u: 0.2 * math.sqrt(max(u.shape[1:])) * u, updates
     )
@@ -115,19 +115,19 @@ def muon_and(
 
 
 def _is_stacked_matrix(path) -> bool:
-  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  name = sharding.path_name(path)
   return name.startswith("layers/") and name.endswith("/kernel")
 
 
 def decayed(params: optax.Params) -> optax.Params:
   """Returns, for each leaf, whether weight decay applies: by its name."""
 
-  def one(path, leaf):
-    del leaf
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return name.rsplit("/", 1)[-1] not in NOT_DECAYED
-
-  return jax.tree_util.tree_map_with_path(one, params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: (
+      sharding.path_name(path).rsplit("/", 1)[-1] not in NOT_DECAYED
+    ),
+    params,
+  )
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -143,7 +143,6 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   """
 
   def update(updates, state, params=None):
-    del params
     squares = sum(jnp.sum(jnp.square(u)) for u in jax.tree.leaves(updates))
     divisor = jnp.sqrt(jnp.maximum(1.0, squares / max_norm**2))
     return jax.tree.map(lambda u: u / divisor.astype(u.dtype), updates), state

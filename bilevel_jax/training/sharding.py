@@ -86,14 +86,15 @@ def shardings(tree: types.Tree, mesh: Mesh, rules: Rules = RULES) -> types.Tree:
   """
 
   def one(path, leaf):
-    name = _name(path)
-    rule = _find(name, leaf.shape, rules)
-    if rule is None:
+    name = path_name(path)
+    matching = (axes for pattern, axes in rules if re.search(pattern, name))
+    spec = next(matching, None) if leaf.shape else PartitionSpec()
+    if spec is None:
       raise errors.ConfigError(
         f"no sharding rule names {name} of shape {leaf.shape}"
       )
-    _check_divides(name, leaf.shape, rule[1], mesh)
-    return jax.sharding.NamedSharding(mesh, rule[1])
+    _check_divides(name, leaf.shape, spec, mesh)
+    return jax.sharding.NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -117,19 +118,9 @@ def state_shardings(
   )
 
 
-def _name(path) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
+  """Returns a leaf's path as the rules see it: `layers/q/kernel`."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _find(
-  name: str, shape: Sequence[int], rules: Rules
-) -> tuple[str, PartitionSpec] | None:
-  if not shape:
-    return "", PartitionSpec()
-  for pattern, spec in rules:
-    if re.search(pattern, name):
-      return pattern, spec
-  return None
 
 
 def _check_divides(

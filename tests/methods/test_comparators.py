@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from bilevel_jax.bilevel import problem as problem_lib
-from bilevel_jax.methods import chord, sasr, terms
+from bilevel_jax.methods import chord, diagnostics, terms
 from bilevel_jax.objectives import policy_gradient, token_weights
 from bilevel_jax.training import learner
 from bilevel_jax.types import Demonstration
@@ -276,11 +276,11 @@ def test_the_meta_gradient_is_the_slope_of_what_one_step_earned(world):
 
 
 def test_sasrs_gate_runs_from_sft_to_rl():
-  norms = jnp.float32(2.0), jnp.float32(3.0)
-  assert float(sasr.probability(*norms, gamma=0.0)) == 1.0
-  assert float(sasr.probability(*norms, gamma=1e30)) < 1e-20
-  np.testing.assert_allclose(sasr.probability(*norms, gamma=2.0), 2 / 8)
-  assert float(sasr.probability(*jnp.zeros((2, 1)), gamma=1.0)[0]) == 0.0
+  last, warm = jnp.float32(2.0), jnp.float32(3.0)
+  assert float(diagnostics.sft_share(last, 0.0 * warm)) == 1.0
+  assert float(diagnostics.sft_share(last, 1e30 * warm)) < 1e-20
+  np.testing.assert_allclose(diagnostics.sft_share(last, 2.0 * warm), 2 / 8)
+  assert float(diagnostics.sft_share(*jnp.zeros((2, 1)))[0]) == 0.0
 
 
 @pytest.mark.parametrize(("gamma", "kinds"), [(0.0, "SSSSSS"), (1e9, "SSRRRR")])

@@ -26,3 +26,9 @@ def test_a_field_has_its_type_bounds_default_and_meaning():
   assert "| `rl.clip` | `objective`, `weight` | `'objective'` |" in page
   assert "| `data.questions.fields` | group | empty |" in page
   assert "| `method.trapo.shares` | list of numbers |" in page
+
+
+def test_a_method_s_settings_begin_with_what_it_is():
+  page = write_reference.settings()
+  assert "## `method.hpt`\n\nHPT: each question to RL or SFT, by " in page
+  assert "learned from within a trust region (arXiv 2512.17636).\n" in page

@@ -81,7 +81,7 @@ def test_a_teacher_scores_rollouts_at_their_temperature(directory, tmp_path):
     assemble.demonstration_batch(examples, lambda mask: mask),
     gathered.learner.packing,
   )
-  scored = gathered.expert.logprobs(sharding.place_batch(batch, gathered.mesh))
+  scored = gathered.expert(sharding.place_batch(batch, gathered.mesh))
   for row, one in zip(scored, examples, strict=True):
     start = len(one.prompt)
     np.testing.assert_allclose(
