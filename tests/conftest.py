@@ -71,16 +71,16 @@ def programs_of_any_name():
 
   build, built = learner.build, {}
 
-  def build_once(settings, policy, mesh, demonstrations=1):
+  def build_once(settings, policy, mesh, *demonstrations):
     like = dataclasses.replace(
       settings,
       run_dir="",
       resume=False,
       model=dataclasses.replace(settings.model, weights=None),
     )
-    key = repr(like), policy, mesh, demonstrations
+    key = repr(like), policy, mesh, repr(demonstrations)
     if key not in built:
-      built[key] = build(settings, policy, mesh, demonstrations)
+      built[key] = build(settings, policy, mesh, *demonstrations)
     return built[key]
 
   with pytest.MonkeyPatch.context() as patch:

@@ -106,7 +106,11 @@ def last_state(settings: config.Config):
   mesh, _ = meshes.make(settings, model.architecture)
   streams = sources.build_streams(settings, model.tokenizer)
   built = learner.build(
-    settings, model.policy, mesh, len(streams.demonstrations or ())
+    settings,
+    model.policy,
+    mesh,
+    len(streams.demonstrations or ()),
+    sources.demonstration_groups(settings, streams),
   )
   abstract = learner.abstract_state(built.method, model.policy)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
