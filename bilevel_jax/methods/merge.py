@@ -35,8 +35,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   sft_updates = sft_steps * setup.updates_per_step
   rl_optimizer = setup.base_optimizer(None, setup.total_updates - sft_updates)
   sft_optimizer = setup.base_optimizer(options.sft_learning_rate, sft_updates)
-  by_rl = updates.rl(setup, optimizer=rl_optimizer)
-  by_sft = updates.sft(setup, optimizer=sft_optimizer)
+  by_rl = updates.descent(setup, "rl", optimizer=rl_optimizer)
+  by_sft = updates.descent(setup, "sft", optimizer=sft_optimizer)
   rest = 1 - options.rl_weight - options.sft_weight
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:

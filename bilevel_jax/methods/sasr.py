@@ -38,7 +38,8 @@ class Options:
 def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns SASR; the KL is to the policy that the warm-up made."""
   warmup_updates = options.warmup_steps * setup.updates_per_step
-  by_sft, by_rl = updates.sft(setup), updates.rl(setup)
+  by_sft = updates.descent(setup, "sft")
+  by_rl = updates.descent(setup, "rl")
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     return contract.new_state(

@@ -21,5 +21,5 @@ def build(
     ),
     init=lambda base, adapter: contract.new_state(setup.optimizers, base=base),
     plan=lambda step, scalars: plan,
-    update=updates.sft(setup, objective=objective),
+    update=updates.descent(setup, "sft", objective=objective),
   )

@@ -61,9 +61,11 @@ def stages(
     options.sft_learning_rate, sft_updates, sft_rate
   )
   rl_optimizer = setup.base_optimizer(None, setup.total_updates - sft_updates)
-  by_sft = updates.sft(setup, objective=objective, optimizer=sft_optimizer)
+  by_sft = updates.descent(
+    setup, "sft", objective=objective, optimizer=sft_optimizer
+  )
   if second is None:
-    by_rl = updates.rl(setup, optimizer=rl_optimizer)
+    by_rl = updates.descent(setup, "rl", optimizer=rl_optimizer)
   else:
     by_rl = second(rl_optimizer)
   keeps = reference == "after_sft"

@@ -73,8 +73,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   inner = sft_then_rl.stages(
     options,
     setup._replace(reference_dtype=None),  # there is no KL
-    second=lambda optimizer: updates.rl(
-      setup, objective=objective, optimizer=optimizer
+    second=lambda optimizer: updates.descent(
+      setup, "rl", objective=objective, optimizer=optimizer
     ),
   )
   sft_steps = sft_then_rl.sft_steps(options, setup)

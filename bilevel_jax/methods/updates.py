@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,53 +26,31 @@ class SFTRate:
 Update: TypeAlias = Callable[[TrainState, StepBatch], contract.Updated]
 
 
-def sft(
+def descent(
   setup: contract.Setup,
+  part: Literal["sft", "rl"],
   *,
   objective: problem.Objective | None = None,
   optimizer: optax.GradientTransformation | None = None,
 ) -> Update:
-  """Returns base <- base - lr grad L_SFT(base), on demonstrations.
+  """Returns base <- base - lr grad L(base).
 
   Args:
-    objective: in place of the plain SFT loss.
+    part: L_SFT on demonstrations, or L_RL on the policy's own rollouts.
+    objective: in place of the plain loss.
     optimizer: in place of the base's.
   """
-  return _descent(setup, "sft", objective or setup.sft_loss(), optimizer)
-
-
-def rl(
-  setup: contract.Setup,
-  *,
-  objective: problem.Objective | None = None,
-  optimizer: optax.GradientTransformation | None = None,
-) -> Update:
-  """Returns base <- base - lr grad L_RL(base), on the policy's own rollouts.
-
-  Args:
-    objective: in place of the plain RL loss.
-    optimizer: in place of the base's.
-  """
-  return _descent(setup, "rl", objective or setup.rl_loss(), optimizer)
-
-
-def _descent(
-  setup: contract.Setup,
-  part: str,
-  objective: problem.Objective,
-  optimizer: optax.GradientTransformation | None,
-) -> Update:
-  gradient = setup.gradient(objective)
+  plain = {"sft": setup.sft_loss, "rl": setup.rl_loss}[part]
+  gradient = setup.gradient(objective or plain())
   optimizers = {"base": optimizer or setup.optimizers["base"]}
 
   def update(state: TrainState, batch: StepBatch):
     found = gradient(state.base, None, getattr(batch, part))
     state, norms = contract.advance(state, optimizers, {"base": found.by_lower})
-    metrics = {f"{part}/loss": found.loss, **norms}
-    of_rollouts = {}
+    finite = metrics = {f"{part}/loss": found.loss, **norms}
     if part == "rl":
-      of_rollouts = diagnostics.rollout_metrics(batch.rl, found.aux)
-    return contract.Updated(state, metrics | of_rollouts, metrics)
+      metrics = metrics | diagnostics.rollout_metrics(batch.rl, found.aux)
+    return contract.Updated(state, metrics, finite)
 
   return update
 
@@ -90,7 +68,7 @@ def rl_method(
     needs=needs,
     init=lambda base, adapter: contract.new_state(setup.optimizers, base=base),
     plan=lambda step, scalars: plan,
-    update=rl(setup, objective=objective),
+    update=descent(setup, "rl", objective=objective),
     batches=batches,
   )
 
@@ -116,8 +94,8 @@ def by_turns(
   sft_optimizer = setup.base_optimizer(
     options.sft_learning_rate, total if sft_updates is None else sft_updates
   )
-  by_rl = rl(setup, optimizer=rl_optimizer)
-  by_sft = sft(setup, optimizer=sft_optimizer)
+  by_rl = descent(setup, "rl", optimizer=rl_optimizer)
+  by_sft = descent(setup, "sft", optimizer=sft_optimizer)
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     extra = {"idle": sft_optimizer.init(base)}
