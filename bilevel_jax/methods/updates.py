@@ -85,7 +85,7 @@ def by_turns(
 
   Args:
     rl_updates: of the run, for its schedule; None: as many as the run has.
-    sft_updates: those of SFT, likewise.
+    sft_updates: the same for the updates by SFT.
   """
   total = setup.total_updates
   rl_optimizer = setup.base_optimizer(
