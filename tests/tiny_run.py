@@ -109,7 +109,6 @@ def last_state(settings: config.Config):
     settings,
     model.policy,
     mesh,
-    len(streams.demonstrations or ()),
     sources.demonstration_groups(settings, streams),
   )
   abstract = learner.abstract_state(built.method, model.policy)

@@ -59,17 +59,13 @@ def along(
 ) -> jax.Array:
   """Returns [N], the derivatives <vector, dl_i/dx> of all terms.
 
-  `finite_difference` evaluates the terms twice, at lower +- e * vector,
-  e = 0.01 / norm(vector). `exact` transposes the reverse pass, at its memory.
+  `finite_difference` evaluates the terms twice
+  (`mixed_mode.central_difference`); `exact` transposes the reverse pass, at
+  its memory.
   """
   if mixed_product == "exact":
     at, pull_back = jax.vjp(losses, lower)
     return jax.grad(
       lambda weights: problem.inner(pull_back(weights)[0], vector)
     )(jnp.zeros_like(at))
-  norm = optax.tree.norm(vector)
-  # Along a zero vector any finite step gives the derivative, which is zero.
-  step = mixed_mode.RELATIVE_STEP / jnp.where(norm > 0, norm, 1)
-  above = losses(mixed_mode.add_scaled(lower, step, vector))
-  below = losses(mixed_mode.add_scaled(lower, -step, vector))
-  return (above - below) / (2 * step)
+  return mixed_mode.central_difference(losses, lower, vector)

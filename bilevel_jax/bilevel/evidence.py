@@ -20,8 +20,8 @@ weighted by the weights themselves. Two things are learned of z:
 
 so a weight stays at 1 until there is evidence. Only relative worth moves a
 weight: the level of d follows from how an optimiser normalises a step, where
-more of one gradient is less of all others. docs/hypergradients.md says what
-else was tried. Source: ours, of textbook parts; the variance of gamma is Liang
+more of one gradient is less of all others. docs/hypergradients.md has the
+reasons. Source: ours, of textbook parts; the variance of gamma is Liang
 and Zeger's (Biometrika 73, 1986).
 """
 
@@ -82,9 +82,7 @@ class Evidence:
   times: jax.Array  # [N] float32, steps that said anything of it
   known: jax.Array  # [N] bool, seen in any step
   weights: jax.Array  # [N] float32, 1 where not known
-  features: (
-    jax.Array | None
-  )  # [N, P] float32, when first seen; None: not pooled
+  features: jax.Array | None  # [N, P], as first seen; None: not pooled
   regression: Regression | None
 
 

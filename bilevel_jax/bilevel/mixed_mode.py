@@ -57,11 +57,21 @@ def product(
 
   if mixed_product == "exact":
     return jax.jvp(both, (lower,), (vector,))[1]
+  return central_difference(both, lower, vector)
+
+
+def central_difference(
+  function: Callable[[Tree], Tree], lower: Tree, vector: Tree
+) -> Tree:
+  """Returns d/de function(lower + e * vector) at e = 0, to O(e^2).
+
+  From lower +- e * vector, e = 0.01 / norm(vector).
+  """
   norm = optax.tree.norm(vector)
-  # At a zero vector any finite step gives the product, which is zero.
+  # Along a zero vector any finite step gives the derivative, which is zero.
   step = RELATIVE_STEP / jnp.where(norm > 0, norm, 1)
-  above = both(add_scaled(lower, step, vector))
-  below = both(add_scaled(lower, -step, vector))
+  above = function(add_scaled(lower, step, vector))
+  below = function(add_scaled(lower, -step, vector))
   return jax.tree.map(
     lambda x, y: ((x - y) / (2 * step)).astype(x.dtype), above, below
   )

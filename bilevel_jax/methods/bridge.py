@@ -16,7 +16,7 @@ the default first; the forms of the hypergradient are in
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -29,6 +29,7 @@ from bilevel_jax.fields import setting
 from bilevel_jax.methods import (
   contract,
   demonstration_weights,
+  estimators,
   hypergradients,
 )
 from bilevel_jax.models import attention
@@ -36,13 +37,7 @@ from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(demonstration_weights.Options, hypergradients.Options):
-  @property
-  def form(self) -> str:
-    """The hypergradient that moves the upper level."""
-    default = "penalty" if self.upper == "adapter" else "one_step"
-    return self.hypergradient or default
-
+class Options(demonstration_weights.Options, estimators.Options):
   penalty: float = setting(
     0.5,
     "lambda: the base descends (1 - lambda) L_SFT + lambda L_RL; also the "
@@ -124,7 +119,7 @@ def _rules_of_second_order(options: Options, settings: Any) -> Iterator[str]:
   exact = [
     name
     for name in options.second_order
-    if hypergradients.mixed_product(options, name) == "exact"
+    if estimators.mixed_product(options, name) == "exact"
   ]
   kernel, rl = settings.model.attention, settings.rl
   if exact and kernel not in ("auto", *attention.SECOND_ORDER):
@@ -133,7 +128,7 @@ def _rules_of_second_order(options: Options, settings: Any) -> Iterator[str]:
       f"model.attention={kernel} has first ones only: take chunked, or "
       "method.bridge.mixed_product=finite_difference"
     )
-  if not options.second_order or options.surrogate != "dice":
+  if not options.rl_twice or options.surrogate != "dice":
     return
   if rl.dual_clip is not None:
     yield (
@@ -154,6 +149,9 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   Raises:
     ConfigError: an optimiser that the hypergradient cannot differentiate.
   """
+  through = not estimators.DIFFERENTIATES_OPTIMIZER.isdisjoint(options.wanted)
+  if through:
+    _check_differentiable(setup.optimizers, "base")
   rule = _penalty_rule(options, setup.total_updates)
   if options.upper == "demonstrations":
     return demonstration_weights.build(options, setup, rule)
@@ -164,11 +162,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       None, setup.total_updates, plain=plain
     ),
   }
-  if not hypergradients.DIFFERENTIATES_OPTIMIZER.isdisjoint(options.wanted):
-    for name in ("base", "rl_only_base"):
-      unrolled.check_differentiable(
-        optimizers[name], f"the optimiser of {name}"
-      )
+  if through:
+    _check_differentiable(optimizers, "rl_only_base")
   twice = bool(options.second_order)
   levels = hypergradients.Levels(
     problem.Problem(
@@ -227,7 +222,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   plan = contract.Plan(
     rollouts=True,
     demonstrations=True,
-    old_logprobs=hypergradients.leaves_the_old_base(options),
+    old_logprobs=estimators.leaves_the_old_base(options),
   )
   # Joint SFT and RL, and RL once more at the RL-only base.
   counted = contract.Gradients(sft=1, rl=2)
@@ -242,6 +237,14 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     init=init,
     plan=lambda step, scalars: plan,
     update=update,
+  )
+
+
+def _check_differentiable(optimizers: Mapping[str, Any], name: str) -> None:
+  # Muon treats a model's matrices, known by their name, unlike all else.
+  example = {"layers": {"kernel": jnp.ones((1, 3, 3))}, "norm": jnp.ones(3)}
+  unrolled.check_differentiable(
+    optimizers[name], f"the optimiser of {name}", example
   )
 
 

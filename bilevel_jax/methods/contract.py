@@ -222,7 +222,7 @@ class DemonstrationGroups(NamedTuple):
 
   names: Sequence[str] = ()
   members: np.ndarray = np.zeros(0, np.int32)
-  """[demonstrations] int32, an index into names; empty without names."""
+  """[demonstrations] int32, an index into names; 0 without names."""
 
 
 class Setup(NamedTuple):
@@ -249,11 +249,14 @@ class Setup(NamedTuple):
   updates_per_step: int = 1
   reference_dtype: jax.typing.DTypeLike | None = None
   """Of a copy of the KL's reference policy; None: there is no KL term."""
-  demonstrations: int = 0
-  """How many there are: the ids of TokenBatch are below it."""
   demonstration_groups: DemonstrationGroups = DemonstrationGroups()
   seed: int = 0
   """Of a method's own random choices."""
+
+  @property
+  def demonstrations(self) -> int:
+    """How many there are: the ids of TokenBatch are below it."""
+    return len(self.demonstration_groups.members)
 
   @property
   def steps(self) -> int:

@@ -12,23 +12,25 @@ gain's derivative by s does not contain it. How derivatives move weights is
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel_jax import errors
 from bilevel_jax.bilevel import (
   cooperative,
   data_weights,
   evidence,
   implicit,
   problem,
+  schedules,
   unrolled,
 )
 from bilevel_jax.bilevel import penalty as penalty_form
 from bilevel_jax.fields import setting
-from bilevel_jax.methods import contract, diagnostics, hypergradients
+from bilevel_jax.methods import contract, diagnostics, estimators
 from bilevel_jax.types import (
   Metrics,
   StepBatch,
@@ -43,11 +45,6 @@ _NEVER_WORSE = 1e-2  # nats per token, so that a certain solution has a log
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  upper: Literal["adapter", "demonstrations"] = setting(
-    "adapter",
-    "the upper level's variables: LoRA factors, as in the paper, or a weight "
-    "for each demonstration",
-  )
   per: tuple[str, ...] = setting(
     ("features", "demonstration"),
     "what a demonstration's weight depends on, with upper=demonstrations: any "
@@ -131,14 +128,22 @@ class _Moved(NamedTuple):
 
 
 def build(
-  options: Any, setup: contract.Setup, schedule: Any
+  options: Any, setup: contract.Setup, schedule: schedules.Penalty
 ) -> contract.Method:
   """Returns BRIDGE with a weight for each demonstration.
 
   Args:
-    schedule: of the penalty, a `bilevel.schedules.Penalty`.
+    schedule: of the penalty, which weighs RL against SFT.
+
+  Raises:
+    ConfigError: weights by group of a single group.
   """
   groups = setup.demonstration_groups
+  if "group" in options.per and len(groups.names) == 1:
+    raise errors.ConfigError(
+      "method.bridge.per=group needs demonstrations of two groups or more, got "
+      f"one, {groups.names[0]!r}"
+    )
   form = evidence.Form(
     pooled_rate=options.pooled_rate,
     own_rate=options.own_rate if "demonstration" in options.per else 0.0,
@@ -169,7 +174,6 @@ def build(
   )
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
-    del adapter
     extra = {
       "penalty_rule": schedule.init(),
       "evidence": evidence.nothing(setup.demonstrations, count),
@@ -190,7 +194,6 @@ def build(
     says = jnp.any((batch.rl.advantages != 0) & (batch.rl.weights > 0))
 
     def weigh(logprobs, entropies, part):
-      del entropies
       found = features(logprobs, part)
       return evidence.weights(known, form, part.ids, found)[:, None]
 
@@ -226,7 +229,7 @@ def build(
   plan = contract.Plan(
     rollouts=True,
     demonstrations=True,
-    old_logprobs=options.form == "unrolled",
+    old_logprobs=options.rl_twice and estimators.leaves_the_old_base(options),
   )
   return contract.Method(
     needs=contract.Needs(
@@ -275,7 +278,7 @@ def _one_step(options: Any, setup: contract.Setup):
       losses,
       base,
       direction,
-      mixed_product=options.mixed_product or "finite_difference",
+      mixed_product=estimators.mixed_product(options, "one_step"),
     )
     agreement = problem.agreement(sft.by_lower, rl.by_lower)
     state, norms = contract.advance(state, {"base": optimizer}, {"base": total})
@@ -304,6 +307,7 @@ def _by_estimator(options: Any, setup: contract.Setup):
     lambda base, s, batch: rl_loss(base, None, batch)
   )
   plain = setup.sft_loss()
+  product = estimators.mixed_product(options, options.form)
   sft_gradient = setup.gradient(
     lambda base, s, batch: plain(base, None, weighted(batch, s))
   )
@@ -311,18 +315,17 @@ def _by_estimator(options: Any, setup: contract.Setup):
     unrolled.unrolled(
       optimizer,
       steps=options.inner_steps,
-      mixed_product=options.mixed_product or "exact",
+      mixed_product=product,
     )
     if options.form == "unrolled"
     else implicit.implicit(
-      hypergradients.linear_solver(options),
+      estimators.linear_solver(options),
       damping=options.damping,
-      mixed_product=options.mixed_product or "exact",
+      mixed_product=product,
     )
   )
 
   def move(state, batch, penalty, weigh, says) -> _Moved:
-    del says
     base = state.base
     _, aux = plain(base, None, batch.sft)
     s = jnp.ravel(weigh(aux["logprobs"], None, batch.sft))
@@ -339,10 +342,7 @@ def _by_estimator(options: Any, setup: contract.Setup):
     before, gradients = found.lower_aux, {}
     if options.form == "unrolled":
       before = jax.tree.map(lambda x: x[0], before)
-      states = {"base": found.optimizer_state}
-      state = dataclasses.replace(
-        state, base=found.lower, optimizer_states=states
-      )
+      state = estimators.moved(state, "base", found)
     else:
       gradients["base"] = both(base, s, (batch.sft, batch.rl)).by_lower
     state, norms = contract.advance(state, {"base": optimizer}, gradients)

@@ -12,7 +12,7 @@ is differentiated twice, so its surrogate matters (`method.bridge.surrogate`).
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,91 +20,16 @@ import optax
 
 from bilevel_jax.bilevel import cooperative, implicit, unrolled
 from bilevel_jax.bilevel import penalty as penalty_form
-from bilevel_jax.bilevel.mixed_mode import MixedProduct
 from bilevel_jax.bilevel.problem import (
   Agreement,
   Gradient,
   GradientFunction,
-  Hypergradient,
   Objective,
   Problem,
   agreement,
 )
-from bilevel_jax.fields import setting
-from bilevel_jax.methods import diagnostics
+from bilevel_jax.methods import diagnostics, estimators
 from bilevel_jax.types import Metrics, RLBatch, StepBatch, TrainState, Tree
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  hypergradient: (
-    Literal["penalty", "unrolled", "implicit", "one_step"] | None
-  ) = setting(
-    None,
-    "how the upper level's gradient is estimated; default: penalty for the "
-    "adapter, one_step for demonstrations",
-  )
-  compare_with: tuple[str, ...] = setting(
-    (), "other hypergradients whose cosine with ours is logged, at their cost"
-  )
-  gain_weight: float = setting(
-    1.0,
-    "weight of the cooperative gain in the adapter's gradient, with "
-    "hypergradient=penalty",
-    at_least=0,
-  )
-  surrogate: Literal["dice", "fixed_sample"] = setting(
-    "dice", "RL loss of the second-order hypergradients"
-  )
-  mixed_product: Literal["exact", "finite_difference"] | None = setting(
-    None,
-    "second derivatives: a jvp, or a difference of two gradients; default: "
-    "exact, but for one_step, which is to be cheap, a difference",
-  )
-  inner_steps: int = setting(
-    1, "optimiser steps that hypergradient=unrolled goes through", at_least=1
-  )
-  solver: Literal["conjugate_gradient", "neumann"] = setting(
-    "conjugate_gradient", "linear solver of hypergradient=implicit"
-  )
-  solver_iterations: int = setting(
-    8, "most products of the solver with the Hessian", at_least=1
-  )
-  solver_tolerance: float = setting(
-    1e-3, "relative residual that ends solver=conjugate_gradient", at_least=0
-  )
-  neumann_step: float = setting(
-    1e-2, "learning rate of solver=neumann", above=0
-  )
-  damping: float = setting(
-    1.0, "multiple of the identity added to implicit's Hessian", at_least=0
-  )
-  rl_only_base: Literal["persistent", "one_step", "resync"] = setting(
-    "persistent",
-    "the copy of the base that RL alone trains, against which the gain is "
-    "measured: never reset (persistent), made anew from the base by one RL "
-    "update in each step (one_step), or set to the base now and then (resync)",
-  )
-  rl_only_ratio: Literal["behaviour", "on_policy"] = setting(
-    "behaviour",
-    "policy that the RL-only copy's ratio is taken against: the one that "
-    "sampled, or the copy's own",
-  )
-
-  @property
-  def form(self) -> str:
-    """The hypergradient that moves the upper level."""
-    return self.hypergradient or "penalty"
-
-  @property
-  def wanted(self) -> tuple[str, ...]:
-    """The forms that are computed, the one that moves the adapter first."""
-    return (self.form, *self.compare_with)
-
-  @property
-  def second_order(self) -> list[str]:
-    """The wanted forms that differentiate the losses twice."""
-    return [name for name in self.wanted if name in SECOND_ORDER]
 
 
 class Levels(NamedTuple):
@@ -130,7 +55,7 @@ Form: TypeAlias = Callable[[TrainState, StepBatch, jax.Array], Proposal]
 """(state, batch, penalty) -> Proposal."""
 
 
-def penalty(options: Options, levels: Levels) -> Form:
+def penalty(options: estimators.Options, levels: Levels) -> Form:
   """Returns BRIDGE's penalty form: three gradients at the old parameters."""
   rebuilt = options.rl_only_base == "one_step"
 
@@ -175,7 +100,7 @@ def penalty(options: Options, levels: Levels) -> Form:
   return propose
 
 
-def unroll(options: Options, levels: Levels) -> Form:
+def unroll(options: estimators.Options, levels: Levels) -> Form:
   """Returns the form that differentiates through the optimiser's steps.
 
   Both bases are where their K steps took them; only the adapter is left to
@@ -183,11 +108,11 @@ def unroll(options: Options, levels: Levels) -> Form:
   """
   upper, lower = map(levels.gradient, levels.problem)
   kept = options.rl_only_base != "one_step"
-  estimators = {
+  through = {
     name: unrolled.unrolled(
       levels.optimizers[name],
       steps=options.inner_steps,
-      mixed_product=mixed_product(options, "unrolled"),
+      mixed_product=estimators.mixed_product(options, "unrolled"),
     )
     for name in ("base", "rl_only_base")
   }
@@ -196,8 +121,8 @@ def unroll(options: Options, levels: Levels) -> Form:
 
   def propose(state, batch, penalty):
     found = cooperative.cooperative(
-      estimators["base"],
-      estimators[copy],
+      through["base"],
+      through[copy],
       upper,
       lower,
       state.base,
@@ -210,9 +135,9 @@ def unroll(options: Options, levels: Levels) -> Form:
       lower_only_state=state.optimizer_states[copy],
       lower_only_batch=_unrolled_rl_only_batch(options),
     )
-    state = _moved(state, "base", found.joint)
+    state = estimators.moved(state, "base", found.joint)
     if kept:
-      state = _moved(state, "rl_only_base", found.lower_only)
+      state = estimators.moved(state, "rl_only_base", found.lower_only)
     first = jax.tree.map(lambda x: x[0], found.joint.lower_aux)
     return Proposal(
       state,
@@ -223,13 +148,13 @@ def unroll(options: Options, levels: Levels) -> Form:
   return propose
 
 
-def by_implicit_function(options: Options, levels: Levels) -> Form:
+def by_implicit_function(options: estimators.Options, levels: Levels) -> Form:
   """Returns the form that takes both bases to be where they are heading."""
   upper, lower = map(levels.gradient, levels.problem)
   estimator = implicit.implicit(
-    linear_solver(options),
+    estimators.linear_solver(options),
     damping=options.damping,
-    mixed_product=mixed_product(options, "implicit"),
+    mixed_product=estimators.mixed_product(options, "implicit"),
   )
 
   def propose(state, batch, penalty):
@@ -267,7 +192,7 @@ def by_implicit_function(options: Options, levels: Levels) -> Form:
   return propose
 
 
-def one_step(options: Options, levels: Levels) -> Form:
+def one_step(options: estimators.Options, levels: Levels) -> Form:
   """Returns the form that expands one step of both bases to first order.
 
   Nothing is evaluated after the step, so no cooperative gain is measured.
@@ -286,7 +211,7 @@ def one_step(options: Options, levels: Levels) -> Form:
       weight=penalty,
       optimizer=optimizer,
       optimizer_state=state.optimizer_states["base"],
-      mixed_product=mixed_product(options, "one_step"),
+      mixed_product=estimators.mixed_product(options, "one_step"),
     )
     at_upper, at_lower = found.of_upper, found.of_lower
     gradients = {
@@ -308,49 +233,16 @@ def one_step(options: Options, levels: Levels) -> Form:
   return propose
 
 
-FORMS: dict[str, Callable[[Options, Levels], Form]] = {
+FORMS: dict[str, Callable[[estimators.Options, Levels], Form]] = {
   "penalty": penalty,
   "unrolled": unroll,
   "implicit": by_implicit_function,
   "one_step": one_step,
 }
-SECOND_ORDER = frozenset({"unrolled", "implicit", "one_step"})
-"""Forms that need second derivatives of the two losses."""
-DIFFERENTIATES_OPTIMIZER = frozenset({"unrolled", "one_step"})
-
-
-def linear_solver(options: Options) -> implicit.Solver:
-  """Returns the solver of the implicit form."""
-  if options.solver == "neumann":
-    return implicit.neumann(
-      terms=options.solver_iterations, step=options.neumann_step
-    )
-  return implicit.conjugate_gradient(
-    iterations=options.solver_iterations, tolerance=options.solver_tolerance
-  )
-
-
-def mixed_product(options: Options, form: str) -> MixedProduct:
-  """Returns how a form takes its products with second derivatives."""
-  if options.mixed_product is not None:
-    return options.mixed_product
-  return "finite_difference" if form == "one_step" else "exact"
-
-
-def leaves_the_old_base(options: Options) -> bool:
-  """Returns whether the RL loss is taken at other bases than the old one.
-
-  Then the log-probs of the policy that sampled must come with the batch: a
-  loss's own, stopped, would move along with the base.
-  """
-  return "unrolled" in options.wanted or any(
-    mixed_product(options, name) == "finite_difference"
-    for name in options.second_order
-  )
 
 
 def _rl_only_batch(
-  options: Options, batch: RLBatch, aux: dict[str, jax.Array]
+  options: estimators.Options, batch: RLBatch, aux: dict[str, jax.Array]
 ) -> RLBatch:
   """The shared rollouts, as the RL-only copy's ratio needs them."""
   if options.rl_only_ratio == "on_policy":
@@ -360,16 +252,9 @@ def _rl_only_batch(
   return batch
 
 
-def _unrolled_rl_only_batch(options: Options):
+def _unrolled_rl_only_batch(options: estimators.Options):
   # Old log-probs are given here (`Plan.old_logprobs`): no aux is needed.
   return lambda batch, aux: _rl_only_batch(options, batch, {})
-
-
-def _moved(state: TrainState, name: str, found: Hypergradient) -> TrainState:
-  states = state.optimizer_states | {name: found.optimizer_state}
-  return dataclasses.replace(
-    state, optimizer_states=states, **{name: found.lower}
-  )
 
 
 def _metrics(

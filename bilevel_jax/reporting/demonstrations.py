@@ -16,7 +16,10 @@ def summary(run_dir: str | pathlib.Path) -> list[str]:
   Args:
     run_dir: a run directory, with `demonstrations.jsonl` or without.
   """
-  rows = _rows(run_dir)
+  return _summary(_rows(run_dir))
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   if not rows:
     return []
   total = sum(row["weight"] for row in rows)
@@ -46,7 +49,7 @@ def section(run_dir: str | pathlib.Path) -> str:
     return ""
   measured = [row for row in rows if row["effect"] is not None]
   measured.sort(key=lambda row: (-row["weight"], -row["effect"]))
-  words = "".join(map(pages.paragraph, summary(run_dir)))
+  words = "".join(map(pages.paragraph, _summary(rows)))
   most, least = measured[:_SHOWN], measured[_SHOWN:][::-1][:_SHOWN]
   parts = [words]
   for title, chosen in (("Most useful", most), ("Least useful", least)):

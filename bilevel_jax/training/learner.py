@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bilevel_jax import config, errors, methods
 from bilevel_jax.methods import accumulation, contract, terms
@@ -15,6 +16,8 @@ from bilevel_jax.random_streams import Stream
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import optimizers, programs, sharding
 from bilevel_jax.types import Policy, TrainState, Tree
+
+_ONE = contract.DemonstrationGroups(members=np.zeros(1, np.int32))
 
 
 class Learner(NamedTuple):
@@ -34,19 +37,17 @@ def build(
   settings: config.Config,
   policy: Policy,
   mesh: jax.sharding.Mesh,
-  demonstrations: int = 1,
-  groups: contract.DemonstrationGroups = contract.DemonstrationGroups(),
+  groups: contract.DemonstrationGroups = _ONE,
 ) -> Learner:
   """Returns the method of the settings, compiled for a mesh.
 
   Args:
-    demonstrations: how many the run has.
-    groups: which of them belong together.
+    groups: those of the run's demonstrations, with a member for each.
 
   Raises:
     ConfigError: an unknown method, or a mesh that does not divide the state.
   """
-  method = build_method(settings, policy, demonstrations, groups)
+  method = build_method(settings, policy, groups)
   rl = settings.rl
   compiled = programs.compile_programs(
     method,
@@ -79,8 +80,7 @@ def build(
 def build_method(
   settings: config.Config,
   policy: Policy,
-  demonstrations: int = 1,
-  groups: contract.DemonstrationGroups = contract.DemonstrationGroups(),
+  groups: contract.DemonstrationGroups = _ONE,
 ) -> contract.Method:
   """Returns the method of the settings, nothing compiled.
 
@@ -146,7 +146,6 @@ def build_method(
       total_updates=total_updates,
       updates_per_step=settings.updates_per_step,
       reference_dtype=reference_dtype(settings),
-      demonstrations=demonstrations,
       demonstration_groups=groups,
       seed=settings.seed,
     ),

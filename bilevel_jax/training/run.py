@@ -64,7 +64,6 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       settings,
       model.policy,
       mesh,
-      len(streams.demonstrations or ()),
       sources.demonstration_groups(settings, streams),
     )
     needs = learner.method.needs

@@ -206,10 +206,15 @@ def demonstration_groups(
     ConfigError: a demonstration without that field, or too many groups.
   """
   field = settings.data.demonstration_group
-  if field is None or streams.demonstrations is None:
+  if streams.demonstrations is None:
     return contract.DemonstrationGroups()
+  questions = streams.demonstrations.questions
+  if field is None:
+    return contract.DemonstrationGroups(
+      members=np.zeros(len(questions), np.int32)
+    )
   values = []
-  for question in streams.demonstrations.questions:
+  for question in questions:
     if (value := question.meta.get(field)) is None:
       raise errors.ConfigError(
         f"data.demonstration_group must name a field of every demonstration, "

@@ -178,8 +178,9 @@ class World:
       }
     own = {f"method.{name}.{key}": value for key, value in options.items()}
     settings = settings_of(name, changes | own)
-    count = len(np.asarray(self.sft.tokens))
-    return learner.build_method(settings, self.policy, demonstrations=count)
+    members = np.zeros(len(np.asarray(self.sft.tokens)), np.int32)
+    groups = contract.DemonstrationGroups(members=members)
+    return learner.build_method(settings, self.policy, groups)
 
   def start(self, method: contract.Method, **changes) -> types.TrainState:
     adapter = self.adapter if method.needs.adapter else None

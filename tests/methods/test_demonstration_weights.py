@@ -118,23 +118,56 @@ def test_a_ranking_says_what_was_learned(world):
   assert np.isfinite(found.effect).all()
 
 
-def test_groups_are_features(world):
-  groups = contract.DemonstrationGroups(
-    ("a", "b"), np.arange(6, dtype=np.int32) % 2
-  )
+def _grouped(world, *names):
+  """The method with a weight by group, of six demonstrations in turns."""
+  members = np.arange(6, dtype=np.int32) % len(names)
   changes = {
     "method.bridge.upper": "demonstrations",
     "method.bridge.per": ("group",),
     "data.demonstration_group": "kind",
   }
+  groups = contract.DemonstrationGroups(names, members)
   settings = settings_of("bridge", changes)
-  method = conftest.learner.build_method(settings, world.policy, 6, groups)
+  return conftest.learner.build_method(settings, world.policy, groups)
+
+
+def test_groups_are_features(world):
+  method = _grouped(world, "a", "b")
   state, metrics = sgd.run(method, world.start(method), _batch(world))
   features = state.extra["evidence"].features
-  np.testing.assert_array_equal(features, np.eye(2)[groups.members])
+  np.testing.assert_array_equal(features, np.eye(2)[[0, 1, 0, 1, 0, 1]])
   assert {"demonstrations/weight_of_a", "demonstrations/weight_of_b"} <= set(
     metrics
   )
+
+
+def test_one_group_is_no_group(world):
+  with pytest.raises(errors.ConfigError, match="two groups or more, got one"):
+    _grouped(world, "a")
+
+
+@pytest.mark.parametrize("hypergradient", ["one_step", "unrolled"])
+def test_an_optimiser_without_a_derivative_is_refused(world, hypergradient):
+  changes = {
+    "method.bridge.upper": "demonstrations",
+    "method.bridge.hypergradient": hypergradient,
+    "optimizer.base.name": "muon",
+  }
+  with pytest.raises(errors.ConfigError, match="optimiser of base"):
+    conftest.learner.build_method(settings_of("bridge", changes), world.policy)
+
+
+@pytest.mark.parametrize(
+  ("options", "wanted"),
+  [
+    ({}, False),
+    ({"hypergradient": "unrolled"}, True),
+    ({"hypergradient": "implicit"}, False),
+    ({"hypergradient": "implicit", "mixed_product": "finite_difference"}, True),
+  ],
+)
+def test_a_loss_at_another_base_has_the_old_log_probs(world, options, wanted):
+  assert _method(world, **options).plan(0, {}).old_logprobs is wanted
 
 
 @pytest.mark.parametrize(
