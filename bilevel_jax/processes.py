@@ -223,14 +223,22 @@ def together() -> Iterator[None]:
 
 
 def _meet(complaint: str) -> None:
-  message = np.zeros(_MESSAGE_BYTES, np.uint8)
-  said = complaint.encode()[:_MESSAGE_BYTES]
-  message[: len(said)] = np.frombuffer(said, np.uint8)
-  for process, row in enumerate(gather(message)):
-    if row.any():
-      text = bytes(row[row > 0]).decode(errors="ignore")
+  for process, text in enumerate(texts(complaint)):
+    if text:
       where = f" (process {process})" if process else ""
       raise SharedError(text + where) from None
+
+
+def texts(mine: str) -> list[str]:
+  """Returns a text of each process; of several, its first 2048 bytes."""
+  if not several():
+    return [mine]
+  message = np.zeros(_MESSAGE_BYTES, np.uint8)
+  said = mine.encode(errors="replace")[:_MESSAGE_BYTES]
+  message[: len(said)] = np.frombuffer(said, np.uint8)
+  return [
+    bytes(row[row > 0]).decode(errors="ignore") for row in gather(message)
+  ]
 
 
 def on_first(work: Callable[[], _T]) -> _T | None:

@@ -14,6 +14,7 @@ from bilevel_jax.reporting import run_report, terminal
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers
 from bilevel_jax.runs import directory as run_directory
+from bilevel_jax.runs import reward_failures
 from bilevel_jax.runs.writers import Writers
 from bilevel_jax.training import (
   checkpoint,
@@ -123,7 +124,7 @@ def steps(
       screen.note(_opening(run))
       before = None
       if first == 0:
-        before = _evaluate(run, 0, writers, screen)
+        before = _evaluate(run, 0, directory, writers, screen)
         writers.step(0, before.metrics() if before else {})
       elif run.streams.held_out is not None:
         before = benchmarks.Result.from_metrics(directory.logged_at(0))
@@ -132,7 +133,7 @@ def steps(
         if "evaluation/correct" in logged:
           after = benchmarks.Result.from_metrics(logged)
         else:  # it was to have more steps then
-          after = _evaluate(run, first, writers, screen)
+          after = _evaluate(run, first, directory, writers, screen)
         _finish(run, directory, screen, before, after)
         yield Step(
           number=first,
@@ -154,7 +155,7 @@ def steps(
         end = done if run_lib.spent(run) else settings.steps
         after = None
         if run_lib.due(settings.evaluation.every, done, end):
-          after = _evaluate(run, done, writers, screen)
+          after = _evaluate(run, done, directory, writers, screen)
         logged = taken.metrics | (after.metrics() if after else {})
         writers.step(done, logged)
         _stop_if_non_finite(run, done)
@@ -241,6 +242,7 @@ def _finish(
 def _evaluate(
   run: run_lib.Run,
   step: int,
+  directory: run_directory.RunDirectory,
   writers: Writers,
   screen: terminal.Display,
 ) -> benchmarks.Result | None:
@@ -266,6 +268,7 @@ def _evaluate(
     sharding=run.rows,
   )
   writers.answers(step, records)
+  _log_failures(run, step, directory, screen, "evaluation")
   screen.evaluation(step, result)
   return result
 
@@ -313,31 +316,27 @@ def _stop_if_non_finite(run: run_lib.Run, done: int) -> None:
     )
 
 
-_FAILURES_KEPT = 20  # of a step
-
-
 def _log_failures(
   run: run_lib.Run,
   done: int,
   directory: run_directory.RunDirectory,
   screen: terminal.Display,
+  during: str = "",
 ) -> None:
   """Writes why completions could not be scored; shows the run's first one."""
-  found = run.scorer.failures[:_FAILURES_KEPT]
-  run.scorer.failures = []
+  mine = reward_failures.render(done, run.scorer.take_failures(), during)
+  found = [text.rstrip() for text in processes.texts(mine) if text]
   if not found or not processes.is_first():
     return
-  first = not directory.reward_failures.exists()
-  with directory.reward_failures.open("a", encoding="utf-8") as file:
-    for failure in found:
-      completion = ascii(failure.completion)
-      file.write(f"step {done}: {failure.reason}\ncompletion: {completion}\n\n")
-  if first:
+  entries = "\n".join([*found, ""])
+  path = directory.reward_failures
+  if not path.exists():
+    first = entries.split("\nstep ")[0].splitlines()
     screen.note(
-      f"a reward failed at step {done}, and the completion is left out: "
-      f"{found[0].reason}\ncompletion: {found[0].completion!r:.200}\n"
-      f"more of them: {directory.reward_failures}"
+      "a reward failed, and its completion is left out (more of them: "
+      f"{path})\n" + "\n".join(f"{line:.300}" for line in first)
     )
+  reward_failures.append(path, entries)
 
 
 def _stop_if_unscored(

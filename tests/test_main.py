@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -108,6 +109,16 @@ def _refused(settings) -> str:
     ),
     ({"reward.verifiers": ("no.such.module.f",)}, "no.such.module"),
     ({"reward.verifiers": ("regex",)}, "reward.pattern must be set"),
+    (
+      {"reward.verifiers": ("number", "math", "number")},
+      "reward.verifiers must name each verifier once, got number 2 times",
+    ),
+    ({"reward.deadline_s": math.inf}, "reward.deadline_s must be a finite"),
+    (
+      {"reward.weights": (1e39,)},
+      "reward.weights must be numbers below 1e30 in size, got 1e+39",
+    ),
+    ({"reward.weights": (math.nan,)}, "reward.weights must be numbers below"),
     ({"data.questions.task": "arithmetics"}, "arithmetics"),
     ({"resume": True}, "resume"),
   ],

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import chex
@@ -245,3 +246,27 @@ def test_a_reward_that_never_works_stops_the_run_and_says_why(
   failures = (directory / "unscored" / "reward_failures.txt").read_text()
   assert failures.count("KeyError: 'gold'") == 3 * 12
   assert "step 3: tests.tiny_run.broken raised" in failures
+
+
+def test_failures_of_every_round_and_evaluation_are_on_file(directory):
+  changes = {
+    "steps": 1,
+    "reward__verifiers": ("tests.tiny_run.broken",),
+    "rollout__rounds_for_signal": 2,
+    "data__prompts_per_step": 2,
+  }
+  settings = tiny_run.parsed(directory, "rounds", **changes)
+  with pytest.raises(train.TrainingStopped, match="of the last 1 steps could"):
+    train.run(settings)
+  path = directory / "rounds" / "reward_failures.txt"
+  entries = re.findall(r"^step [^:]*: ", path.read_text(), re.MULTILINE)
+  assert entries == [
+    *["step 0, evaluation: "] * 5,
+    *["step 1: "] * 2 * 2 * 4,
+    *["step 1, evaluation: "] * 5,
+  ]
+  # It was killed before its first checkpoint: it starts over, and so does this.
+  with pytest.raises(train.TrainingStopped, match="of the last 1 steps could"):
+    train.run(tiny_run.parsed(directory, "rounds", resume=True, **changes))
+  again = re.findall(r"^step [^:]*: ", path.read_text(), re.MULTILINE)
+  assert again == entries

@@ -1,5 +1,6 @@
 """From a file in `configs/` to frozen settings, or every broken rule."""
 
+import collections
 import dataclasses
 import difflib
 import json
@@ -162,6 +163,12 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       "reward.overlong_tokens must be at most rollout.max_new_tokens "
       f"{rollout.max_new_tokens}, got {reward.overlong_tokens}"
     )
+  for name, count in collections.Counter(reward.verifiers).items():
+    if count > 1:
+      yield (
+        f"reward.verifiers must name each verifier once, got {name} {count} "
+        "times"
+      )
   if reward.weights and len(reward.weights) != len(reward.verifiers):
     yield (
       f"reward.weights must have one for each of the {len(reward.verifiers)} "

@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel_jax import types
+from bilevel_jax import errors, types
 from bilevel_jax.rewards import verifiers
 
 _WORKER = "bilevel_jax.rewards.worker"
 _CHUNK = 16  # items a process is given at once, at most
 _START_LIMIT_S = 300.0  # for the imports of a user's verifier
+_FAILURES_KEPT = 20
 _FAILED_STARTS = 3  # in a row, after which scoring is given up
 
 # A score, or why there is none.
@@ -58,14 +59,20 @@ class Scorer:
       deadline_s: seconds that scoring one completion may take.
 
     Raises:
-      ConfigError: a verifier that cannot be built.
+      ConfigError: a verifier that cannot be built, or a deadline that is not
+        a finite number above 0.
     """
+    if not 0 < deadline_s < math.inf:
+      raise errors.ConfigError(
+        "reward.deadline_s must be a finite number of seconds above 0, got "
+        f"{deadline_s}"
+      )
     self._parts = verifiers.build(parts, pattern)
     self._setup = (dict(parts), pattern, deadline_s, types.Question._fields)
     self._lock = threading.Lock()
     self._failed_starts = 0
     self.replaced = 0  # processes that died or were killed, so far
-    self.failures: list[Failure] = []  # of the last call of `score`
+    self._failures: list[Failure] = []
     self._in_process = set(parts) <= set(verifiers.CANNOT_HANG)
     count = 0 if self._in_process else workers
     self._workers = [_Worker(self._setup) for _ in range(count)]
@@ -86,6 +93,11 @@ class Scorer:
     for worker in self._workers:
       worker.end()
     self._workers = []
+
+  def take_failures(self) -> list[Failure]:
+    """Returns the first 20 failures since the last time that it was asked."""
+    taken, self._failures = self._failures, []
+    return taken
 
   def score(
     self, completions: Sequence[str], questions: Sequence[types.Question]
@@ -109,11 +121,12 @@ class Scorer:
           # Answers that are still to come would be taken for the next call's.
           self.close()
           raise
-    self.failures = [
+    self._failures += [
       Failure(completion, answer)
       for (completion, _), answer in zip(pairs, answers, strict=True)
       if isinstance(answer, str)
     ]
+    del self._failures[_FAILURES_KEPT:]
     found = [(0.0, False) if isinstance(a, str) else a for a in answers]
     return types.Scores(
       rewards=np.array([reward for reward, _ in found], np.float32),

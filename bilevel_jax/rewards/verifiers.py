@@ -24,7 +24,7 @@ from bilevel_jax.rewards import extraction, mathematics
 if TYPE_CHECKING:
   from bilevel_jax import types
 
-_MOST = 3e38  # float32 holds no more
+_MOST = 1e30  # float32 holds the sum of many such rewards
 
 Verifier = Callable[[str, "types.Question"], float]
 
@@ -45,15 +45,25 @@ def build(parts: Mapping[str, float], pattern: str | None = None) -> list[Part]:
       path `package.module.function` (or `package.module:function`).
 
   Raises:
-    ConfigError: an unknown name, a function that cannot be imported, or a
-      missing or broken pattern.
+    ConfigError: an unknown name, a function that cannot be imported, a missing
+      or broken pattern, or a weight that is no number below 1e30 in size.
   """
   if not parts:
     raise errors.ConfigError("reward.verifiers must name at least one verifier")
+  for weight in parts.values():
+    if not _is_number(weight):
+      raise errors.ConfigError(
+        f"reward.weights must be numbers below 1e30 in size, got {weight!r}"
+      )
   return [
     Part(name, float(weight), _find(name, pattern))
     for name, weight in parts.items()
   ]
+
+
+def _is_number(value: Any) -> bool:
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return number and abs(value) < _MOST
 
 
 def score(
@@ -80,7 +90,11 @@ def score(
     total += part.weight * values[-1]
     if not abs(total) < _MOST:
       got = reprlib.repr(value)
-      return f"{part.name} must return a finite number, got {got}"
+      weighted = f" of weight {part.weight:g}" if part.weight != 1 else ""
+      return (
+        f"{part.name} must return a finite number below 1e30 in size, got {got}"
+        + weighted
+      )
   return total, values[0] >= 1
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import bilevel_jax
 from bilevel_jax import config, errors, processes
-from bilevel_jax.runs import records
+from bilevel_jax.runs import records, reward_failures
 
 # What a resumed run may change: none of it moves a number of a step, but for
 # the rounding of other devices.
@@ -79,6 +79,7 @@ class RunDirectory:
     for path in (self.metrics, self.completions, self.answers):
       # A run that starts at 0 evaluates its start again.
       records.drop_after(path, step or -1)
+    reward_failures.drop_after(self.reward_failures, step or -1)
 
   def logged_at(self, step: int) -> dict[str, Any]:
     """Returns everything that was logged at a step; {} where nothing was."""

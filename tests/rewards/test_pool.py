@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import importlib
+import math
 import os
 import pathlib
 import re
@@ -130,14 +131,31 @@ def test_a_completion_without_a_score_says_why():
   with _scorer(workers=1) as scorer:
     scores = _score(scorer, "raise", "1", "sleep", "die", "many words")
     assert scores.scored.tolist() == [False, True, False, False, False]
-    found = dict(scorer.failures)
+    found = dict(scorer.take_failures())
     assert [*found] == ["raise", "sleep", "die", "many words"]
     assert found["raise"].endswith("KeyError")
     assert found["sleep"] == f"scoring took longer than {DEADLINE_S:g} s"
     assert found["die"] == "the scoring process ended"
     assert "could not convert string to float" in found["many words"]
-    _score(scorer, "1")
-    assert not scorer.failures
+    assert not scorer.take_failures()
+
+
+def test_failures_of_every_call_are_kept_until_they_are_taken():
+  scorer = pool.Scorer({"expression": 1.0})  # which reads question.meta["nums"]
+  with scorer:
+    _score(scorer, "1", "2")
+    _score(scorer, "3")
+    assert [f.completion for f in scorer.take_failures()] == ["1", "2", "3"]
+    _score(scorer, *map(str, range(30)))
+    assert [f.completion for f in scorer.take_failures()] == [
+      str(n) for n in range(20)
+    ]
+
+
+@pytest.mark.parametrize("deadline_s", [math.inf, math.nan, 0.0, -1.0])
+def test_a_deadline_is_a_time_that_comes(deadline_s):
+  with pytest.raises(errors.ConfigError, match=r"^reward.deadline_s must be"):
+    _scorer(deadline_s)
 
 
 def test_the_child_of_a_verifier_that_forks_answers_for_nobody():

@@ -226,14 +226,15 @@ async def _asynchronous():
 @pytest.mark.parametrize(
   ("value", "reason"),
   [
-    ([1.0], r"must return a finite number, got \[1.0\]"),
-    ("0.5", "must return a finite number, got '0.5'"),
-    (None, "must return a finite number, got None"),
-    (np.zeros(2), r"must return a finite number, got array"),
-    ({}, r"must return a finite number, got \{\}"),
-    (math.nan, "must return a finite number, got nan"),
-    (1e39, r"must return a finite number, got 1e\+39"),
-    (-math.inf, "must return a finite number, got -inf"),
+    ([1.0], r"must return a finite number below 1e30 in size, got \[1.0\]"),
+    ("0.5", "must return a finite number below 1e30 in size, got '0.5'"),
+    (None, "must return a finite number below 1e30 in size, got None"),
+    (np.zeros(2), r"must return a finite number below 1e30 in size, got array"),
+    ({}, r"must return a finite number below 1e30 in size, got \{\}"),
+    (math.nan, "must return a finite number below 1e30 in size, got nan"),
+    (10**400, "must return a finite number below 1e30 in size, got 1000"),
+    (1e39, r"must return a finite number below 1e30 in size, got 1e\+39"),
+    (-math.inf, "must return a finite number below 1e30 in size, got -inf"),
     (_asynchronous, "must be a plain function, got an async one"),
   ],
 )
@@ -243,6 +244,20 @@ def test_what_is_no_score_is_said(value, reason):
 
   part = verifiers.Part("mine", 1.0, verify)
   assert re.match(f"mine {reason}", verifiers.score([part], "", _question("")))
+
+
+@pytest.mark.parametrize("weight", [math.inf, math.nan, 1e39, "1", None, True])
+def test_a_weight_is_a_number_that_a_sum_can_hold(weight):
+  with pytest.raises(errors.ConfigError, match=r"^reward.weights must be num"):
+    verifiers.build({"exact": 1.0, "number": weight})
+
+
+def test_a_weight_that_makes_a_reward_too_large_is_said():
+  part = verifiers.Part("mine", 1e20, lambda completion, question: 1e15)
+  assert verifiers.score([part], "", _question("")) == (
+    "mine must return a finite number below 1e30 in size, got "
+    "1000000000000000.0 of weight 1e+20"
+  )
 
 
 @pytest.mark.parametrize("value", [True, np.float32(1), np.int64(1), 1])
