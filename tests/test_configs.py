@@ -1,17 +1,21 @@
 """Every config file parses, and says what a lab notebook says."""
 
+import collections
 import importlib.util
 import pathlib
 
 import pytest
 
-from bilevel_jax import config, methods, train
+from bilevel_jax import config, errors, methods, train
+from bilevel_jax.data import corpora
+from bilevel_jax.runs import records
 from experiments.engine import plan
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 STUDIES = sorted((FOLDER.parent / "experiments/studies").glob("*.py"))
 CONFIGS = sorted(FOLDER.glob("*.py"))
 METHODS = FOLDER / "methods.py"
+SPOILED = FOLDER / "spoiled_demonstrations.py"
 
 
 def _module(path):
@@ -24,9 +28,12 @@ def _module(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_parses_and_is_a_lab_notebook(path):
   module = _module(path)
-  for arguments in [(n,) for n in module.NAMES] if path == METHODS else [()]:
+  for arguments in [(n,) for n in getattr(module, "NAMES", ())] or [()]:
     settings = config.parse(module.get_config(*arguments))
-    assert settings.run_dir == f"runs/{(*arguments, path.stem)[0]}"
+    folder = f"{path.stem}/" * (path == SPOILED)
+    assert settings.run_dir.startswith(
+      f"runs/{folder}{(*arguments, path.stem)[0]}"
+    )
   for word in (path.stem, "Hardware:", "Expected"):
     assert word in module.__doc__
 
@@ -83,6 +90,53 @@ def test_every_method_runs(name, tmp_path, monkeypatch):
   done = train.run(config.parse(c))
   assert done.number == 2
   assert done.metrics["training/skipped_updates"] == 0
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_48_of_64_demonstrations_are_spoiled_other_ones_for_each_seed(seed):
+  found = {}
+  for name in _module(SPOILED).NAMES:
+    c = _module(SPOILED).get_config(name)
+    c.seed, c.method.name = seed, "mixed"
+    settings = config.parse(c)
+    found[name] = corpora.load(settings.data.demonstrations)
+    assert settings.run_dir.endswith(f"/{name}-mixed-{seed}")
+    assert settings.data.demonstrations.first == 64 * seed
+    assert len(corpora.load(settings.data.evaluation)) == 500
+  kinds = {
+    name: collections.Counter(q.meta["kind"] for q in questions)
+    for name, questions in found.items()
+  }
+  assert kinds == {
+    "guesses": {"guess": 48, "worked": 16},
+    "slips": {"slip": 48, "worked": 16},
+    "clean": {"worked": 64},
+  }
+  asked = [[q.question for q in found[name]] for name in ("guesses", "slips")]
+  assert asked[0] == asked[1]
+
+
+def test_an_unknown_kind_of_spoiled_demonstrations_is_refused():
+  with pytest.raises(errors.ConfigError, match="guesses, slips, clean, got 's"):
+    _module(SPOILED).get_config("slip")
+
+
+def test_spoiled_demonstrations_run_from_the_policy_of_the_package(tmp_path):
+  c = _module(SPOILED).get_config("slips")
+  c.run_dir = str(tmp_path / "run")
+  c.seed, c.steps = 1, 1
+  c.data.questions.count = 8
+  c.data.evaluation.count = 20
+  c.checkpoints.export = False
+  c.mesh.fsdp = 1
+  train.run(config.parse(c))
+  read = lambda name: records.read_records(tmp_path / "run" / name)
+  rows = read("demonstrations.jsonl")
+  assert collections.Counter(row["group"] for row in rows) == {
+    "slip": 48,
+    "worked": 16,
+  }
+  assert read("metrics.jsonl")[-1]["evaluation/accuracy"] < 0.2
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -1,12 +1,14 @@
-"""Makes the weak policy that configs/quickstart.py starts from.
+"""Makes the weak policies of bilevel_jax/assets.
 
-Writes a character tokenizer, trains by configs/arithmetic_pretraining.py and
-then by configs/arithmetic_guessing.py, and keeps what the second run exports,
-in bfloat16: config.json, model.safetensors and the tokenizer's files. The
-command that made the one in the package:
+    python tools/make_arithmetic_policy.py --policy arithmetic_policy
+    python tools/make_arithmetic_policy.py --policy guessing_policy
 
-    python tools/make_arithmetic_policy.py \\
-      --out bilevel_jax/assets/arithmetic_policy
+arithmetic_policy, which configs/quickstart.py starts from, is trained by
+configs/arithmetic_pretraining.py and then by configs/arithmetic_guessing.py;
+guessing_policy, which configs/spoiled_demonstrations.py starts from, by the two
+stages of experiments/studies/arithmetic.py that make the base of its regime B.
+Writes a character tokenizer, trains, and keeps what the second run exports, in
+bfloat16: config.json, model.safetensors and the tokenizer's files.
 
 An interrupted run goes on where it was with the same command.
 """
@@ -16,6 +18,7 @@ import json
 import pathlib
 import shutil
 import sys
+from typing import Any
 
 import jax
 import ml_collections
@@ -28,6 +31,20 @@ from bilevel_jax.weights import huggingface
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from configs import arithmetic_guessing, arithmetic_pretraining
+from experiments.studies import arithmetic
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def stages(policy: str) -> tuple[Any, Any]:
+  """Returns the settings of the two runs that make a policy."""
+  if policy == "arithmetic_policy":
+    return (
+      arithmetic_pretraining.get_config(),
+      arithmetic_guessing.get_config(),
+    )
+  made = arithmetic.get_study().stages
+  return made["reasoner"], made["seldom"]
 
 
 def main() -> None:
@@ -35,32 +52,44 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument(
+    "--policy",
+    choices=("arithmetic_policy", "guessing_policy"),
+    default="arithmetic_policy",
+    help="which one (default arithmetic_policy)",
+  )
+  parser.add_argument(
+    "--out",
+    type=pathlib.Path,
+    help="directory to write; default: bilevel_jax/assets/POLICY",
+  )
   parser.add_argument(
     "--work",
     type=pathlib.Path,
-    default=pathlib.Path("runs/arithmetic_policy"),
-    help="where the two runs leave their files, and are continued from",
+    help="where the two runs leave their files, and are continued from; "
+    "default: runs/POLICY",
   )
   parser.add_argument(
     "--steps", type=int, help="of the first run; default: the config's"
   )
   parser.add_argument("--json", type=pathlib.Path, help="write the figures")
   arguments = parser.parse_args()
-  characters = arguments.work / "tokenizer"
+  out = arguments.out or ROOT / "bilevel_jax" / "assets" / arguments.policy
+  work = arguments.work or pathlib.Path("runs") / arguments.policy
+  characters = work / "tokenizer"
   tokenizer.character_tokenizer(characters)
-  reasoner = arithmetic_pretraining.get_config()
+  reasoner, guesser = stages(arguments.policy)
   reasoner.tokenizer.path = str(characters)
   if arguments.steps is not None:
     reasoner.steps = arguments.steps
-  guesser = arithmetic_guessing.get_config()
-  guesser.model.weights = str(_trained(reasoner, arguments.work / "reasoner"))
-  exported = _trained(guesser, arguments.work / "guesser")
+  guesser.model.preset = None
+  guesser.model.weights = str(_trained(reasoner, work / "reasoner"))
+  exported = _trained(guesser, work / "guesser")
   architecture = huggingface.read_architecture(exported)
   base = huggingface.load_base(exported, architecture)
-  shutil.rmtree(arguments.out, ignore_errors=True)
+  shutil.rmtree(out, ignore_errors=True)
   huggingface.export(
-    arguments.out,
+    out,
     architecture,
     base,
     source_directory=exported,
@@ -69,7 +98,7 @@ def main() -> None:
   logged = (exported.parent / "metrics.jsonl").read_text().splitlines()
   figures = {
     "parameters": sum(x.size for x in jax.tree.leaves(base)),
-    "bytes": (arguments.out / "model.safetensors").stat().st_size,
+    "bytes": (out / "model.safetensors").stat().st_size,
     "accuracy": json.loads(logged[-1])["evaluation/accuracy"],
   }
   table = rich.table.Table("figure", "value")

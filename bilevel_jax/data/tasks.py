@@ -19,6 +19,7 @@ from bilevel_jax import errors, types
 
 DEFAULT_COUNT = 10_000
 SPLITS = ("train", "test")
+_SHARES = ("guess_share", "slip_share")
 _PATIENCE = 10_000  # draws in a row without a new question that end a corpus
 
 _Draws = Iterator[types.Question | None]  # None is a bad draw
@@ -80,12 +81,14 @@ def arithmetic(
   max_value: int = 999,
   min_value: int = 0,
   guess_share: float = 0.0,
+  slip_share: float = 0.0,
 ) -> types.Question | None:
   """Returns a chain of operations on integers, or None for a bad draw.
 
   `17+25*2-8` has the solution `25*2=50;17+50=67;67-8=59;#59`: one operation at
   a time, products and quotients first, then from left to right. Every value
-  written is an integer from `min_value` to `max_value`.
+  written is an integer from `min_value` to `max_value`. The meta has the number
+  of `steps` and the `kind` of solution: `worked`, `guess` or `slip`.
 
   Args:
     steps: operations, or the least and the most of them.
@@ -95,6 +98,10 @@ def arithmetic(
     min_value: smallest value that may appear.
     guess_share: share of solutions that are the answer without a step, for
       policies that have yet to learn to reason.
+    slip_share: share of solutions with a slip: the result of one step, not the
+      last, is wrong by 1 to 9. What follows is that of the right solution and
+      not computed from the wrong result, so the final answer is right and no
+      check of answers finds the slip. A question of one step has none.
   """
   length = _between(rng, steps)
   values = [rng.randint(1, max_operand) for _ in range(length + 1)]
@@ -112,10 +119,24 @@ def arithmetic(
     values[at : at + 2] = [int(value)]
     del signs[at]
   answer = str(values[0])
-  if guess_share and rng.random() < guess_share:
-    lines = []
+  kind = "worked"
+  place = rng.random() if guess_share or slip_share else 1.0
+  if place < guess_share:
+    kind, lines = "guess", []
+  elif place < guess_share + slip_share and length > 1:
+    # Its own stream: the same questions are spoiled as by guess_share.
+    kind, slips = "slip", random.Random(text)
+    wrong = slips.randrange(len(lines) - 1)
+    operation, right = lines[wrong].split("=")
+    lowest = max(int(right) - 9, min_value)
+    near = range(lowest, min(int(right) + 9, max_value) + 1)
+    others = [value for value in near if value != int(right)]
+    if not others:
+      return None
+    lines[wrong] = f"{operation}={slips.choice(others)}"
   solution = ";".join([*lines, f"#{answer}"])
-  return types.Question("", text, answer, solution, {"steps": length})
+  meta = {"steps": length, "kind": kind}
+  return types.Question("", text, answer, solution, meta)
 
 
 def countdown(
@@ -182,6 +203,12 @@ def _draws(task: str, seed: int, options: dict[str, Any]) -> _Draws:
       )
     if rule := _broken_rule(name, value):
       raise errors.ConfigError(f"task {task}: {name} {rule}, got {value!r}")
+  shares = [options.get(name, 0) for name in _SHARES]
+  if sum(shares) > 1:
+    raise errors.ConfigError(
+      f"task {task}: {' + '.join(_SHARES)} must be at most 1, got "
+      f"{' + '.join(map(str, shares))}"
+    )
 
   rng = random.Random(f"{task}/{seed}")
   return (make(rng, **options) for _ in itertools.repeat(None))
@@ -202,7 +229,7 @@ def _broken_rule(name: str, value: Any) -> str | None:
     ):
       return None
     return f"must be an integer from {least} or [least, most]"
-  if name == "guess_share":
+  if name in _SHARES:
     if isinstance(value, (int, float)) and 0 <= value <= 1:
       return None
     return "must be a number from 0 to 1"

@@ -246,7 +246,7 @@ def test_a_task_is_a_source():
     "arithmetic-test-1-3",
     "arithmetic-test-1-4",
   ]
-  assert all(q.meta == {"steps": 2} for q in questions)
+  assert all(q.meta == {"steps": 2, "kind": "worked"} for q in questions)
 
 
 @pytest.mark.parametrize("form", ["dict", "split", "files"])

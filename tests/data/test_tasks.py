@@ -58,8 +58,53 @@ def test_the_start_of_a_sequence_never_changes():
     "46+7",
     "53",
     "46+7=53;#53",
-    {"steps": 1},
+    {"steps": 1, "kind": "worked"},
   )
+
+
+def _spoiled(**options):
+  return tasks.generate("arithmetic", count=400, seed=3, options=options)
+
+
+@pytest.mark.parametrize("operators", ["+-", "+-*", "+-*/"])
+def test_a_slip_is_one_wrong_result_and_the_answer_is_right(operators):
+  kinds = collections.Counter()
+  for question in _spoiled(slip_share=0.75, operators=operators):
+    assert question.solution is not None
+    *lines, last = question.solution.split(";")
+    assert last == f"#{question.answer}"
+    assert _value(question.question) == int(question.answer)
+    misses = [int(b) - _value(a) for a, b in (x.split("=") for x in lines)]
+    assert all(0 <= int(line.split("=")[1]) <= 999 for line in lines)
+    kinds[question.meta["kind"], question.meta["steps"] > 1] += 1
+    assert misses[-1] == 0
+    if question.meta["kind"] == "slip":
+      (wrong,) = filter(None, misses)
+      assert 1 <= abs(wrong) <= 9
+    else:
+      assert not any(misses)
+  assert set(kinds) == {
+    ("slip", True),
+    ("worked", True),
+    ("worked", False),  # no value of one step is on the way
+  }
+  of_several = kinds["slip", True] + kinds["worked", True]
+  assert 0.68 < kinds["slip", True] / of_several < 0.82
+
+
+def test_slips_and_guesses_spoil_the_same_questions():
+  worked = {"steps": (2, 3)}
+  guesses = _spoiled(guess_share=0.75, **worked)
+  slips = _spoiled(slip_share=0.75, **worked)
+  both = _spoiled(guess_share=0.25, slip_share=0.5, **worked)
+  for guess, slip, either in zip(guesses, slips, both, strict=True):
+    assert guess.question == slip.question == either.question
+    spoiled = guess.meta["kind"] == "guess"
+    assert guess.solution == f"#{guess.answer}" or not spoiled
+    assert slip.meta["kind"] == ("slip" if spoiled else "worked")
+    assert either in (guess, slip)
+  kinds = collections.Counter(question.meta["kind"] for question in both)
+  assert set(kinds) == {"guess", "slip", "worked"}
 
 
 @pytest.mark.parametrize("task", ["arithmetic", "countdown"])
@@ -139,6 +184,33 @@ def test_countdown_reads_like_the_shared_corpus():
     (
       {"task": "arithmetic", "options": {"max_operand": 0}},
       "task arithmetic: max_operand must be an integer from 1, got 0",
+    ),
+    (
+      {"task": "arithmetic", "options": {"slip_share": -0.1}},
+      "task arithmetic: slip_share must be a number from 0 to 1, got -0.1",
+    ),
+    (
+      {
+        "task": "arithmetic",
+        "options": {"guess_share": 0.5, "slip_share": 0.6},
+      },
+      "task arithmetic: guess_share + slip_share must be at most 1, got "
+      "0.5 + 0.6",
+    ),
+    (
+      {
+        "task": "arithmetic",
+        "options": {
+          "slip_share": 1,
+          "steps": 2,
+          "operators": "*",
+          "min_value": 3,
+          "max_value": 3,
+        },
+        "count": 1,
+      },
+      "task arithmetic has too few questions with these options: 1 wanted, 0 "
+      "distinct ones found",
     ),
     (
       {
