@@ -41,7 +41,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -201,15 +201,28 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the config file that the flags name."""
   settings = read_settings(arguments)
   compile_cache.enable()
-  processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  start_processes()
   train.run(settings)
 
 
-def run() -> None:
-  """Parses the command line, trains, and exits: 2 bad input, 1 stopped."""
+def start_processes() -> None:
+  """Makes this process one of those that the flags name, if they do."""
+  processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def run(
+  work: Callable[[Sequence[str]], None] = main,
+  arguments: list[str] | None = None,
+) -> None:
+  """Parses the command line, works, and exits: 2 bad input, 1 stopped.
+
+  Args:
+    work: told what the flags left over.
+    arguments: the command line; None: that of this process.
+  """
   logging.set_verbosity(logging.ERROR)  # orbax warns where all is well
   try:
-    app.run(main, flags_parser=parse_flags)
+    app.run(work, argv=arguments, flags_parser=parse_flags)
   except errors.ConfigError as error:
     shared = isinstance(error, processes.SharedError)
     _say(f"error: {error}", shared)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import statistics
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -371,6 +372,12 @@ def _opening(run: run_lib.Run) -> str:
   ]
   if streams.demonstrations is not None:
     lines.append(f"demonstrations: {streams.demonstrations.counts}")
+    if path := settings.data.demonstrations.weights:
+      weights = [d.weight for d in streams.demonstrations.examples]
+      lines.append(
+        f"their weights, from {path}: {min(weights):.2f} to "
+        f"{max(weights):.2f}, mean {statistics.mean(weights):.2f}"
+      )
     lines.append(
       f"{streams.pairs} of {len(streams.prompts)} questions have a "
       "demonstration of their own"

@@ -179,6 +179,7 @@ class Demonstration(NamedTuple):
   prompt: np.ndarray  # int32 token ids
   solution: np.ndarray  # int32 token ids, the EOS included
   logprobs: np.ndarray | None = None  # of the solution's tokens, float32
+  weight: float = 1.0  # that its SFT loss is multiplied by
 
 
 class Question(NamedTuple):

@@ -25,6 +25,7 @@ PROGRAMS = (
   "bilevel_jax/main.py",
   "bilevel_jax/evaluate.py",
   "bilevel_jax/generate.py",
+  "bilevel_jax/rank.py",
   "tools/plan_memory.py",
   "tools/compare_runs.py",
   "tools/convert_weights.py",

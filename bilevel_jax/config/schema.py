@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from bilevel_jax import methods
 from bilevel_jax.config import losses
-from bilevel_jax.data.settings import Source, Tokenizer
+from bilevel_jax.data.settings import Demonstrations, Source, Tokenizer
 from bilevel_jax.fields import section, setting
 
 
@@ -53,8 +53,8 @@ class Adapter:
 @dataclasses.dataclass(frozen=True)
 class Data:
   questions: Source = section(Source, "questions for rollouts and rewards")
-  demonstrations: Source = section(
-    Source, "worked solutions; nothing set: the questions' own"
+  demonstrations: Demonstrations = section(
+    Demonstrations, "worked solutions; nothing set: the questions' own"
   )
   evaluation: Source = section(Source, "held-out questions")
   solution: str | None = setting(

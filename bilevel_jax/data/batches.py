@@ -249,6 +249,17 @@ class Demonstrations:
       found.append(None if number is None else self.examples[number])
     return found
 
+  def set_weights(self, weights: Sequence[float]) -> None:
+    """Gives each example the weight that its SFT loss is multiplied by.
+
+    Args:
+      weights: of each example, in order of `examples`.
+    """
+    self.examples = [
+      example._replace(weight=weight)
+      for example, weight in zip(self.examples, weights, strict=True)
+    ]
+
   def set_logprobs(self, logprobs: Sequence[np.ndarray]) -> None:
     """Gives each example the log-probs of its solution's tokens.
 

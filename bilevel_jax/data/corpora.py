@@ -55,7 +55,7 @@ def load(source: settings.Source) -> list[types.Question]:
       options=source.task_options,
     )
   if source.path is not None:
-    name, rows = source.path, _file_rows(pathlib.Path(source.path))
+    name, rows = source.path, file_rows(pathlib.Path(source.path))
   elif source.hub is not None:
     name, rows = source.hub, _hub_rows(source)
   else:
@@ -107,7 +107,12 @@ def _slice(
     )
 
 
-def _file_rows(path: pathlib.Path) -> Iterator[_Row]:
+def file_rows(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Yields (where it stands, the object) for each line of JSONL or JSONL.gz.
+
+  Raises:
+    ConfigError: a file that is not there, cannot be read, or is not JSON.
+  """
   if not path.is_file():
     raise errors.ConfigError(f"data file {path} does not exist")
   # The first two bytes, not the name, say whether a file is compressed.

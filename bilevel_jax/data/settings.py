@@ -48,3 +48,14 @@ class Source:
   first: int = setting(0, "examples to skip at the start", at_least=0)
   count: int | None = setting(None, "examples to keep; default all", at_least=1)
   seed: int = setting(0, "seed of a procedural task", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstrations(Source):
+  """Where demonstrations come from, and how much each counts."""
+
+  weights: str | None = setting(
+    None,
+    "JSONL file with an id and a weight for each demonstration, such as the "
+    "demonstrations.jsonl of another run: its SFT loss is multiplied by that",
+  )

@@ -20,6 +20,12 @@ METHODS = {
 `rules` for those that several settings have to keep."""
 
 DEFAULT = "bridge"
+RANKING = {
+  "method.name": "bridge",
+  "method.bridge.upper": "demonstrations",
+  "method.bridge.rank_only": True,
+}
+"""Settings of the method that ranks demonstrations and trains nothing."""
 
 
 class Definition(NamedTuple):

@@ -78,6 +78,11 @@ def rules(options: Options, settings: Any) -> Iterator[str]:
     yield from demonstration_weights.rules(options, settings)
     yield from _rules_of_second_order(options, settings)
     return
+  if options.rank_only:
+    yield (
+      "method.bridge.rank_only learns weights of demonstrations: "
+      f"method.bridge.upper must be demonstrations, got {options.upper}"
+    )
   if options.gain_weight != 1 and form != "penalty":
     yield (
       "method.bridge.gain_weight must be 1 unless method.bridge.hypergradient "

@@ -47,9 +47,10 @@ class Needs(NamedTuple):
 
   rollouts: bool = True
   """Whether any step samples."""
-  demonstrations: Literal["sampled", "required", "own"] | None = None
+  demonstrations: Literal["sampled", "required", "own", "prefix"] | None = None
   """Sampled from their stream, none at all included; sampled, and there must be
-  some; or each question's own, and there must be some. None: never read."""
+  some; each question's own, and there must be some; or those, and samples begin
+  with a part of them. None: never read."""
   adapter: bool = False
   """Whether `init` wants an adapter, or None in its place."""
   reference: Literal["start", "own"] | None = "start"
@@ -63,6 +64,11 @@ class Needs(NamedTuple):
   """For the operations that are counted; None: they are not known."""
   trees: int = 1
   """Gradients of the base's size in memory at once, for the memory plan."""
+
+  @property
+  def own_demonstrations(self) -> bool:
+    """Whether each question's own demonstration is read."""
+    return self.demonstrations in ("own", "prefix")
 
 
 class Groups(NamedTuple):

@@ -72,6 +72,11 @@ class Options:
     "be of noise alone: the higher, the longer weights stay at 1",
     at_least=0,
   )
+  rank_only: bool = setting(
+    False,
+    "learn the weights and leave the base as it is, so that demonstrations are "
+    "ranked for the policy that the run starts from",
+  )
   direction_decay: float = setting(
     0.5,
     "decay of the mean over steps of the RL gradient that demonstrations are "
@@ -212,7 +217,11 @@ def build(
       extra["direction"] = moved.direction
     losses = {"sft/loss": moved.sft_loss, "rl/loss": moved.rl.loss}
     return contract.Updated(
-      dataclasses.replace(moved.state, extra=extra),
+      dataclasses.replace(
+        moved.state,
+        base=state.base if options.rank_only else moved.state.base,
+        extra=extra,
+      ),
       {
         "bilevel/penalty": penalty,
         **losses,
@@ -282,16 +291,7 @@ def _one_step(options: Any, setup: contract.Setup):
     )
     agreement = problem.agreement(sft.by_lower, rl.by_lower)
     state, norms = contract.advance(state, {"base": optimizer}, {"base": total})
-    return _Moved(
-      state,
-      norms,
-      mean,
-      found,
-      rl,
-      sft.aux,
-      agreement,
-      sft.loss,
-    )
+    return _Moved(state, norms, mean, found, rl, sft.aux, agreement, sft.loss)
 
   return move
 

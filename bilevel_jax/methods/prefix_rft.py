@@ -67,7 +67,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     setup,
     objective=setup.rl_loss(prefix_loss=loss),
     batches=routing.routed(route, guide),
-    needs=contract.Needs(demonstrations="own"),
+    needs=contract.Needs(demonstrations="prefix"),
   )
 
 

@@ -132,5 +132,5 @@ def guided(
     setup,
     objective=setup.rl_loss(prefix_loss=loss),
     batches=routed(route, guide),
-    needs=contract.Needs(demonstrations="own", every_rollout=True),
+    needs=contract.Needs(demonstrations="prefix", every_rollout=True),
   )

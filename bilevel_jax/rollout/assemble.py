@@ -79,7 +79,8 @@ def demonstration_batch(
 
   Args:
     weighting: [B, T] mask of solutions -> weights.
-    coefficients: [n], what each row's weights are multiplied by; None: 1.
+    coefficients: [n], what each row's weights are multiplied by, beside its
+      demonstration's own weight; None: 1.
     group_advantages: [n], as TokenBatch has them; None: none.
     with_logprobs: whether the batch has the demonstrations' own log-probs, as
       `expert_logprobs`.
@@ -92,7 +93,7 @@ def demonstration_batch(
   )
   count, shape = len(demonstrations), batch.tokens.shape
 
-  def column(values: np.ndarray | Sequence[int]) -> np.ndarray:
+  def column(values: np.ndarray | Sequence[float]) -> np.ndarray:
     out = np.zeros((shape[0], 1), np.float32)
     out[:count, 0] = values
     return out
@@ -102,10 +103,10 @@ def demonstration_batch(
   logprobs = None
   if with_logprobs:
     logprobs = np.zeros(shape, np.float32)
-    for row, (_, prompt, _, values) in enumerate(demonstrations):
+    for row, (_, prompt, _, values, _) in enumerate(demonstrations):
       assert values is not None
       logprobs[row, len(prompt) : len(prompt) + len(values)] = values
-  weights = batch.weights
+  weights = batch.weights * column([d.weight for d in demonstrations])
   if coefficients is not None:
     weights = weights * column(coefficients)
   return dataclasses.replace(

@@ -315,9 +315,8 @@ def _batches(
       )
     )
   if needs.demonstrations:
-    own = needs.demonstrations == "own"
     rows = max(1, data.demonstrations_per_step // updates)
-    if own:
+    if needs.own_demonstrations:
       rows = -(-data.prompts_per_step // settings.rl.updates_per_rollout)
     fields, row = _token_batch(rows, data.max_demonstration_tokens, how, mesh)
     found.append(
@@ -328,7 +327,7 @@ def _batches(
         if needs.expert == "demonstrations"
         else None,
         group_advantages=_shape((*row.shape, 1), row.dtype, row.sharding)
-        if own
+        if needs.own_demonstrations
         else None,
       )
     )

@@ -1,5 +1,6 @@
 """What a run learned of its demonstrations, as rows that people can read."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ def rows(run: run_lib.Run) -> list[dict[str, Any]]:
   `weight` is what its SFT loss is multiplied by now, `effect` the mean of what
   it did for the reward beside the others of its step, in units of their usual
   effect (above 0 it helped), `standard_error` that of the effect, `times_seen`
-  the steps behind it. Effects are None where nothing was measured. Without a
-  method that learns any of it there are no rows.
+  the steps behind it. Effects are None where nothing was measured. The rest is
+  the demonstration, as a data file has it. Without a method that learns any of
+  it there are no rows.
   """
   ranking, stream = run.learner.method.ranking, run.streams.demonstrations
   if ranking is None or stream is None:
@@ -34,13 +36,25 @@ def rows(run: run_lib.Run) -> list[dict[str, Any]]:
       "standard_error": number(standard_error),
       "times_seen": int(times),
       "question": question.question,
+      "answer": question.answer,
       "solution": question.solution,
+      "meta": dict(_writable(question.meta)),
     }
     for question, weight, effect, standard_error, times in zip(
       stream.questions, *found, strict=True
     )
   ]
   return sorted(listed, key=lambda row: -row["weight"])
+
+
+def _writable(meta: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  """Yields the fields that JSON can hold."""
+  for name, value in meta.items():
+    try:
+      records.to_json({name: value})
+    except (TypeError, ValueError):
+      continue
+    yield name, value
 
 
 def write(run: run_lib.Run, files: directory.RunDirectory) -> None:

@@ -68,15 +68,25 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     )
     needs = learner.method.needs
     without = streams.demonstrations is None
-    if without and needs.demonstrations in ("required", "own"):
+    if without and (
+      needs.own_demonstrations or needs.demonstrations == "required"
+    ):
       raise errors.ConfigError(
         f"method {settings.method.name} needs demonstrations: "
         "data.demonstrations_per_step must be at least 1, got 0"
       )
-    if needs.demonstrations == "own" and not streams.pairs:
+    if needs.own_demonstrations and not streams.pairs:
       raise errors.ConfigError(
         f"method {settings.method.name} needs demonstrations of its questions: "
         "at least one must have the text of a question, got none that has"
+      )
+    if (
+      needs.demonstrations == "prefix" and settings.data.demonstrations.weights
+    ):
+      raise errors.ConfigError(
+        "data.demonstrations.weights must be None with the method "
+        f"{settings.method.name}, which begins samples with demonstrations and "
+        f"has no SFT loss, got {settings.data.demonstrations.weights!r}"
       )
     if needs.gradients is None and settings.training.max_update_flops:
       raise errors.ConfigError(

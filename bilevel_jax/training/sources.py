@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import config, errors, weights
-from bilevel_jax.data import batches, corpora
+from bilevel_jax.data import batches, corpora, demonstration_weights
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.methods import contract
 from bilevel_jax.models import lora, presets
@@ -55,6 +55,8 @@ class Streams(NamedTuple):
     if self.demonstrations is not None:
       for example in self.demonstrations.examples:
         add(example.prompt.tobytes(), example.solution.tobytes())
+        if example.weight != 1:
+          add(repr(example.weight).encode())
     return content.hexdigest()
 
 
@@ -157,7 +159,8 @@ def build_streams(
   """Returns the encoded examples.
 
   Raises:
-    ConfigError: a source that cannot be read, or nothing that fits.
+    ConfigError: a source that cannot be read, nothing that fits, or weights of
+      other demonstrations.
   """
   data = settings.data
   questions = corpora.load(data.questions)
@@ -187,6 +190,10 @@ def build_streams(
       share=data.demonstration_share,
       seed=settings.seed + 1,
     )
+    if (path := data.demonstrations.weights) is not None:
+      demonstrations.set_weights(
+        demonstration_weights.of(demonstrations.questions, path)
+      )
   held_out = None
   if is_set(data.evaluation):
     held_out = prompts(corpora.load(data.evaluation), settings.seed)
