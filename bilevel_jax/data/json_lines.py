@@ -6,6 +6,8 @@ from typing import Any
 
 from bilevel_jax import errors
 
+_MOST_LEVELS = 100  # what recurses over a row has stack for more
+
 
 def whole(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
   """Returns the lines of a file with their objects; [] where there is none.
@@ -27,15 +29,36 @@ def parse(line: str | bytes, where: str) -> dict[str, Any]:
   """Returns the object that a line holds.
 
   Raises:
-    ConfigError: it is not JSON, or no object.
+    ConfigError: it is not JSON, no object, or nested too deeply.
   """
   try:
     row = json.loads(line)
+    deep = _is_deep(row)
   except ValueError as error:
     raise errors.ConfigError(f"{where} is not JSON: {error}") from error
+  except RecursionError:
+    row, deep = {}, True
+  if deep:
+    raise errors.ConfigError(
+      f"{where} must be nested at most {_MOST_LEVELS} levels deep"
+    )
   if not isinstance(row, dict):
     raise errors.ConfigError(f"{where} must be a JSON object, got {kind(row)}")
   return row
+
+
+def _is_deep(row: Any) -> bool:
+  level = [row]
+  for _ in range(_MOST_LEVELS + 1):
+    level = [
+      inner
+      for outer in level
+      if isinstance(outer, (dict, list))
+      for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]
+    if not level:
+      return False
+  return True
 
 
 def kind(value: Any) -> str:

@@ -71,19 +71,8 @@ def load_base(
   Raises:
     ConfigError: not such a file, or something in it that is not implemented.
   """
-  tensors = {tensor.name: tensor for tensor in open_file(path).tensors}
+  tensors = open_base(path, architecture)
   tree = huggingface_names.names(architecture)
-  expected = {
-    _gguf_name(name): shape
-    for name, shape in huggingface_names.shapes(tree).items()
-  }
-  found = {name: tuple(t.shape[::-1].tolist()) for name, t in tensors.items()}
-  huggingface_names.check_shapes(found, expected, path, (_ROPE_FACTORS,))
-  for name in expected:
-    if (kind := tensors[name].tensor_type.name) not in QUANTISATIONS:
-      raise errors.ConfigError(
-        f"{path}: {name} must be one of {', '.join(QUANTISATIONS)}, got {kind}"
-      )
   interleaved = {}
   if FAMILIES[architecture.family].interleaved_gguf:
     interleaved = {"q": architecture.heads, "k": architecture.kv_heads}
@@ -107,6 +96,30 @@ def load_base(
     tree,
     shardings,
   )
+
+
+def open_base(
+  path: str | pathlib.Path, architecture: presets.Architecture
+) -> dict[str, gguf.ReaderTensor]:
+  """Returns a file's tensors, of which nothing is dequantised yet.
+
+  Raises:
+    ConfigError: as `load_base`.
+  """
+  tensors = {tensor.name: tensor for tensor in open_file(path).tensors}
+  huggingface_names.check_base(
+    {name: tuple(t.shape[::-1].tolist()) for name, t in tensors.items()},
+    architecture,
+    path,
+    rename=_gguf_name,
+    ignored=(_ROPE_FACTORS,),
+  )
+  for name, tensor in tensors.items():
+    if (kind := tensor.tensor_type.name) not in QUANTISATIONS:
+      raise errors.ConfigError(
+        f"{path}: {name} must be one of {', '.join(QUANTISATIONS)}, got {kind}"
+      )
+  return tensors
 
 
 def read_architecture(path: str | pathlib.Path) -> presets.Architecture:

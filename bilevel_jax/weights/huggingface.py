@@ -2,6 +2,9 @@
 
 import pathlib
 import re
+from collections.abc import Mapping
+
+import numpy as np
 
 from bilevel_jax import errors, types
 from bilevel_jax.models import presets
@@ -25,6 +28,8 @@ _HUB_PATTERNS = (
   safetensors_files.INDEX_FILE,
   *huggingface_export.TOKENIZER_FILES,
 )
+_HEAD = "lm_head.weight"
+_ROWS = 4096  # of two matrices, that are compared at a time
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -84,21 +89,53 @@ def load_base(
 
   Raises:
     ConfigError: a file or tensor is missing, has another shape, or is one
-      that the architecture does not have.
+      that the architecture does not have; or embeddings that are tied have
+      another head beside them.
+  """
+  directory = pathlib.Path(directory)
+  tensors = open_base(directory, architecture)
+  if architecture.tied_embeddings and _HEAD in tensors:
+    _check_tie(tensors, directory)
+  tree = huggingface_names.names(architecture)
+  return safetensors_files.read_arrays(tree, tensors, shardings)
+
+
+def open_base(
+  directory: str | pathlib.Path, architecture: presets.Architecture
+) -> dict[str, safetensors_files.Tensor]:
+  """Returns the tensors of a directory, of which nothing is read yet.
+
+  Raises:
+    ConfigError: as `load_base`; a head beside a tie is compared there.
   """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise errors.ConfigError(f"{directory} is not a directory")
   tensors = safetensors_files.open_directory(directory)
-  tree = huggingface_names.names(architecture)
   # inv_freq is a buffer that old files stored; it follows from config.json.
   ignored = ("rotary_emb.inv_freq",)
   if architecture.tied_embeddings:
-    ignored += ("lm_head.weight",)
-  huggingface_names.check_shapes(
+    ignored += (_HEAD,)
+  huggingface_names.check_base(
     {name: tensor.shape for name, tensor in tensors.items()},
-    huggingface_names.shapes(tree),
+    architecture,
     directory,
-    ignored,
+    ignored=ignored,
   )
-  return safetensors_files.read_arrays(tree, tensors, shardings)
+  return tensors
+
+
+def _check_tie(
+  tensors: Mapping[str, safetensors_files.Tensor], directory: pathlib.Path
+) -> None:
+  # transformers 5 takes the head where it is another matrix, 4 does not.
+  head, embedding = tensors[_HEAD], tensors[huggingface_names.EMBEDDING]
+  count = embedding.shape[0]
+  parts = [(slice(i, min(i + _ROWS, count)),) for i in range(0, count, _ROWS)]
+  if head.shape != embedding.shape or not all(
+    np.array_equal(head[part], embedding[part]) for part in parts
+  ):
+    raise errors.ConfigError(
+      f"{directory}: tie_word_embeddings must be false beside a {_HEAD} that "
+      f"is not {huggingface_names.EMBEDDING}, got true"
+    )

@@ -1,23 +1,71 @@
 """config.json of a Hugging Face directory <-> `Architecture`."""
 
-import json
 import pathlib
-from collections.abc import Mapping
+import reprlib
+import sys
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bilevel_jax import errors
+from bilevel_jax.data import json_lines
 from bilevel_jax.models import presets
 from bilevel_jax.weights.families import FAMILIES
 
-# Fields that change the computation, and the only values we implement.
+_short = reprlib.repr  # of a value that may be large or deep
+# Fields that change the computation, and the only values we implement: null is
+# one of them where transformers reads it so.
 _ROPE_ONLY = {"partial_rotary_factor": (1, None)}
 _ONLY = _ROPE_ONLY | {
-  "hidden_act": ("silu", None),
-  "mlp_bias": (False, None),
-  "use_sliding_window": (False, None),
+  "hidden_act": ("silu",),
+  "mlp_bias": (False,),
+  "use_sliding_window": (False,),
+  "use_mrope": (False, None),
   "rope_interleaved": (False, None),
   "quantization_config": (None,),
+  "is_encoder_decoder": (False,),
+  "add_cross_attention": (False,),
 }
+_READ = (
+  "model_type",
+  "architectures",
+  "layer_types",
+  "hidden_size",
+  "num_attention_heads",
+  "num_key_value_heads",
+  "head_dim",
+  "vocab_size",
+  "num_hidden_layers",
+  "intermediate_size",
+  "max_position_embeddings",
+  "rms_norm_eps",
+  "tie_word_embeddings",
+  "attention_bias",
+  "rope_theta",
+  "rope_scaling",
+  "rope_parameters",
+)
+# Fields that change no logit.
+_WITHOUT_EFFECT = """
+  bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+  sliding_window max_window_layers pretraining_tp use_cache
+  attention_dropout initializer_range chunk_size_feed_forward
+  dtype torch_dtype use_bfloat16 transformers_version _name_or_path
+  name_or_path _commit_hash auto_map tokenizer_class attn_implementation
+  _attn_implementation_autoset _flash_attn_2_enabled is_decoder torchscript
+  is_llama_config transformers.js_config unsloth_fixed unsloth_version
+  model_max_length max_sequence_length tokenizer_model_max_length
+  tokenizer_padding_side output_attentions output_hidden_states return_dict
+  id2label label2id num_labels problem_type finetuning_task prefix
+  task_specific_params pruned_heads tie_encoder_decoder tf_legacy_loss
+  cross_attention_hidden_size
+  bad_words_ids begin_suppress_tokens diversity_penalty do_sample
+  early_stopping encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff
+  exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+  length_penalty max_length min_length no_repeat_ngram_size num_beam_groups
+  num_beams num_return_sequences output_scores remove_invalid_values
+  repetition_penalty return_dict_in_generate suppress_tokens temperature top_k
+  top_p typical_p
+""".split()  # noqa: SIM905 -- a list would take 75 lines
 # Of `presets.Llama3Scaling` -> of config.json.
 _LLAMA3_FIELDS = {
   "factor": "factor",
@@ -31,41 +79,51 @@ def read_architecture(directory: str | pathlib.Path) -> presets.Architecture:
   """Returns the architecture that a directory's config.json describes.
 
   Raises:
-    ConfigError: no readable config.json, an unknown family, or a field whose
-      value changes the computation in a way that is not implemented.
+    ConfigError: no readable config.json, an unknown family, a field that is
+      not known or whose value changes the computation in a way that is not
+      implemented, or two fields that contradict each other.
   """
   fields = read_fields(directory)
   where = f"{pathlib.Path(directory) / 'config.json'}: "
   name = fields.get("model_type")
   if name not in FAMILIES:
     raise errors.ConfigError(
-      f"{where}model_type must be one of {', '.join(FAMILIES)}, got {name!r}"
+      f"{where}model_type must be one of {', '.join(FAMILIES)}, got "
+      f"{_short(name)}"
     )
   family = FAMILIES[name]
   only = dict(_ONLY)
   if not family.attention_bias:  # the others have biases whatever a file says
-    only["attention_bias"] = (False, None)
+    only["attention_bias"] = (False,)
   refuse_unsupported(fields, only, where)
-  kinds = set(fields.get("layer_types") or ()) - {"full_attention"}
-  if kinds:
+  _refuse_unknown(fields, {*_READ, *_ONLY, *_WITHOUT_EFFECT}, where)
+  classes = fields.get("architectures")
+  if classes is not None and classes != [family.transformers_class]:
     raise errors.ConfigError(
-      f"{where}layer_types {sorted(kinds)} is not supported, only "
-      "'full_attention'"
+      f"{where}architectures must be {[family.transformers_class]} beside "
+      f"model_type {name}, got {_short(classes)}"
     )
   theta, scaling = _rope(fields, where)
 
   def count(name: str, default: int | None = None) -> int:
-    value = fields.get(name)
-    value = default if value is None else value
-    if type(value) is not int or value < 1:
-      raise errors.ConfigError(
-        f"{where}{name} must be a positive integer, got {value!r}"
-      )
-    return value
+    return positive_count(fields, name, where, default)
 
   width, heads = count("hidden_size"), count("num_attention_heads")
-  kv_heads = count("num_key_value_heads", heads)
-  head_dim = count("head_dim", family.default_head_dim or width // heads)
+  layers = count("num_hidden_layers")
+  kinds = fields.get("layer_types")
+  every = isinstance(kinds, list) and len(kinds) == layers
+  if kinds is not None and not (
+    every and all(kind == "full_attention" for kind in kinds)
+  ):
+    raise errors.ConfigError(
+      f"{where}layer_types must be 'full_attention' for each of "
+      f"num_hidden_layers {layers}, got {_short(kinds)}"
+    )
+  # The two that may be null where a default is derived.
+  given = {k: v for k, v in fields.items() if v is not None}
+  kv_heads = positive_count(given, "num_key_value_heads", where, heads)
+  head_dim = family.default_head_dim or width // heads
+  head_dim = positive_count(given, "head_dim", where, head_dim)
   if heads % kv_heads:
     raise errors.ConfigError(
       f"{where}num_key_value_heads must divide num_attention_heads {heads}, "
@@ -73,11 +131,16 @@ def read_architecture(directory: str | pathlib.Path) -> presets.Architecture:
     )
   if head_dim % 2:
     raise errors.ConfigError(f"{where}head_dim must be even, got {head_dim}")
+  tied = fields.get("tie_word_embeddings", False)
+  if not isinstance(tied, bool):
+    raise errors.ConfigError(
+      f"{where}tie_word_embeddings must be true or false, got {_short(tied)}"
+    )
   return presets.Architecture(
     family=name,
     vocab_size=count("vocab_size"),
     width=width,
-    layers=count("num_hidden_layers"),
+    layers=layers,
     heads=heads,
     kv_heads=kv_heads,
     head_dim=head_dim,
@@ -86,7 +149,7 @@ def read_architecture(directory: str | pathlib.Path) -> presets.Architecture:
     rope_theta=theta,
     rope_scaling=scaling,
     norm_eps=positive_number(fields, "rms_norm_eps", where, 1e-6),
-    tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
+    tied_embeddings=tied,
     attention_bias=family.attention_bias,
     qk_norm=family.qk_norm,
   )
@@ -112,13 +175,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
   """
   if not path.exists():
     raise errors.ConfigError(f"{path.parent} has no {path.name}")
-  try:
-    fields = json.loads(path.read_text("utf-8"))
-  except ValueError as error:
-    raise errors.ConfigError(f"{path} is not JSON: {error}") from None
-  if not isinstance(fields, dict):
-    raise errors.ConfigError(f"{path} must be a JSON object, got {fields!r}")
-  return fields
+  return json_lines.parse(path.read_bytes(), str(path))
 
 
 def config_fields(
@@ -185,10 +242,21 @@ def refuse_unsupported(
     ConfigError: naming the first field that has another value.
   """
   for name, allowed in only.items():
-    if fields.get(name) not in allowed:
+    if name in fields and fields[name] not in allowed:
       raise errors.ConfigError(
-        f"{where}{name} {fields.get(name)!r} is not supported, only "
+        f"{where}{name} {_short(fields[name])} is not supported, only "
         f"{allowed[0]!r}"
+      )
+
+
+def _refuse_unknown(
+  fields: Mapping[str, Any], known: Collection[str], where: str
+) -> None:
+  for name, value in fields.items():
+    if name not in known and value is not None:
+      raise errors.ConfigError(
+        f"{where}{name} is not known and might change the model, got "
+        f"{_short(value)}"
       )
 
 
@@ -197,30 +265,84 @@ def _rope(
 ) -> tuple[float, presets.Llama3Scaling | None]:
   # transformers 5 writes rope_parameters, with theta inside; older versions
   # rope_scaling (whose rope_type was called type once), with theta beside it.
-  name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+  names = [n for n in ("rope_scaling", "rope_parameters") if fields.get(n)]
+  found = [_rope_of(fields, name, where) for name in names or ["rope_scaling"]]
+  if found[0] != found[-1]:
+    raise errors.ConfigError(
+      f"{where}rope_scaling and rope_parameters must say the same, got "
+      f"{found[0]} and {found[-1]} (theta, scaling)"
+    )
+  return found[0]
+
+
+def _rope_of(
+  fields: Mapping[str, Any], name: str, where: str
+) -> tuple[float, presets.Llama3Scaling | None]:
   rope = fields.get(name) or {}
   if not isinstance(rope, dict):
-    raise errors.ConfigError(f"{where}{name} must be an object, got {rope!r}")
-  kind = rope.get("rope_type", rope.get("type", None if rope else "default"))
-  if set(rope) == {"rope_theta"}:
-    kind = "default"
+    raise errors.ConfigError(
+      f"{where}{name} must be an object, got {_short(rope)}"
+    )
+  kinds = [rope[key] for key in ("rope_type", "type") if key in rope]
+  kind = kinds[0] if kinds else "default"
   if kind not in ("default", "llama3"):
     raise errors.ConfigError(
-      f"{where}{name} of type {kind!r} is not supported, only 'default' and "
-      "'llama3'"
+      f"{where}{name} of type {_short(kind)} is not supported, only "
+      "'default' and 'llama3'"
     )
-  refuse_unsupported(rope, _ROPE_ONLY, where)
+  inside = f"{where}{name}."
+  if kinds and kinds[-1] != kind:
+    raise errors.ConfigError(
+      f"{inside}type must be the rope_type beside it, {kind!r}, got "
+      f"{_short(kinds[-1])}"
+    )
+  refuse_unsupported(rope, _ROPE_ONLY, inside)
+  known = {"rope_type", "type", "rope_theta", *_ROPE_ONLY}
+  if kind == "llama3":
+    known |= set(_LLAMA3_FIELDS.values())
+  _refuse_unknown(rope, known, inside)
   theta = positive_number({**fields, **rope}, "rope_theta", where, 10000.0)
+  beside = fields.get("rope_theta")
+  if beside is not None and beside != theta:
+    raise errors.ConfigError(
+      f"{inside}rope_theta must be the rope_theta beside it, "
+      f"{_short(beside)}, got {theta!r}"
+    )
   if kind == "default":
     return theta, None
   scaling = {
-    ours: positive_number(rope, theirs, f"{where}{name}.")
+    ours: positive_number(rope, theirs, inside)
     for ours, theirs in _LLAMA3_FIELDS.items()
+    if ours != "original_max_positions"
   }
-  original = int(scaling.pop("original_max_positions"))
   return theta, presets.Llama3Scaling(
-    original_max_positions=original, **scaling
+    original_max_positions=positive_count(
+      rope, _LLAMA3_FIELDS["original_max_positions"], inside
+    ),
+    **scaling,
   )
+
+
+def positive_count(
+  fields: Mapping[str, Any],
+  name: str,
+  where: str,
+  default: int | None = None,
+) -> int:
+  """Returns a field's value, the default where it is absent.
+
+  Args:
+    where: file and group, for the message's beginning.
+
+  Raises:
+    ConfigError: it is not a positive integer.
+  """
+  value = fields.get(name, default)
+  if type(value) is not int or value < 1:
+    raise errors.ConfigError(
+      f"{where}{name} must be a positive integer, got {_short(value)}"
+    )
+  return value
 
 
 def positive_number(
@@ -229,18 +351,17 @@ def positive_number(
   where: str,
   default: float | None = None,
 ) -> float:
-  """Returns a field's value, the default where it is absent or null.
+  """Returns a field's value, the default where it is absent.
 
   Args:
     where: file and group, for the message's beginning.
 
   Raises:
-    ConfigError: it is not a positive number.
+    ConfigError: it is not a positive, finite number.
   """
-  value = fields.get(name)
-  value = default if value is None else value
-  if isinstance(value, (int, float)) and value > 0:
+  value = fields.get(name, default)
+  if type(value) in (int, float) and 0 < value <= sys.float_info.max:
     return float(value)
   raise errors.ConfigError(
-    f"{where}{name} must be a positive number, got {value!r}"
+    f"{where}{name} must be a positive number, got {_short(value)}"
   )

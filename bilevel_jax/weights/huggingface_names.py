@@ -2,13 +2,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 
 from bilevel_jax import errors, types
 from bilevel_jax.models import presets
 
+EMBEDDING = "model.embed_tokens.weight"
 PROJECTIONS = {
   "q": "self_attn.q_proj",
   "k": "self_attn.k_proj",
@@ -65,7 +66,7 @@ def names(architecture: presets.Architecture) -> types.Tree:
       layers[target] = {"scale": stacked(name, head_dim)}
   vocabulary = (architecture.vocab_size, width)
   tree: dict[str, types.Tree] = {
-    "embedding": single("model.embed_tokens.weight", *vocabulary),
+    "embedding": single(EMBEDDING, *vocabulary),
     "layers": layers,
     "final_norm": {"scale": single("model.norm.weight", width)},
   }
@@ -82,6 +83,33 @@ def shapes(tree: types.Tree) -> dict[str, tuple[int, ...]]:
     for weight in jax.tree.leaves(tree)
     for name in weight.names
   }
+
+
+def check_base(
+  found: Mapping[str, tuple[int, ...]],
+  architecture: presets.Architecture,
+  where: str | pathlib.Path,
+  *,
+  rename: Callable[[str], str] = str,
+  ignored: tuple[str, ...] = (),
+) -> None:
+  """Returns nothing if files hold the tensors of `base` and no others.
+
+  Args:
+    rename: gives our name for a tensor -> the files'.
+
+  Raises:
+    ConfigError: as `check_shapes`.
+  """
+  # Before a name is made for each: a file may claim any number.
+  if architecture.layers > len(found):
+    raise errors.ConfigError(
+      f"{where} has {len(found)} tensors, too few for {architecture.layers} "
+      "layers"
+    )
+  expected = shapes(names(architecture))
+  expected = {rename(name): shape for name, shape in expected.items()}
+  check_shapes(found, expected, where, ignored)
 
 
 def check_shapes(

@@ -22,7 +22,7 @@ _BLOCK_BYTES = 65536
 
 
 class Opened(NamedTuple):
-  """A model of which nothing but its description has been read."""
+  """A model whose files fit their description; no weight has been read."""
 
   architecture: presets.Architecture
   read: Callable[[types.Tree | None], types.Tree]
@@ -46,12 +46,13 @@ def open(source: str, *, revision: str | None = None) -> Opened:
     revision: branch, tag or commit of a hub id.
 
   Raises:
-    ConfigError: it cannot be found, is not a model that is known, or is a run
-      without an export.
+    ConfigError: it cannot be found, is not a model that is known, has tensors
+      that do not fit its description, or is a run without an export.
   """
   path = pathlib.Path(source).expanduser()
   if source.endswith(".gguf"):
     architecture = gguf.read_architecture(path)
+    gguf.open_base(path, architecture)
     return Opened(
       architecture,
       functools.partial(gguf.load_base, path, architecture),
@@ -69,6 +70,7 @@ def open(source: str, *, revision: str | None = None) -> Opened:
       "step, or had checkpoints.export=False"
     )
   architecture = huggingface.read_architecture(directory)
+  huggingface.open_base(directory, architecture)
   return Opened(
     architecture,
     functools.partial(huggingface.load_base, directory, architecture),

@@ -128,8 +128,9 @@ def load_adapter(
   directory = pathlib.Path(directory)
   fields = huggingface_config.read_object(directory / _CONFIG)
   where = f"{directory / _CONFIG}: "
-  huggingface_config.refuse_unsupported(fields, _ONLY, where)
-  rank = int(huggingface_config.positive_number(fields, "r", where))
+  named = {"peft_type": None} | fields
+  huggingface_config.refuse_unsupported(named, _ONLY, where)
+  rank = huggingface_config.positive_count(fields, "r", where)
   alpha = huggingface_config.positive_number(fields, "lora_alpha", where)
   if not (directory / _WEIGHTS).exists():
     raise errors.ConfigError(f"{directory} has no {_WEIGHTS}")

@@ -191,6 +191,26 @@ def test_buffers_and_a_tied_head_in_the_file_are_not_read(exported):
   )
 
 
+@pytest.mark.parametrize(
+  "edit",
+  [
+    lambda head: head.__setitem__((-1, -1), 0.5),
+    lambda head: head.resize((4, 4), refcheck=False),
+  ],
+)
+def test_a_head_beside_a_tie_must_be_the_embedding(edit, exported):
+  def add(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    edit(tensors["lm_head.weight"])
+
+  edit_tensors(exported, add)
+  with pytest.raises(
+    errors.ConfigError,
+    match=r"tie_word_embeddings must be false beside a lm_head.weight .* true",
+  ):
+    huggingface.load_base(exported, LLAMA)
+
+
 def test_a_directory_is_its_own_answer(tmp_path, monkeypatch):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
   assert huggingface.resolve(str(tmp_path)) == tmp_path

@@ -1,6 +1,7 @@
 """One way to open a model: whatever names it, and wherever it is asked for."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -75,13 +76,37 @@ def test_opening_reads_no_weights(directory, tmp_path, monkeypatch):
   def read(*_):
     raise AssertionError("weights were read")
 
-  monkeypatch.setattr(safetensors_files, "open_file", read)
+  monkeypatch.setattr(safetensors_files.Tensor, "__getitem__", read)
   monkeypatch.setattr(gguf.gguf, "dequantize", read)
   for source in (directory / "policy", file):
     opened = weights.open(str(source))
     assert opened.architecture.layers == 2
     with pytest.raises(AssertionError, match="weights were read"):
       opened.read(None)
+
+
+@pytest.mark.parametrize(
+  ("changes", "sentence"),
+  [
+    ({"num_hidden_layers": 10**6}, "20 tensors, too few for 1000000 layers"),
+    ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight"),
+    ({"num_hidden_layers": 1}, "tensors that the architecture does not have"),
+    ({"vocab_size": 97}, r"must have shape \[97, \d+\], got \[\d+, \d+\]"),
+    ({"head_dim": 2}, r"k_proj.weight must have shape"),
+    (
+      {"intermediate_size": 10**12},
+      r"must have shape \[16, 1000000000000\], got",
+    ),
+    ({"tie_word_embeddings": False}, "lacks 1 of 21 .* lm_head.weight"),
+  ],
+)
+def test_tensors_are_compared_with_their_description_when_opened(
+  changes, sentence, directory, tmp_path
+):
+  copied = shutil.copytree(directory / "policy", tmp_path / "policy")
+  directories.edit_json(copied / "config.json", **changes)
+  with pytest.raises(errors.ConfigError, match=sentence):
+    weights.open(str(copied))
 
 
 def test_a_gguf_file_is_read_onto_the_devices_that_are_asked_for(tmp_path):

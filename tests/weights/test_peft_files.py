@@ -60,7 +60,10 @@ def test_adapter_export_and_import_is_bitwise(tmp_path):
     ({"use_dora": True}, "use_dora True is not supported, only False"),
     ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported, only 'LORA'"),
     ({"rank_pattern": {"q": 4}}, "rank_pattern {'q': 4} is not supported"),
-    ({"r": None}, "r must be a positive number, got None"),
+    ({"r": None}, "r must be a positive integer, got None"),
+    ({"r": 4.5}, "r must be a positive integer, got 4.5"),
+    ({"r": 10**12}, r"must have shape \[1000000000000, 16\], got \[4, 16\]"),
+    ({"lora_alpha": float("nan")}, "lora_alpha must be a positive number"),
     ({"r": 2}, r"lora_A.weight must have shape \[2, 16\], got \[4, 16\]"),
   ],
 )
