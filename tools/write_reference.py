@@ -34,6 +34,7 @@ PROGRAMS = (
   "tools/make_arithmetic_policy.py",
   "tools/write_reference.py",
   "experiments/study.py",
+  "experiments/spoiled_demonstrations.py",
   "benchmarks/rollout.py",
   "benchmarks/step.py",
   "benchmarks/hypergradients.py",

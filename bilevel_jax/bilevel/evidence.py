@@ -82,6 +82,8 @@ class Evidence:
   times: jax.Array  # [N] float32, steps that said anything of it
   known: jax.Array  # [N] bool, seen in any step
   weights: jax.Array  # [N] float32, 1 where not known
+  observed: jax.Array  # [] float32, steps, silent ones too
+  mean_weights: jax.Array  # [N] float32, of the weights after each of them
   features: jax.Array | None  # [N, P], as first seen; None: not pooled
   regression: Regression | None
 
@@ -97,6 +99,8 @@ def nothing(terms: int, features: int) -> Evidence:
     times=zeros(terms),
     known=zeros(terms, bool),
     weights=jnp.ones(terms),
+    observed=zeros(()),
+    mean_weights=jnp.ones(terms),
     features=zeros((terms, p)) if p else None,
     regression=Regression(
       xx=zeros((p, p)),
@@ -127,8 +131,8 @@ def observe(
     derivatives: [B], of the upper loss by their weights.
     features: [B, P], of terms that were not seen before; others keep theirs.
     real: [B] bool, False for rows that are padding.
-    says: [] bool, whether the upper gradient is one; else nothing but
-      `known` and `features` changes.
+    says: [] bool, whether the upper gradient is one; else only `known`,
+      `features` and the mean weights change.
   """
   chex.assert_equal_shape([rows, derivatives, real])
   chex.assert_rank([features, says], [2, 0])
@@ -164,6 +168,8 @@ def observe(
     times=add(evidence.times, jnp.ones_like(z)),
     known=evidence.known.at[rows].set(True, mode="drop"),
     weights=evidence.weights,
+    observed=evidence.observed + 1,
+    mean_weights=evidence.mean_weights,
     features=seen,
     regression=regression,
   )
@@ -172,7 +178,8 @@ def observe(
   )
   weights = form.weights(pooled, _own(new, form, pooled))
   kept = jnp.where(new.known & says, weights, evidence.weights)
-  return dataclasses.replace(new, weights=kept)
+  mean = new.mean_weights + (kept - new.mean_weights) / new.observed
+  return dataclasses.replace(new, weights=kept, mean_weights=mean)
 
 
 def weights(
@@ -195,6 +202,7 @@ class Ranking(NamedTuple):
   """What was found of each term."""
 
   weight: jax.Array  # [N]
+  mean_weight: jax.Array  # [N], over all steps so far
   effect: jax.Array  # [N], mean of z: above 0 it helped; NaN: never seen
   standard_error: jax.Array  # [N]
   times: jax.Array  # [N], steps that the effect is a mean of
@@ -207,6 +215,7 @@ def ranking(evidence: Evidence) -> Ranking:
   within = _within(evidence)
   return Ranking(
     evidence.weights,
+    evidence.mean_weights,
     evidence.total / seen,
     jnp.sqrt(within / seen),
     times,

@@ -13,12 +13,13 @@ from bilevel_jax.training import run as run_lib
 def rows(run: run_lib.Run) -> list[dict[str, Any]]:
   """Returns a row for each demonstration, the largest weight first.
 
-  `weight` is what its SFT loss is multiplied by now, `effect` the mean of what
-  it did for the reward beside the others of its step, in units of their usual
-  effect (above 0 it helped), `standard_error` that of the effect, `times_seen`
-  the steps behind it. Effects are None where nothing was measured. The rest is
-  the demonstration, as a data file has it. Without a method that learns any of
-  it there are no rows.
+  `weight` is what its SFT loss is multiplied by now, `mean_weight` the mean of
+  that over the steps so far, `effect` the mean of what it did for the reward
+  beside the others of its step, in units of their usual effect (above 0 it
+  helped), `standard_error` that of the effect, `times_seen` the steps behind
+  it. Effects are None where nothing was measured. The rest is the
+  demonstration, as a data file has it. Without a method that learns any of it
+  there are no rows.
   """
   ranking, stream = run.learner.method.ranking, run.streams.demonstrations
   if ranking is None or stream is None:
@@ -32,6 +33,7 @@ def rows(run: run_lib.Run) -> list[dict[str, Any]]:
       "id": question.id,
       "group": None if group is None else str(question.meta[group]),
       "weight": float(weight),
+      "mean_weight": float(mean_weight),
       "effect": number(effect),
       "standard_error": number(standard_error),
       "times_seen": int(times),
@@ -40,7 +42,7 @@ def rows(run: run_lib.Run) -> list[dict[str, Any]]:
       "solution": question.solution,
       "meta": dict(_writable(question.meta)),
     }
-    for question, weight, effect, standard_error, times in zip(
+    for question, weight, mean_weight, effect, standard_error, times in zip(
       stream.questions, *found, strict=True
     )
   ]

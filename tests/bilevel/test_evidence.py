@@ -70,6 +70,20 @@ def test_noise_alone_leaves_weights_near_one(kinds):
   assert np.abs(found.weights - 1).mean() < 0.1
 
 
+def test_the_mean_weight_is_over_all_steps_and_silent_ones(kinds):
+  _, truth, features = kinds
+  says = lambda step: step % 3 > 0
+  each = [
+    _learned(truth, features, steps=steps, says=says).weights
+    for steps in range(1, 13)
+  ]
+  assert np.ptp(each, axis=0).max() > 0.1
+  found = _learned(truth, features, steps=12, says=says)
+  np.testing.assert_allclose(
+    evidence.ranking(found).mean_weight, np.mean(each, axis=0), rtol=1e-5
+  )
+
+
 def test_equal_rewards_move_nothing(kinds):
   _, truth, features = kinds
   found = _learned(truth, features, says=lambda step: False)
