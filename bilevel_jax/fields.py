@@ -1,6 +1,7 @@
 """What a field of the schema is made of."""
 
 import dataclasses
+import re
 from typing import Any
 
 
@@ -24,3 +25,22 @@ def section(cls: type, doc: str) -> Any:
   return dataclasses.field(
     default_factory=cls, metadata={"doc": doc, "rules": {}}
   )
+
+
+_UNITS = {"MB": 1e6, "GB": 1e9, "MIB": 2**20, "GIB": 2**30}
+
+
+def byte_count(text: str) -> int:
+  """Returns the bytes that a text such as 80GB or 1.5 GiB means.
+
+  Raises:
+    ValueError: it is no number with a unit; the message goes on after a name.
+  """
+  found = re.fullmatch(
+    r"(\d{1,9}(?:\.\d{1,9})?) ?(\w+)", text.strip(), re.ASCII
+  )
+  if found is None or found[2].upper() not in _UNITS:
+    raise ValueError(
+      f"must be a number with one of MB, GB, MiB, GiB, got {text!r}"
+    )
+  return int(float(found[1]) * _UNITS[found[2].upper()])

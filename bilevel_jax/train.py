@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from bilevel_jax import config, errors, processes
+from bilevel_jax import config, errors, fields, processes
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.reporting import run_report, terminal
@@ -203,6 +203,7 @@ def _scorer(reward: config.Reward) -> pool.Scorer:
       dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
       pattern=reward.pattern,
       deadline_s=reward.deadline_s,
+      memory=fields.byte_count(reward.memory) if reward.memory else None,
       workers=reward.workers,
     )
 

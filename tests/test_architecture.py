@@ -13,6 +13,7 @@ RANKS = {
   "types": 0,
   "compile_cache": 0,
   "random_streams": 0,
+  "limited_process": 0,
   "own_code": 1,
   "processes": 1,
   "command_line": 1,

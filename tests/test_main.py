@@ -113,6 +113,17 @@ def _refused(settings) -> str:
       {"reward.verifiers": ("number", "math", "number")},
       "reward.verifiers must name each verifier once, got number 2 times",
     ),
+    (
+      {"reward.memory": "8..0GB"},
+      "reward.memory must be a number with one of MB, GB, MiB, GiB, got "
+      "'8..0GB'",
+    ),
+    (
+      {"reward.memory": "9" * 999 + "GB"},
+      "reward.memory must be a number with",
+    ),
+    ({"reward.memory": "-1GB"}, "reward.memory must be a number with one of"),
+    ({"reward.memory": "1MB"}, "reward.memory must be at least 256MB, got 1MB"),
     ({"reward.deadline_s": math.inf}, "reward.deadline_s must be a finite"),
     (
       {"reward.weights": (1e39,)},

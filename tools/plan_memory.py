@@ -11,7 +11,6 @@ CPUs compute bfloat16 in float32 copies, which would say nothing.
 import dataclasses
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags, logging
 
-from bilevel_jax import config, errors, main
+from bilevel_jax import config, errors, fields, main
 from bilevel_jax.models import presets
 from bilevel_jax.training import (
   compiled_update,
@@ -34,7 +33,6 @@ _MEMORY = flags.DEFINE_string(
   "memory", None, "of a device, as in 80GB or 141GiB; default: not bounded"
 )
 _COMPILE = flags.DEFINE_boolean("compile", False, "ask the compiler, too")
-_UNITS = {"MB": 1e6, "GB": 1e9, "MIB": 2**20, "GIB": 2**30}
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -89,14 +87,10 @@ def _replace(settings: config.Config, **changes: str) -> config.Config:
 
 
 def _bytes(text: str | None) -> int | None:
-  if text is None:
-    return None
-  found = re.fullmatch(r"([\d.]+) ?(\w+)", text.strip())
-  if found is None or found[2].upper() not in _UNITS:
-    raise errors.ConfigError(
-      f"--memory must be a number with one of MB, GB, MiB, GiB, got {text!r}"
-    )
-  return int(float(found[1]) * _UNITS[found[2].upper()])
+  try:
+    return None if text is None else fields.byte_count(text)
+  except ValueError as error:
+    raise errors.ConfigError(f"--memory {error}") from None
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from ml_collections import config_dict
 
 from bilevel_jax import errors, methods
 from bilevel_jax.config import schema
+from bilevel_jax.fields import byte_count
+
+_LEAST_MEMORY = 256 * 10**6  # that a scoring process starts with
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -163,6 +166,12 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       "reward.overlong_tokens must be at most rollout.max_new_tokens "
       f"{rollout.max_new_tokens}, got {reward.overlong_tokens}"
     )
+  if reward.memory is not None:
+    try:
+      if byte_count(reward.memory) < _LEAST_MEMORY:
+        yield f"reward.memory must be at least 256MB, got {reward.memory}"
+    except ValueError as error:
+      yield f"reward.memory {error}"
   for name, count in collections.Counter(reward.verifiers).items():
     if count > 1:
       yield (

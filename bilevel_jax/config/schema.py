@@ -104,6 +104,11 @@ class Reward:
     1.0, "of a completion of rollout.max_new_tokens", at_least=0
   )
   deadline_s: float = setting(5.0, "seconds one scoring may take", above=0)
+  memory: str | None = setting(
+    "4GB",
+    "private memory that a scoring process, and each that it starts, may have: "
+    "a number with MB, GB, MiB or GiB; None: no limit",
+  )
   max_unscored_steps: int = setting(
     3,
     "steps in a row of which no completion could be scored, after which the "

@@ -1,25 +1,27 @@
 """Scoring in processes that can be killed, a deadline for each completion."""
 
 import collections
-import contextlib
+import io
+import json
 import math
 import os
-import signal
-import subprocess
+import pickle
+import secrets
+import select
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing import connection
 from typing import NamedTuple
 
 import numpy as np
 
-from bilevel_jax import errors, types
+from bilevel_jax import errors, limited_process, types
 from bilevel_jax.rewards import verifiers
 
 _WORKER = "bilevel_jax.rewards.worker"
-_CHUNK = 16  # items a process is given at once, at most
+_LOOK_S = 0.5  # time between two looks at the clock, at most
+_LONGEST = 2**20  # bytes of an answer
 _START_LIMIT_S = 300.0  # for the imports of a user's verifier
 _FAILURES_KEPT = 20
 _FAILED_STARTS = 3  # in a row, after which scoring is given up
@@ -41,7 +43,10 @@ class Scorer:
   Verifiers that cannot hang are called here; if any other is among the parts,
   every item goes to a scoring process. Such a process answers one item after
   the other; when an answer is late, or the process dies, that one completion
-  counts as unscorable, and the process is replaced.
+  counts as unscorable, and the process is replaced. A process that had scored
+  others before it died, or ran out of memory, may have done so for what they
+  left behind: the completion is scored again by a fresh one. Time in which
+  this process was stopped (Ctrl-Z) does not count.
   """
 
   def __init__(
@@ -50,6 +55,7 @@ class Scorer:
     *,
     pattern: str | None = None,
     deadline_s: float = 5.0,
+    memory: int | None = 4 * 10**9,
     workers: int = 2,
   ):
     """Builds the verifiers and starts the processes, without waiting for them.
@@ -57,6 +63,7 @@ class Scorer:
     Args:
       parts: verifier -> weight, see `verifiers.build`.
       deadline_s: seconds that scoring one completion may take.
+      memory: bytes that a process may have, see `limited_process`.
 
     Raises:
       ConfigError: a verifier that cannot be built, or a deadline that is not
@@ -68,14 +75,15 @@ class Scorer:
         f"{deadline_s}"
       )
     self._parts = verifiers.build(parts, pattern)
-    self._setup = (dict(parts), pattern, deadline_s, types.Question._fields)
+    setup = (dict(parts), pattern, types.Question._fields)
+    self._start = lambda: _Worker(setup, deadline_s, memory)
     self._lock = threading.Lock()
     self._failed_starts = 0
     self.replaced = 0  # processes that died or were killed, so far
     self._failures: list[Failure] = []
     self._in_process = set(parts) <= set(verifiers.CANNOT_HANG)
     count = 0 if self._in_process else workers
-    self._workers = [_Worker(self._setup) for _ in range(count)]
+    self._workers = [self._start() for _ in range(count)]
 
   def __enter__(self) -> "Scorer":
     return self
@@ -141,36 +149,45 @@ class Scorer:
       raise RuntimeError("the scorer is closed")
     answers: list[_Answer] = [""] * len(pairs)
     waiting = collections.deque(range(len(pairs)))
-    # Small enough that no process idles at the end while another is busy.
-    chunk = max(1, min(_CHUNK, len(pairs) // (4 * len(self._workers))))
+    again = list[int]()  # for processes that have scored nothing yet
+    looked = time.monotonic()
     while True:
       for worker in self._workers:
-        if worker.ready and not worker.pending and waiting:
-          items = [waiting.popleft() for _ in range(min(chunk, len(waiting)))]
-          if not worker.give(items, [pairs[i] for i in items]):
-            waiting.extendleft(reversed(items))
-      if not waiting and not any(worker.pending for worker in self._workers):
+        if worker.ready and worker.item is None:
+          if again and worker.fresh:
+            worker.give(item := again.pop(), pairs[item])
+          elif waiting:
+            worker.give(item := waiting.popleft(), pairs[item])
+      idle = all(worker.item is None for worker in self._workers)
+      if idle and not waiting and not again:
         return answers
-      due = min(worker.due for worker in self._workers)
-      readable = connection.wait(
-        [worker.pipe for worker in self._workers],
-        None if math.isinf(due) else max(0.0, due - time.monotonic()),
-      )
+      looked = self._wait(looked)
       for index, worker in enumerate(self._workers):
-        alive = (
-          worker.receive(answers)
-          if worker.pipe in readable
-          else time.monotonic() < worker.due or worker.pipe.poll()
-        )
-        if not alive:
-          # The item that was being scored has no score; those behind it were
-          # not started.
-          for item in worker.pending[:1]:
-            answers[item] = worker.why_unanswered()
-          waiting.extendleft(reversed(worker.pending[1:]))
+        item, fresh = worker.item, worker.fresh
+        answer = worker.advance()
+        if item is not None and answer is not None:
+          if worker.ended and not fresh:
+            again.append(item)
+          else:
+            answers[item] = answer
+        if worker.ended or worker.late:
           self._workers[index] = self._replace(worker)
         elif worker.ready:
           self._failed_starts = 0
+
+  def _wait(self, looked: float) -> float:
+    """Waits for a process to say something or be late; returns the time."""
+    poll = select.poll()
+    for worker in self._workers:
+      worker.register(poll)
+    due = min(worker.due for worker in self._workers)
+    left = min(due - time.monotonic(), _LOOK_S)
+    poll.poll(1000 * max(0.0, left))
+    now = time.monotonic()
+    if now - looked > 2 * _LOOK_S:  # this process was stopped, perhaps all were
+      for worker in self._workers:
+        worker.due += now - looked
+    return now
 
   def _replace(self, worker: "_Worker") -> "_Worker":
     code = worker.end()
@@ -180,79 +197,120 @@ class Scorer:
       if worker.complaint or self._failed_starts == _FAILED_STARTS:
         reason = worker.complaint or f"the last one's exit code is {code}"
         raise RuntimeError(f"scoring processes cannot start: {reason}")
-    return _Worker(self._setup)
+    return self._start()
 
 
 class _Worker:
-  """A scoring process, and what it was given and has not answered yet."""
+  """A scoring process, and the item that it was given and has not answered."""
 
-  def __init__(self, setup: tuple):
-    self.pipe, remote = connection.Pipe()
+  def __init__(self, setup: tuple, deadline_s: float, memory: int | None):
+    requests, self._requests = _pipe("wb")
+    answers, self._answers = _pipe("rb")
     # Not multiprocessing.Process: fork is not safe beside JAX's threads, and
     # spawn runs the parent's `__main__` again. -P: as in sys.path, no less
     # and no more.
-    self._process = subprocess.Popen(
-      [sys.executable, "-P", "-m", _WORKER, str(remote.fileno())],
-      stdin=subprocess.DEVNULL,
-      pass_fds=[remote.fileno()],
-      start_new_session=True,  # what a verifier starts ends with it
+    self._process = limited_process.LimitedProcess(
+      [sys.executable, "-P", "-m", _WORKER, str(requests), str(answers)],
+      memory=memory,
+      pass_fds=[requests, answers],
       env=os.environ
       | {
         "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
         "JAX_PLATFORMS": "cpu",  # a user's verifier must not take the GPU
       },
     )
-    remote.close()
-    self.ready = False
+    os.close(requests)
+    os.close(answers)
+    self.ready = self.late = self.ended = False
+    self.fresh = True  # it has answered no item
     self.complaint: str | None = None
-    self.pending: list[int] = []
+    self.item: int | None = None
     self.due = time.monotonic() + _START_LIMIT_S
-    self._deadline_s = setup[2]
+    self._deadline_s = deadline_s
+    self._secret, self._unsent, self._partial = "", b"", b""
     self._send(setup)
 
   @property
   def process_id(self) -> int:
-    return self._process.pid
+    return self._process.process_id
 
-  def give(self, items: list[int], pairs: list) -> bool:
-    """Returns whether the process took these items."""
-    message = [(completion, tuple(question)) for completion, question in pairs]
-    if not self._send(message):
-      return False
-    self.pending = items
-    self.due = time.monotonic() + self._deadline_s
-    return True
+  def give(self, item: int, pair: tuple[str, types.Question]) -> None:
+    """Has the process score an item."""
+    completion, question = pair
+    self.item, self.due = item, time.monotonic() + self._deadline_s
+    self._send((completion, tuple(question)))
 
-  def receive(self, answers: list[_Answer]) -> bool:
-    """Returns whether the process lives; writes its answer, if it gave one."""
-    try:
-      message = self.pipe.recv()
-    except (EOFError, OSError):
-      return False
-    if self.ready:
-      answers[self.pending.pop(0)] = message
-    else:
-      self.ready = message == "ready"
-      self.complaint = None if self.ready else message
-    self.due = time.monotonic() + self._deadline_s if self.pending else math.inf
-    return self.complaint is None
+  def register(self, poll: select.poll) -> None:
+    """Has a poll wait for what this process has to say, or can take."""
+    poll.register(self._answers, select.POLLIN)
+    if self._unsent:
+      poll.register(self._requests, select.POLLOUT)
 
-  def why_unanswered(self) -> str:
-    """Returns why there is no score of what was being scored."""
+  def advance(self) -> _Answer | None:
+    """Returns the answer to the item, once there is one or can be none."""
+    self._write()
+    data = self._answers.read(2**16)  # None: nothing is there yet
+    *lines, self._partial = (self._partial + (data or b"")).split(b"\n")
+    if len(self._partial) > _LONGEST:
+      self._partial = b""
+    for line in lines:
+      found = _parsed(line, self._secret)
+      if found is not None:
+        self._secret, self.due = "", math.inf
+        answer, self.ended = found
+        if self.ready:
+          self.item, self.fresh = None, False
+          return answer
+        self.complaint = str(answer) or None
+        self.ready = not self.ended
+    if data == b"":
+      self.ended = True
+      return f"the scoring process ended (exit code {self.end()})"
     if time.monotonic() >= self.due:
+      self.late = True
       return f"scoring took longer than {self._deadline_s:g} s"
-    return "the scoring process ended"
+    return None
 
   def end(self) -> int:
-    """Returns the exit code, after killing the process."""
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(self._process.pid, signal.SIGKILL)
-    self.pipe.close()
-    return self._process.wait()
+    """Returns the exit code, after ending the process and its children."""
+    self._requests.close()
+    self._answers.close()
+    return self._process.end()
 
-  def _send(self, message: object) -> bool:
+  def _send(self, message: object) -> None:
+    self._secret = secrets.token_hex(8)
+    self._unsent = pickle.dumps((self._secret, message))
+    self._write()
+
+  def _write(self) -> None:
+    """Writes what the pipe has room for: a process may have stopped reading."""
     try:
-      self.pipe.send(message)
-    except OSError:  # it died; the next `receive` will say so
-      return False
-    return True
+      while self._unsent and (count := self._requests.write(self._unsent)):
+        self._unsent = self._unsent[count:]
+    except BrokenPipeError:  # it died; reading will say so
+      self._unsent = b""
+
+
+def _pipe(mode: str) -> tuple[int, io.FileIO]:
+  """Returns the end of a pipe for a process, and our own, which never waits."""
+  ends = os.pipe()
+  theirs, ours = ends if mode == "wb" else ends[::-1]
+  os.set_blocking(ours, False)
+  return theirs, io.FileIO(ours, mode)
+
+
+def _parsed(line: bytes, secret: str) -> tuple[_Answer, bool] | None:
+  """Returns an answer, and whether the process ends; None: it is neither."""
+  marked, _, body = line.partition(b" ")
+  if not secret or marked != secret.encode():
+    return None
+  try:
+    answer, ends = json.loads(body)
+    if not isinstance(answer, str):
+      reward, correct = answer
+      answer = float(reward), bool(correct)
+      if not abs(answer[0]) < verifiers.LARGEST:
+        return None
+  except (ArithmeticError, RecursionError, TypeError, ValueError):
+    return None
+  return answer, bool(ends)

@@ -24,7 +24,8 @@ from bilevel_jax.rewards import extraction, mathematics
 if TYPE_CHECKING:
   from bilevel_jax import types
 
-_MOST = 1e30  # float32 holds the sum of many such rewards
+LARGEST = 1e30  # float32 holds the sum of many such rewards
+_LONGEST = 4000  # characters of a traceback
 
 Verifier = Callable[[str, "types.Question"], float]
 
@@ -63,7 +64,7 @@ def build(parts: Mapping[str, float], pattern: str | None = None) -> list[Part]:
 
 def _is_number(value: Any) -> bool:
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return number and abs(value) < _MOST
+  return number and abs(value) < LARGEST
 
 
 def score(
@@ -78,18 +79,17 @@ def score(
   for part in parts:
     try:
       value: Any = part.verify(completion, question)
-    except Exception as error:  # whatever it is, there is no score
+    except KeyboardInterrupt:
+      raise
+    except BaseException as error:  # whatever it is, there is no score
       return f"{part.name} raised\n{_own_traceback(error)}"
     if inspect.iscoroutine(value):
       value.close()
       return f"{part.name} must be a plain function, got an async one"
-    try:
-      values.append(math.nan if isinstance(value, str) else float(value))
-    except Exception:  # a list, None, an array of several, ...
-      values.append(math.nan)
+    values.append(_number(value))
     total += part.weight * values[-1]
-    if not abs(total) < _MOST:
-      got = reprlib.repr(value)
+    if not abs(total) < LARGEST:
+      got = _shown(value)
       weighted = f" of weight {part.weight:g}" if part.weight != 1 else ""
       return (
         f"{part.name} must return a finite number below 1e30 in size, got {got}"
@@ -98,10 +98,33 @@ def score(
   return total, values[0] >= 1
 
 
-def _own_traceback(error: Exception) -> str:
+def _number(value: Any) -> float:
+  """Returns a value as a number; NaN where it is none, such as text."""
+  try:
+    is_text = isinstance(value, (str, bytes, bytearray))
+    return math.nan if is_text else float(value)
+  except KeyboardInterrupt:
+    raise
+  except BaseException:  # a list, None, an array of several, ...
+    return math.nan
+
+
+def _shown(value: Any) -> str:
+  try:
+    return reprlib.repr(value)
+  except Exception:  # such as that of an integer of 5000 digits
+    return type(value).__name__
+
+
+def _own_traceback(error: BaseException) -> str:
   """Returns the traceback of an exception from the verifier's frame on."""
   below = error.__traceback__ and error.__traceback__.tb_next
-  return "".join(traceback.format_exception(type(error), error, below)).rstrip()
+  lines = traceback.format_exception(type(error), error, below)
+  text = "".join(lines).rstrip()
+  if len(text) <= _LONGEST:
+    return text
+  half = _LONGEST // 2
+  return f"{text[:half]}\n... {len(text)} characters ...\n{text[-half:]}"
 
 
 def exact(completion: str, question: types.Question) -> float:

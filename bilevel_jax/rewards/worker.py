@@ -1,66 +1,65 @@
-"""A scoring process: `python -m bilevel_jax.rewards.worker FILE_DESCRIPTOR`.
+"""A scoring process: `python -m bilevel_jax.rewards.worker IN OUT`.
 
-It reads chunks of (completion, question) and answers each item on its own, so
-that the process that started it knows which item was being scored when time
-ran out. It imports neither JAX nor that process's `__main__`.
+It reads items from one file descriptor and answers each on another, before it
+is given the next one. It imports neither JAX nor the `__main__` of the process
+that started it. A verifier shares this process with what answers for it, so
+an answer is marked with the secret that came with its item: what a verifier
+writes itself, or leaves behind, is no answer to a later item.
 """
 
 import collections
 import contextlib
-import faulthandler
+import json
 import os
-import signal
+import pickle
 import sys
-from multiprocessing import connection
-from typing import Any
+from typing import Any, BinaryIO
 
 from bilevel_jax import errors
 from bilevel_jax.rewards import symbolic, verifiers
 
-# A late item is ended by the parent; where there is no parent any more, the
-# process ends itself this much after the deadline.
-_ORPHAN_GRACE_S = 1.0
 
-
-def main(pipe: connection.Connection) -> None:
-  """Scores what comes through a pipe until its other end is closed.
+def main(requests: BinaryIO, answers: int) -> None:
+  """Scores what it reads until there is no more.
 
   Args:
-    pipe: gives (parts, pattern, deadline in seconds, fields of a question),
-      then lists of (completion, values of those fields). Takes the string
-      "ready" or a message of what is wrong, then an answer for each item.
+    requests: gives (secret, (parts, pattern, fields of a question)), then
+      (secret, (completion, values of those fields)), pickled.
+    answers: file descriptor that takes a line for each of them: the secret, a
+      space, and as JSON [answer, whether the process ends now]. An answer is
+      [reward, correct], or why there is none; the first "", or what is wrong.
   """
-  # The parent decides about interrupts; it ends this process by SIGKILL.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  parts, pattern, deadline_s, fields = pipe.recv()
+  secret, (parts, pattern, fields) = pickle.load(requests)
   question: Any = collections.namedtuple("Question", fields)
   try:
     built = verifiers.build(parts, pattern)
   except errors.ConfigError as error:
-    pipe.send(str(error))
+    _answer(answers, secret, str(error), True)
     return
   if "math" in parts:
     symbolic.start()  # takes long
-  pipe.send("ready")
+  _answer(answers, secret, "", False)
   own = os.getpid()
-  with open(os.devnull, "w") as nowhere:
-    while True:
-      for completion, values in pipe.recv():
-        faulthandler.dump_traceback_later(
-          deadline_s + _ORPHAN_GRACE_S, exit=True, file=nowhere
-        )
-        answer = verifiers.score(built, completion, question(*values))
-        if os.getpid() != own:  # a verifier forked, and this is its child
-          os._exit(0)
-        faulthandler.cancel_dump_traceback_later()
-        pipe.send(answer)
+  while True:
+    secret, (completion, values) = pickle.load(requests)
+    answer = verifiers.score(built, completion, question(*values))
+    if os.getpid() != own:  # a verifier forked, and this is its child
+      os._exit(0)
+    # What took the memory may hold it still.
+    full = isinstance(answer, str) and "MemoryError" in answer[-500:]
+    _answer(answers, secret, answer, full)
+    if full:
+      return
+
+
+def _answer(descriptor: int, secret: str, answer: object, ends: bool) -> None:
+  # What a verifier wrote itself ends at the first newline.
+  line = f"\n{secret} {json.dumps([answer, ends])}\n".encode()
+  while line:
+    line = line[os.write(descriptor, line) :]
 
 
 if __name__ == "__main__":
   # The other end closes when the parent is done with us, or dies.
-  with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-    main(connection.Connection(int(sys.argv[1])))
-  # What verifiers have started ends with the group that this process leads.
-  if os.getpgrp() == os.getpid():
-    os.killpg(os.getpid(), signal.SIGKILL)
+  with contextlib.suppress(EOFError, BrokenPipeError):
+    main(os.fdopen(int(sys.argv[1]), "rb"), int(sys.argv[2]))

@@ -20,7 +20,7 @@ from bilevel_jax import config, errors, processes
 from bilevel_jax.runs import records, reward_failures
 
 # What a resumed run may change: none of it moves a number of a step, but for
-# the rounding of other devices.
+# the rounding of other devices, and completions that need more memory.
 MAY_CHANGE = (
   "run_dir",
   "resume",
@@ -29,6 +29,7 @@ MAY_CHANGE = (
   "checkpoints",
   "logging",
   "mesh",
+  "reward.memory",
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
