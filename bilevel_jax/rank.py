@@ -20,6 +20,7 @@ The exit codes are those of `bilevel_jax.main`.
 
 import argparse
 import functools
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -128,15 +129,15 @@ def _parse(
   parser = command_line.Parser("python -m bilevel_jax.rank", __doc__)
   parser.add("--times", "batches for each", int, 8, metavar="N")
   parser.add("--out", "run directory of the ranking", metavar="DIR")
-  parser.add("--keep-above", "weight of what is printed", float, metavar="T")
-  parser.add_argument("ranking", nargs="?", metavar="DIR")
+  parser.add(
+    "--keep-above",
+    "print what has a weight above T in the ranking DIR",
+    nargs=2,
+    metavar=("T", "DIR"),
+  )
   options, rest = parser.parse_known_args(arguments)
-  kept, given = options.keep_above is not None, options.ranking is not None
-  if kept != given or (kept and rest):
-    parser.error(
-      "--keep-above T and the ranking DIR go together, without a config, got "
-      f"{' '.join(arguments)}"
-    )
+  if options.keep_above is not None and rest:
+    parser.error(f"--keep-above T DIR must stand alone, got {' '.join(rest)}")
   return options, rest
 
 
@@ -149,8 +150,16 @@ def _rank(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 
 def _print_kept(options: argparse.Namespace) -> None:
-  command_line.check_bounds(options, {"keep_above": {"at least": 0}})
-  for row in kept(options.ranking, options.keep_above):
+  text, path = options.keep_above
+  try:
+    above = float(text)
+  except ValueError:
+    above = math.nan
+  if not math.isfinite(above):
+    raise errors.ConfigError(
+      f"--keep-above must begin with a number, got {text}"
+    )
+  for row in kept(path, above):
     sys.stdout.buffer.write(records.to_json(row) + b"\n")
 
 

@@ -1,11 +1,12 @@
-"""Any method on multi-step arithmetic: the quickstart, but for the method.
+"""Any method on multi-step arithmetic, from the quickstart's policy.
 
     python -m bilevel_jax.main --config configs/methods.py:chord
 
 After the colon stands a name of docs/methods.md, or two_stage, which is what a
-study calls sft_then_rl. The run is in runs/NAME, and the same as that of
-configs/quickstart.py in everything but the method; gta has other
-demonstrations, too: "guess 42:" before the worked solution.
+study calls sft_then_rl. The run is in runs/NAME. All are the same but for the
+method, and as that of configs/quickstart.py, but with a worked solution for a
+quarter of the questions, none of them spoiled; gta has other demonstrations:
+"guess 42:" before the worked solution.
 
 Hardware: 2 CPU cores, no download. Expected: docs/methods.md says what to look
 at for each method, and what was seen.
@@ -29,7 +30,7 @@ def get_config(name: str = ""):
       f"--config configs/methods.py:NAME takes {', '.join(NAMES)}, got "
       f"{repr(name) if name else 'no name'}"
     )
-  c = quickstart.get_config()
+  c = quickstart.start()
   c.run_dir = f"runs/{name}"
   c.method.name = _NAMED_OTHERWISE.get(name, name)
   if name == "gta":

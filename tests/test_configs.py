@@ -41,7 +41,7 @@ def test_a_config_parses_and_is_a_lab_notebook(path):
 def test_every_method_has_a_name_and_differs_in_nothing_else():
   module = _module(METHODS)
   assert set(module.NAMES) == {*methods.METHODS, "two_stage"}
-  start = _module(FOLDER / "quickstart.py").get_config().to_dict()
+  start = _module(FOLDER / "quickstart.py").start().to_dict()
   start = dict(config.flat(start))
   for name in module.NAMES:
     changed = {

@@ -94,6 +94,31 @@ def test_what_is_no_ranking_is_refused(tmp_path, content, said):
     rank.kept(tmp_path, 0.5)
 
 
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--keep-above", "0.5"], "expected 2 arguments"),
+    (["--keep-above", "x", "."], "begin with a number, got x"),
+    (["--keep-above", "nan", "."], "begin with a number, got nan"),
+    (["--keep-above", "0.5", ".", "--config", "a.py"], "must stand alone"),
+    (["--times", "0", "--config", "configs/quickstart.py"], "at least 1"),
+    (["--times", "2"], "--config must name a config file"),
+    (["--config", "none.py"], "none.py"),
+  ],
+)
+def test_a_command_line_that_cannot_be_used_is_one_sentence(arguments, said):
+  done = subprocess.run(
+    [sys.executable, "-m", "bilevel_jax.rank", *arguments],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert said in done.stderr
+  assert done.stderr.count("\n") == 1
+
+
 def _weights(directory, settings, *values):
   file = directory / "weights.jsonl"
   questions = corpora.load(settings.data.questions)

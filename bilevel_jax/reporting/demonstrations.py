@@ -8,6 +8,7 @@ from bilevel_jax.reporting import pages
 from bilevel_jax.runs import directory, records
 
 _SHOWN = 10  # of the most and of the least useful
+_LONGEST = 1000  # characters of a text
 
 
 def summary(run_dir: str | pathlib.Path) -> list[str]:
@@ -54,26 +55,21 @@ def section(run_dir: str | pathlib.Path) -> str:
   parts = [words]
   for title, chosen in (("Most useful", most), ("Least useful", least)):
     if chosen:
-      parts.append(f"<h3>{title}</h3>{_table(chosen)}")
+      cards = "".join(_card(row, chosen is most) for row in chosen)
+      parts.append(f"<h3>{title}</h3>{cards}")
   return pages.section("Demonstrations", "\n".join(parts))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-  head = ("question", "solution", "group", "weight", "effect", "times seen")
-  return pages.table(
-    head,
-    [
-      (
-        str(row["question"])[:200],
-        str(row["solution"])[:200],
-        row["group"] or "",
-        f"{row['weight']:.2f}",
-        f"{row['effect']:+.2f} ± {row['standard_error'] or 0:.2f}",
-        str(row["times_seen"]),
-      )
-      for row in rows
-    ],
-  )
+def _card(row: Mapping[str, Any], useful: bool) -> str:
+  facts = [
+    f"weight {row['weight']:.2f}",
+    f"effect {row['effect']:+.2f} ± {row['standard_error'] or 0:.2f}",
+    f"seen {row['times_seen']} times",
+  ]
+  if row["group"] is not None:
+    facts.insert(0, row["group"])
+  texts = [str(row[name])[:_LONGEST] for name in ("question", "solution")]
+  return pages.article(" · ".join(facts), useful, *texts)
 
 
 def _rows(run_dir: str | pathlib.Path) -> list[dict[str, Any]]:

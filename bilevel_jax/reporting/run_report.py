@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import config
-from bilevel_jax.reporting import charts, demonstrations, pages, text
+from bilevel_jax.reporting import charts, demonstrations, held_out, pages, text
 from bilevel_jax.runs import directory, records
 
 
@@ -25,6 +25,7 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     _accuracies(steps),
     _charts(steps),
     demonstrations.section(files.path),
+    held_out.section(files.path),
     _completions(records.read_records(files.completions)),
     _settings(settings),
   ]

@@ -16,7 +16,7 @@ import rich.text
 
 from bilevel_jax import config
 from bilevel_jax.evaluation.benchmarks import Result
-from bilevel_jax.reporting import demonstrations, text
+from bilevel_jax.reporting import demonstrations, held_out, text
 
 # (heading, metric, format) of what a step shows, where it is logged.
 _COLUMNS = (
@@ -26,6 +26,7 @@ _COLUMNS = (
   ("gain", "bilevel/cooperative_gain", "{:+.4f}"),
   ("tok/s", "time/rollout_tokens_per_s", "{:,.0f}"),
 )
+_PAIRS = 2  # questions whose two answers the end shows
 _RECENT = 20  # steps that the time left is estimated from
 
 
@@ -184,9 +185,26 @@ class Display:
         )
     if table.rows:
       self._print(table)
+    if (changed := held_out.changed(directory)) is not None:
+      self._pairs(changed)
     for line in demonstrations.summary(directory):
       self.note(line)
     self.note(f"report: {directory / 'report.html'}")
+
+  def _pairs(self, changed: held_out.Changed) -> None:
+    """Shows some questions that were answered wrong before and right after."""
+    self.note(changed.counts)
+    for before, after in changed.gained[:_PAIRS]:
+      body = rich.table.Table.grid(padding=(0, 2))
+      body.add_column(style="bold", no_wrap=True)
+      body.add_column(overflow="fold")
+      for heading, words in (
+        ("question", after["prompt"]),
+        ("before", before["completion"]),
+        ("after", after["completion"]),
+      ):
+        body.add_row(f"  {heading}", _plain(str(words).strip()))
+      self._print(body)
 
   def _print(self, shown: rich.console.RenderableType) -> None:
     # A line of a log stays one line, however long.
