@@ -1,7 +1,7 @@
 """Ranks demonstrations by what they do for the reward; trains nothing.
 
   python -m bilevel_jax.rank --config FILE.py [--config.FIELD=VALUE ...]
-    [--times 8] [--out DIR]
+    [--times 16] [--out DIR]
   python -m bilevel_jax.rank --keep-above 0.5 DIR > kept.jsonl
 
 The first form takes the model, questions, rewards and demonstrations of a
@@ -127,7 +127,7 @@ def _parse(
 ) -> tuple[argparse.Namespace, list[str]]:
   """Returns the options, and what is for the settings."""
   parser = command_line.Parser("python -m bilevel_jax.rank", __doc__)
-  parser.add("--times", "batches for each", int, 8, metavar="N")
+  parser.add("--times", "batches for each", int, 16, metavar="N")
   parser.add("--out", "run directory of the ranking", metavar="DIR")
   parser.add(
     "--keep-above",

@@ -264,7 +264,7 @@ def test_every_broken_rule_of_a_method_is_said_before_anything_is_read(
 from configs import quickstart
 
 def get_config():
-  c = quickstart.get_config()
+  c = quickstart.start()
   c.model.weights = "there are none"
   c.method.bridge.hypergradient = "one_step"
   c.method.bridge.gain_weight = 0.5
