@@ -99,13 +99,17 @@ def steps(
     _scorer(settings.reward) as scorer,
   ):
     run = run_lib.gather(settings, scorer)
+    notes: list[str] = []
     checkpoints = checkpoint.Checkpoints(
       directory.checkpoints,
       keep_last=settings.checkpoints.keep_last,
       keep_best=settings.checkpoints.keep_best,
+      warn=notes.append,
     )
     with processes.together():
       first = _resume(run, checkpoints) if settings.resume else 0
+      if settings.resume and not first:
+        notes.append("no checkpoint is there yet: the run starts again")
       over = _over(run, first)
       if over and directory.report.exists():
         raise TrainingStopped(f"nothing to train: {over}")
@@ -122,7 +126,8 @@ def steps(
         directory.path / "profile",
       ) as profile,
     ):
-      screen.note(_opening(run))
+      for note in (_opening(run), *notes):
+        screen.note(note)
       before = None
       if first == 0:
         before = _evaluate(run, 0, directory, writers, screen)

@@ -11,6 +11,7 @@ RANKS = {
   "errors": 0,
   "fields": 0,
   "types": 0,
+  "checksums": 0,
   "compile_cache": 0,
   "random_streams": 0,
   "limited_process": 0,

@@ -192,6 +192,48 @@ def _killed(*_, **__):
   raise InterruptedError
 
 
+def test_a_damaged_checkpoint_costs_its_steps_alone(directory, capsys):
+  """One bit of its arrays: the checkpoint before it is taken."""
+  whole = tiny_run.parsed(directory, "whole")
+  train.run(whole)
+  for step in train.steps(tiny_run.parsed(directory, "flipped")):
+    if step.number == 3:
+      break
+  checkpoints = directory / "flipped" / "checkpoints"
+  data = max(
+    (checkpoints / "3" / "state").glob("**/d/*"), key=lambda p: p.stat().st_size
+  )
+  changed = bytearray(data.read_bytes())
+  changed[len(changed) // 2] ^= 4
+  data.write_bytes(changed)
+  capsys.readouterr()
+  resumed = tiny_run.parsed(directory, "flipped", resume=True)
+  train.run(resumed)
+  said = capsys.readouterr().out
+  assert (
+    "checkpoint 3 is damaged and was moved to "
+    f"{checkpoints.with_name('damaged_checkpoints')}/3: "
+    f"{data.relative_to(checkpoints / '3')} has other bytes than were written; "
+    "going on from step 2\n"
+  ) in said
+  assert "step 3/4" in said
+  _assert_same_run(whole, resumed)
+
+
+def test_a_run_that_had_no_checkpoint_yet_says_that_it_starts_again(
+  directory, capsys
+):
+  changes = {"checkpoints__every": None, "checkpoints__export": False}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("bilevel_jax.train._stop_if_non_finite", _killed)
+    with pytest.raises(InterruptedError):
+      train.run(tiny_run.parsed(directory, "early", steps=1, **changes))
+  resumed = tiny_run.parsed(directory, "early", steps=1, resume=True, **changes)
+  assert train.run(resumed).number == 1
+  said = capsys.readouterr().out
+  assert "no checkpoint is there yet: the run starts again\n" in said
+
+
 def test_resuming_with_other_weights_is_refused(directory, tmp_path):
   settings = tiny_run.settings(directory, "other")
   settings.model.weights = str(tiny_run.weights(tmp_path))

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,27 +14,34 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from bilevel_jax import errors, types
+from bilevel_jax import checksums, errors, processes, types
 
 
 class Checkpoints:
   """The checkpoints of one run, written in the background.
 
   A checkpoint gets its name, its step, by one rename when everything in it
-  has been written, so what a killed process leaves is never taken for one. It
-  holds a flat mapping from paths such as base/layers/q/kernel to arrays: what
-  a tree is made of (None, empty groups, optax's tuples) comes from the program
-  that restores, and files stay readable when those types move.
+  has been written, its checksums last, so what a killed process leaves is
+  never taken for one, nor is one that has changed on the disk. It holds a flat
+  mapping from paths such as base/layers/q/kernel to arrays: what a tree is
+  made of (None, empty groups, optax's tuples) comes from the program that
+  restores, and files stay readable when those types move.
   """
 
   def __init__(
-    self, directory: str | pathlib.Path, *, keep_last: int, keep_best: int
+    self,
+    directory: str | pathlib.Path,
+    *,
+    keep_last: int,
+    keep_best: int,
+    warn: Callable[[str], object] = lambda words: None,
   ) -> None:
     """Opens the directory, or makes it, and clears what a kill left behind.
 
     Args:
       directory: where the checkpoints are, or will be.
       keep_best: checkpoints of the highest accuracy kept besides.
+      warn: called with a sentence where a checkpoint is damaged.
     """
     keep: list[checkpoint_managers.PreservationPolicy] = [
       checkpoint_managers.LatestN(keep_last)
@@ -47,6 +55,12 @@ class Checkpoints:
         )
       )
     self.directory = pathlib.Path(directory).absolute()
+    self._aside = self.directory.with_name("damaged_checkpoints")
+    self._warn, self._saving = warn, 0
+    # Orbax reads the accuracies of all of them at once.
+    for step in _numbers(self.directory):
+      if what := _damage(self.directory / str(step), "metrics/*"):
+        self._set_aside(step, what)
     self._manager = ocp.CheckpointManager(
       self.directory,
       item_handlers={
@@ -58,6 +72,9 @@ class Checkpoints:
         best_fn=_accuracy,
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=self._write_checksums
+        ),
       ),
     )
 
@@ -87,6 +104,8 @@ class Checkpoints:
     # It is written later, by another thread: the caller's may move on, and
     # what is not JSON is refused here.
     host = json.loads(json.dumps(host))
+    self._manager.wait_until_finished()  # it may still write its checksums
+    self._saving = step
     with _errors_alone():
       self._manager.save(
         step,
@@ -102,26 +121,76 @@ class Checkpoints:
   ) -> tuple[int, types.TrainState, dict[str, Any]] | None:
     """Returns (step, state, host) of a complete checkpoint, or None.
 
+    One whose files are not those that were written is set aside and told of,
+    and the one before it is read. One without checksums is of an older version,
+    and is read as it is.
+
     Args:
       abstract_state: ShapeDtypeStructs with shardings, or arrays. Its mesh
         may differ from the one that the checkpoint was saved on.
       step: which one; default: the latest.
 
     Raises:
-      ConfigError: no checkpoint of that step, or one of another model.
+      ConfigError: no checkpoint of that step, one of another model, or all of
+        them are damaged.
     """
     self.wait()
-    if step is None:
-      step = self._manager.latest_step()
-      if step is None:
-        return None
-    elif step not in self._manager.all_steps():
-      have = ", ".join(map(str, self.steps())) or "none"
+    steps = self.steps()
+    if step is not None and step not in steps:
+      have = ", ".join(map(str, steps)) or "none"
       raise errors.ConfigError(
         f"checkpoint {step} must be one of those in {self.directory}, "
         f"which has {have}"
       )
-    wanted = jax.tree.map(_abstract, _flatten(abstract_state))
+    damaged: dict[int, str] = {}
+    for candidate in reversed(steps) if step is None else [step]:
+      found = self._read(candidate, abstract_state)
+      if not isinstance(found, str):
+        for lost, what in damaged.items():
+          self._set_aside(lost, f"{what}; going on from step {candidate}")
+        if damaged:
+          self._manager.reload()
+        return candidate, *found
+      damaged[candidate] = found
+    aside = dict.fromkeys(_numbers(self._aside), f"in {self._aside}")
+    if damaged or aside:
+      listed = "; ".join(
+        f"{step}: {what}" for step, what in (aside | damaged).items()
+      )
+      raise errors.ConfigError(
+        f"no checkpoint in {self.directory} is whole, so that nothing can be "
+        f"resumed: {listed}"
+      )
+    return None
+
+  def _read(
+    self, step: int, like: types.TrainState
+  ) -> tuple[types.TrainState, dict[str, Any]] | str:
+    """Returns (state, host), or what is wrong with the files."""
+    where = self.directory / str(step)
+    if what := _damage(where):
+      return what
+    summed = (where / checksums.FILE).exists()
+    try:
+      found = self._load(step, like)
+    except (errors.ConfigError, jax.errors.JaxRuntimeError, MemoryError):
+      raise
+    except Exception as error:
+      if summed:
+        raise
+      words = " ".join(str(error).split())
+      return f"it cannot be read ({type(error).__name__}: {words:.200})"
+    if not summed:
+      self._warn(
+        f"checkpoint {step} has no checksums, as it is of an older version: it "
+        "is taken as it is"
+      )
+    return found
+
+  def _load(
+    self, step: int, like: types.TrainState
+  ) -> tuple[types.TrainState, dict[str, Any]]:
+    wanted = jax.tree.map(_abstract, _flatten(like))
     saved = self._manager.item_metadata(step)["state"].tree
     _check_equal(wanted, saved, f"{self.directory}/{step}")
     restored = self._manager.restore(
@@ -134,7 +203,26 @@ class Checkpoints:
         host=ocp.args.JsonRestore(),
       ),
     )
-    return step, _unflatten(abstract_state, restored["state"]), restored["host"]
+    return _unflatten(like, restored["state"]), restored["host"]
+
+  def _set_aside(self, step: int, what: str) -> None:
+    """Moves a damaged checkpoint to where none is looked for."""
+    aside = self._aside / str(step)
+
+    def move() -> None:
+      shutil.rmtree(aside, ignore_errors=True)
+      self._aside.mkdir(exist_ok=True)
+      (self.directory / str(step)).rename(aside)
+
+    processes.on_first(move)
+    self._warn(f"checkpoint {step} is damaged and was moved to {aside}: {what}")
+
+  def _write_checksums(self) -> None:
+    """Called when a checkpoint is complete, before it gets its name."""
+    name = f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
+    stage = self.directory / name
+    written = [path for path in stage.glob("*/**/*") if path.is_file()]
+    checksums.write(stage, written)
 
   def wait(self) -> None:
     """Returns when every save has reached the disk; raises what failed."""
@@ -160,6 +248,22 @@ def _errors_alone() -> Iterator[None]:
     yield
   finally:
     logging.set_verbosity(before)
+
+
+def _numbers(directory: pathlib.Path) -> list[int]:
+  paths = directory.iterdir() if directory.is_dir() else ()
+  return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def _damage(directory: pathlib.Path, pattern: str = "*") -> str | None:
+  """What any process finds in its share of the files."""
+  try:
+    with processes.together():
+      if what := checksums.damage(directory, pattern):
+        raise errors.ConfigError(what)
+  except errors.ConfigError as error:
+    return str(error)
+  return None
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bilevel_jax import errors, types
+from bilevel_jax import checksums, errors, types
 from bilevel_jax.models import presets
 from bilevel_jax.weights import (
   huggingface_config,
@@ -89,10 +89,15 @@ def load_base(
 
   Raises:
     ConfigError: a file or tensor is missing, has another shape, or is one
-      that the architecture does not have; or embeddings that are tied have
-      another head beside them.
+      that the architecture does not have; embeddings that are tied have
+      another head beside them; or a file is not as it was written.
   """
   directory = pathlib.Path(directory)
+  if what := checksums.damage(directory):
+    raise errors.ConfigError(
+      f"{directory} is damaged: {what} (where they were changed on purpose, "
+      f"delete {checksums.FILE})"
+    )
   tensors = open_base(directory, architecture)
   if architecture.tied_embeddings and _HEAD in tensors:
     _check_tie(tensors, directory)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bilevel_jax import errors, types
+from bilevel_jax import checksums, errors, types
 from bilevel_jax.models import lora, presets
 from bilevel_jax.weights import (
   huggingface_config,
@@ -121,6 +121,7 @@ def export(
       shutil.copyfile(source / name, stage / name)
   if generation or ids:
     write_json(stage / "generation_config.json", {**ids, **generation})
+  checksums.write(stage, [stage / name for name in shards])
   write_json(stage / "config.json", fields)
   publish(stage, directory, "config.json", stale=_SHARDS)
   return directory

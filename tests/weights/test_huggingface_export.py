@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bilevel_jax import errors
+from bilevel_jax import checksums, errors
 from bilevel_jax.weights import huggingface
 from tests import processes
 from tests.weights import directories
@@ -131,7 +131,24 @@ def test_a_killed_export_leaves_the_earlier_one_whole(exported):
   assert [p.name for p in exported.iterdir() if p.is_dir()] == []
 
 
-@pytest.mark.parametrize("moves", range(5))
+@pytest.mark.parametrize("shard_bytes", [5000, 10**9])
+@pytest.mark.parametrize("position", [0.3, 0.9, 0.999])
+def test_a_flipped_bit_is_refused(shard_bytes, position, tmp_path):
+  huggingface.export(
+    tmp_path, LLAMA, directories.base(LLAMA), shard_bytes=shard_bytes
+  )
+  path = sorted(tmp_path.glob("*.safetensors"))[-1]
+  data = bytearray(path.read_bytes())
+  data[int(position * len(data))] ^= 1
+  path.write_bytes(data)
+  sentence = f"{tmp_path} is damaged: {path.name} has other bytes than were"
+  with pytest.raises(errors.ConfigError, match=sentence):
+    huggingface.load_base(tmp_path, LLAMA)
+  (tmp_path / checksums.FILE).unlink()  # changed on purpose
+  assert huggingface.load_base(tmp_path, LLAMA)
+
+
+@pytest.mark.parametrize("moves", range(6))
 def test_an_export_killed_while_it_is_published_does_not_load(
   moves, exported, monkeypatch
 ):
