@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import rich.console
 import rich.progress
+import rich.text
 
 from bilevel_jax import (
   command_line,
@@ -45,7 +46,7 @@ from bilevel_jax.evaluation import (
   result_files,
   summary,
 )
-from bilevel_jax.reporting import scores
+from bilevel_jax.reporting import scores, text
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers, cache, sampling
 from bilevel_jax.rollout.row_sharding import RowSharding
@@ -179,6 +180,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _check_length(options, model, name, max(map(len, tokens)))
   results: dict[str, Any] = {}
   answered: dict[str, list[dict[str, Any]]] = {}
+  failures: list[pool.Failure] = []
   with (
     result_files.claimed(options.out, together),
     pool.Scorer({options.verifier: 1.0}, deadline_s=10.0) as scorer,
@@ -212,6 +214,8 @@ def _evaluate(options: argparse.Namespace) -> None:
           file.write("".join(json.dumps(line) + "\n" for line in new))
           file.flush()
           records += new
+          if not failures and (failures := scorer.take_failures()):
+            _show_failure(console, failures[0])
           progress.advance(task, len(new))
           if not console.is_terminal:
             console.print(f"{name}: {len(records)} of {len(questions)}")
@@ -232,6 +236,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     against=compared or None,
   )
   scores.print_scores(results, mean, compared)
+
+
+def _show_failure(console: rich.console.Console, first: pool.Failure) -> None:
+  words = (
+    f"a completion could not be scored, and counts as wrong: {first.reason}\n"
+    f"completion: {first.completion:.300}"
+  )
+  console.print(rich.text.Text(text.visible(words)), soft_wrap=True)
 
 
 def _settings(

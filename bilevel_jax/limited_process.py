@@ -50,7 +50,8 @@ class LimitedProcess:
     self._process = subprocess.Popen(
       # Isolated: neither the environment nor this directory's modules count.
       [sys.executable, "-I", "-S", __file__, str(memory or 0), *command],
-      stdin=subprocess.PIPE,  # never written to: its end is a sign
+      stdin=subprocess.PIPE,  # a byte, or its end, asks for the end
+      bufsize=0,
       pass_fds=pass_fds,
       env=env,
       start_new_session=True,
@@ -63,7 +64,10 @@ class LimitedProcess:
 
   def end(self) -> int:
     """Returns the command's exit code, 128 + n for signal n; ends it first."""
-    if self._process.stdin:
+    if self._process.stdin and not self._process.stdin.closed:
+      # A child of this process may hold the pipe open: closing is not enough.
+      with contextlib.suppress(BrokenPipeError):
+        self._process.stdin.write(b".")
       self._process.stdin.close()
     try:
       code = self._process.wait(_PATIENCE_S)

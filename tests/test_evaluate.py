@@ -402,6 +402,19 @@ def _record(correct, final):
   }
 
 
+def test_the_first_completion_that_cannot_be_scored_is_shown(run):
+  code, _, err = run(
+    *("--verifier", "tests.tiny_run.broken"), benchmarks="gsm8k"
+  )
+  assert code == 0
+  assert (
+    err.count("a completion could not be scored, and counts as wrong:") == 1
+  )
+  assert err.count("KeyError: 'gold'") == 1
+  found = json.loads((run.out / "scores.json").read_text())
+  assert found["benchmarks"]["gsm8k"]["unscorable_share"] == 1.0
+
+
 def test_several_samples_are_counted_by_question():
   records = [
     _record([True, True, False, False], ["1/2", "0.5", "3", "4"]),

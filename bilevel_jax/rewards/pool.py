@@ -208,9 +208,9 @@ class _Worker:
     answers, self._answers = _pipe("rb")
     # Not multiprocessing.Process: fork is not safe beside JAX's threads, and
     # spawn runs the parent's `__main__` again. -P: as in sys.path, no less
-    # and no more.
+    # and no more; -u: what is printed is seen though the process is killed.
     self._process = limited_process.LimitedProcess(
-      [sys.executable, "-P", "-m", _WORKER, str(requests), str(answers)],
+      [sys.executable, "-uP", "-m", _WORKER, str(requests), str(answers)],
       memory=memory,
       pass_fds=[requests, answers],
       env=os.environ

@@ -25,6 +25,12 @@ def loop():
     pass
 
 
+def loop_in_threads():
+  for _ in range(4):
+    threading.Thread(target=loop, daemon=True).start()
+  return 0.5
+
+
 def loop_in_c():
   import re
 
@@ -64,6 +70,26 @@ def raise_group():
 
 def recursion():
   return recursion()
+
+
+def recursion_without_end():
+  sys.setrecursionlimit(10**9)
+  return max([[]], key=lambda _: recursion_without_end())
+
+
+def interrupt():
+  raise KeyboardInterrupt
+
+
+def no_descriptors():
+  """Leaves none to be opened."""
+  while True:
+    os.dup(0)
+
+
+def say(words):
+  print(words)
+  time.sleep(60)
 
 
 def deep():

@@ -63,6 +63,9 @@ def scorer():
     ("crash", ENDED.format(139)),
     ("kill_group", ENDED.format(137)),
     ("kill_parent", ENDED.format(137)),
+    ("recursion_without_end", ENDED.format(139)),
+    ("interrupt", ENDED.format(".*")),
+    ("no_descriptors", RAISED.format("OSError: .*Too many open files$")),
     ("close_all", ENDED.format(".*")),
     ("leave", RAISED.format("SystemExit: 3$")),
     ("cancel", RAISED.format("CancelledError$")),
@@ -98,6 +101,7 @@ def test_what_fails_costs_itself_alone(scorer, does, reason):
 @pytest.mark.parametrize(
   "does",
   [
+    "loop_in_threads",
     "leave_in_thread",
     "leave_later 0.1",
     "alarm 0.1",
@@ -165,6 +169,7 @@ def _script(tmp_path, body):
     [sys.executable, "-c", textwrap.dedent(script) + body],
     env=os.environ | {"PYTHONPATH": f"{processes.ROOT}:{tmp_path}"},
     stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
   )
@@ -180,18 +185,23 @@ def _family(process_id):
   return found
 
 
-@pytest.mark.parametrize("all_stop", [True, False])
-def test_time_in_which_the_run_was_stopped_does_not_count(tmp_path, all_stop):
+@pytest.mark.parametrize("above_first", [True, False])
+def test_time_in_which_the_run_was_stopped_does_not_count(
+  tmp_path, above_first
+):
+  """A process of a stopped job may be continued some time after another."""
   body = 'score("0.25", "naptime 1.5", "0.75")'
   with _script(tmp_path, body) as script:
     assert script.stdout.readline() == "1.0\n"
     time.sleep(0.7)
-    stopped = _family(script.pid) if all_stop else [script.pid]
+    stopped = _family(script.pid)
+    assert len(stopped) == 3
     for process_id in stopped:
       os.kill(process_id, signal.SIGSTOP)
     time.sleep(3.0)
-    for process_id in stopped:
+    for process_id in stopped if above_first else reversed(stopped):
       os.kill(process_id, signal.SIGCONT)
+      time.sleep(0.5)
     assert script.stdout.readline() == "0.25 0.5 0.75\n"
 
 
@@ -204,6 +214,26 @@ def test_daemons_end_with_a_run_that_is_killed(tmp_path):
     assert len(below) >= 2
     script.kill()
     assert _ends(*below, file.read_text())
+
+
+def test_a_child_of_the_run_keeps_no_scoring_process_alive(tmp_path):
+  body = """
+if os.fork() == 0:
+  time.sleep(60)
+  os._exit(0)
+start = time.monotonic()
+scorer.close()
+print(time.monotonic() - start < 4.0, flush=True)
+"""
+  with _script(tmp_path, body) as script:
+    assert script.stdout.readline() == "1.0\n"
+    assert script.stdout.readline() == "True\n"
+    os.killpg(script.pid, signal.SIGKILL)
+
+
+def test_what_a_reward_prints_is_seen_though_it_is_killed(tmp_path):
+  with _script(tmp_path, 'score("say hello")') as script:
+    assert script.communicate() == ("1.0\n0.0\n", "hello\n")
 
 
 def test_output_is_passed_on_but_not_a_flood():
