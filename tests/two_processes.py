@@ -27,6 +27,11 @@ def main() -> None:
   np.testing.assert_array_equal(gathered["index"], [0, 1])
   np.testing.assert_array_equal(gathered["row"], [[0, 1, 2]] * 2)
 
+  assert processes.texts("") == ["", ""]
+  assert processes.texts("\xe4\n" * index) == ["", "\xe4\n"]
+  cut = processes.texts("x" * 3000 + str(index))
+  assert cut == ["x" * 2048] * 2
+
   assert not processes.any_of(False)
   assert processes.any_of(index == 1)
 

@@ -158,7 +158,7 @@ def expression(completion: str, question: types.Question) -> float:
   used: list[int] = []
   try:
     value = _evaluate(ast.parse(text, mode="eval").body, used)
-  except (SyntaxError, ValueError, ZeroDivisionError):
+  except _NO_VALUE:
     return 0.0
   left = list(question.meta["nums"])
   for number in used:
@@ -168,6 +168,14 @@ def expression(completion: str, question: types.Question) -> float:
   return float(value == fractions.Fraction(question.meta["target"]))
 
 
+# Deep nesting is a RecursionError, or a MemoryError of the parser.
+_NO_VALUE = (
+  SyntaxError,
+  ValueError,
+  ZeroDivisionError,
+  RecursionError,
+  MemoryError,
+)
 _SIGNS = {
   "*": "\\\\times|\\\\cdot|\N{MULTIPLICATION SIGN}|\N{MIDDLE DOT}",
   "/": "\\\\div|\N{DIVISION SIGN}",

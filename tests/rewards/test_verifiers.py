@@ -146,6 +146,13 @@ def test_expression_must_reach_the_target_with_the_numbers(completion, value):
   assert verifiers.expression(completion, question) == value
 
 
+@pytest.mark.parametrize("text", ["1+" * 15000 + "1", "(" * 9999, "-" * 9999])
+def test_an_expression_that_is_too_deep_is_wrong(text):
+  parts = verifiers.build({"expression": 1.0})
+  question = _question("", nums=[1] * 1000, target=1)
+  assert verifiers.score(parts, text, question) == (0.0, False)
+
+
 @pytest.mark.parametrize("text", ["2**3", "8//1", "9%3**2", "8 if 2 else 3"])
 def test_expression_knows_four_operations_only(text):
   question = _question("", nums=[1, 2, 3, 8, 9], target=8)

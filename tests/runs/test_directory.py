@@ -133,6 +133,7 @@ def test_what_moves_no_number_may_change(tmp_path):
     evaluation={"every": 3},
     logging={"show_every": 1},
     checkpoints={"every": 2},
+    reward={"memory": "8GB"},
   )
   directory = run_directory.prepare(tmp_path, settings, True)
   directory.start(settings, 0)
