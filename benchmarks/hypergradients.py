@@ -3,9 +3,10 @@
 Error: relative, on a quadratic bilevel problem in float64 whose hypergradient
 is known in closed form, with the lower level at its optimum. Memory and time:
 of BRIDGE's whole update of a language model in float32, beside GRPO's on the
-same rollouts; demonstrations have a fifth of their tokens. Memory is the
-compiler's own count of temporary bytes; time the median of the ratios to the
-GRPO update that ran just before, on this machine.
+same rollouts; demonstrations have a fifth of their tokens. Weights of
+demonstrations are beside mixed's update, which has the same two gradients.
+Memory is the compiler's own count of temporary bytes; time the median of the
+ratios to the other update, which ran just before, on this machine.
 
   python benchmarks/hypergradients.py --json hypergradients.json
 """
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import rich.console
 import rich.progress
@@ -30,7 +32,7 @@ import rich.table
 from bilevel_jax import config, methods
 from bilevel_jax.bilevel import implicit, penalty, unrolled
 from bilevel_jax.bilevel.problem import Estimator, Problem, gradient
-from bilevel_jax.methods import accumulation, contract
+from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.training import optimizers
 from bilevel_jax.types import TrainState
@@ -170,6 +172,7 @@ class Form(NamedTuple):
   method: str = "bridge"
   optimizer: Literal["adamw", "sgd"] = "adamw"
   same_as: str | None = None  # the row of `accuracy` that it is
+  beside: str = "grpo"  # what it is compared with
 
 
 REBUILT = {"rl_only_base": "one_step"}
@@ -177,6 +180,7 @@ ONE_STEP = {"hypergradient": "one_step", **REBUILT}
 UNROLLED = {"hypergradient": "unrolled"}
 IMPLICIT = {"hypergradient": "implicit", "solver_tolerance": 0.0}
 EXACT = {"mixed_product": "exact"}
+WEIGHTS = {"upper": "demonstrations"}
 FORMS = {
   "grpo": Form({}, method="grpo"),
   "penalty": Form({}, same_as="penalty 0.9"),
@@ -198,6 +202,10 @@ FORMS = {
   "unrolled 4, adam": Form(
     UNROLLED | {"inner_steps": 4}, same_as="unrolled 4, adam"
   ),
+  "mixed": Form({}, method="mixed"),
+  "weights": Form(WEIGHTS, beside="mixed"),
+  "weights, exact": Form(WEIGHTS | EXACT, beside="mixed"),
+  "weights, unrolled 1": Form(WEIGHTS | UNROLLED, beside="mixed"),
 }
 
 
@@ -212,7 +220,7 @@ def update(
   method = build(
     options and options(**form.settings),
     contract.Setup(
-      sft_loss=lambda: model.problem("fixed_sample").upper,
+      sft_loss=functools.partial(terms.sft_objective, model.policy, chunk=1024),
       rl_loss=lambda surrogate="fixed_sample": model.problem(surrogate).lower,
       base_optimizer=lambda learning_rate, updates, plain: inner,
       advantages=functools.partial(
@@ -221,6 +229,9 @@ def update(
       gradient=accumulation.gradient,
       optimizers={"base": inner, "adapter": inner},
       total_updates=100,
+      demonstration_groups=contract.DemonstrationGroups(
+        members=np.zeros(len(model.batch.sft.tokens), np.int32)
+      ),
     ),
   )
   adapter = model.adapter if method.needs.adapter else None
@@ -272,9 +283,12 @@ NAIVE = "naive unroll 4, adam"
 
 def cost(
   model: language_model.LanguageModel, *, repeats: int, only: str = ""
-) -> dict[str, dict[str, float | None]]:
-  """Returns name -> memory and time of an update, beside GRPO's."""
-  names = ["grpo", *(name for name in (*FORMS, NAIVE) if only in name)]
+) -> dict[str, dict[str, Any]]:
+  """Returns name -> memory and time of an update, beside another's."""
+  reference = lambda name: FORMS[name].beside if name in FORMS else "grpo"
+  names = [name for name in (*FORMS, NAIVE) if only in name]
+  names = ["grpo", *map(reference, names), *names]
+  beside = {name: reference(name) for name in names}
   compiled, states = {}, {}
   for name in rich.progress.track(list(dict.fromkeys(names)), "compiling"):
     run, states[name] = (
@@ -287,11 +301,13 @@ def cost(
     jax.block_until_ready(compiled[name](states[name], model.batch))
     return time.perf_counter() - start
 
-  # Each beside a GRPO update of its own; the first pair warms up.
+  # Each beside an update of its own to compare with; the first pair warms up.
   ratios = {}
   try:
-    for name in rich.progress.track(list(compiled), "measuring"):
-      pairs = [(seconds("grpo"), seconds(name)) for _ in range(repeats + 1)]
+    for name in rich.progress.track(list(beside), "measuring"):
+      pairs = [
+        (seconds(beside[name]), seconds(name)) for _ in range(repeats + 1)
+      ]
       if repeats:
         ratios[name] = statistics.median(b / a for a, b in pairs[1:])
   except KeyboardInterrupt:
@@ -303,10 +319,11 @@ def cost(
   return {
     name: {
       "temporary_mib": bytes_[name] / MIB,
-      "memory_ratio": bytes_[name] / bytes_["grpo"],
+      "memory_ratio": bytes_[name] / bytes_[beside[name]],
       "time_ratio": ratios.get(name),
+      "beside": beside[name],
     }
-    for name in compiled
+    for name in beside
   }
 
 
@@ -328,7 +345,7 @@ def _runner(estimate: Estimator, problem: Problem) -> Callable[..., Any]:
 def _table(rows: list[dict[str, Any]]) -> rich.table.Table:
   table = rich.table.Table()
   table.add_column("estimator")
-  for title in ("error", "temp MiB", "x memory", "x time"):
+  for title in ("error", "temp MiB", "x memory", "x time", "of"):
     table.add_column(title, justify="right")
   show = lambda value, form: "-" if value is None else format(value, form)
   for row in rows:
@@ -336,8 +353,9 @@ def _table(rows: list[dict[str, Any]]) -> rich.table.Table:
       row["estimator"],
       show(row["error"], ".1e"),
       show(row["temporary_mib"], ".1f"),
-      show(row["memory_ratio"], ".1f"),
-      show(row["time_ratio"], ".1f"),
+      show(row["memory_ratio"], ".2f"),
+      show(row["time_ratio"], ".2f"),
+      row["beside"],
     )
   return table
 

@@ -104,12 +104,11 @@ def make(
     old_logprobs=old,
     ref_logprobs=old,
   )
+  sft = sampled(max(1, rows // 5))
+  sft = dataclasses.replace(sft, ids=np.arange(len(sft.tokens), dtype=np.int32))
   return LanguageModel(
     policy,
     base,
     adapter,
-    StepBatch(
-      rl=packing.pack(batch, how),
-      sft=packing.pack(sampled(max(1, rows // 5)), how),
-    ),
+    StepBatch(rl=packing.pack(batch, how), sft=packing.pack(sft, how)),
   )
