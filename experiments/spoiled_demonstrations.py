@@ -202,15 +202,22 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
   for run in runs:
     arms = found.setdefault(run["part"], {})
     arms.setdefault(run["arm"], {})[run["seed"]] = run
-  lines = [_ABOUT]
+  wanted = len(SEEDS) * sum(map(len, PARTS.values()))
+  lines = [_ABOUT, f"Runs done: {len(runs)} of {wanted}.", ""]
   for part, arms in found.items():
     lines += [f"## {part}", "", _TEXTS[part], ""]
     lines += _table(
-      ("", "accuracy of each seed", "median", "mean and 95% interval", "steps"),
+      (
+        "",
+        "accuracy of each seed (its number)",
+        "median",
+        "mean and 95% interval",
+        "steps",
+      ),
       [
         (
           arm,
-          " ".join(f"{run['accuracy']:.1%}" for run in seeds.values()),
+          " ".join(f"{r['accuracy']:.1%} ({s})" for s, r in seeds.items()),
           f"{np.median(_accuracies(seeds)):.1%}",
           text.estimate(comparison.over_seeds(_accuracies(seeds))),
           " ".join(str(run["steps"]) for run in seeds.values()),

@@ -101,4 +101,7 @@ def test_what_is_done_is_not_run_again(tmp_path, monkeypatch):
   page = (tmp_path / "results.md").read_text()
   # 0.3 of 0.4 on the way to the oracle, with either seed; 0.3 more.
   assert "| bridge | +30.0% (+30.0% to +30.0%) | 75% 75% | 75% |" in page
-  assert "| mixed | 21.0% 22.0% | 21.5% | 21.5% (15.1% to 27.9%) |" in page
+  assert "Runs done: 12 of 75." in page
+  assert (
+    "| mixed | 21.0% (1) 22.0% (2) | 21.5% | 21.5% (15.1% to 27.9%) |" in page
+  )
