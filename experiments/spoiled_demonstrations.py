@@ -11,7 +11,8 @@ was stopped goes on with the same command. Then the page is written, and beside
 it a line of JSON for each run.
 
 Hardware: 2 CPU cores. Cost: about half a minute a run, 75 runs.
-Expected: docs/results/spoiled_demonstrations.md has what was found.
+Expected: with guesses and seed 1 the oracle 42%, BRIDGE 35%, `mixed` 10%; the
+other runs of the study have not been made yet.
 """
 
 import argparse
