@@ -226,7 +226,7 @@ class _Worker:
     self.complaint: str | None = None
     self.item: int | None = None
     self.due = time.monotonic() + _START_LIMIT_S
-    self._deadline_s = deadline_s
+    self._deadline_s, self._memory = deadline_s, memory
     self._secret, self._unsent, self._partial = "", b"", b""
     self._send(setup)
 
@@ -259,6 +259,8 @@ class _Worker:
         self._secret, self.due = "", math.inf
         answer, self.ended = found
         if self.ready:
+          if self.ended and isinstance(answer, str) and self._memory:
+            answer += f" (reward.memory allows {self._memory / 1e9:g} GB)"
           self.item, self.fresh = None, False
           return answer
         self.complaint = str(answer) or None

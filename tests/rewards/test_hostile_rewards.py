@@ -20,6 +20,7 @@ VERIFIERS = {"tests.rewards.hostile.does": 1.0}
 ENDED = r"the scoring process ended \(exit code {}\)"
 LATE = "scoring took longer than 3 s"
 RAISED = r"tests.rewards.hostile.does raised\n(.|\n)*{}"
+FULL = r"MemoryError \(reward.memory allows 1 GB\)$"
 NO_NUMBER = "tests.rewards.hostile.does must return a finite number .* got {}"
 
 
@@ -77,8 +78,8 @@ def scorer():
     ("raise_long", RAISED.format("xxx$")),
     ("raise_hostile", RAISED.format(".*_Hostile: .*$")),
     ("raise_group", RAISED.format("")),
-    ("take 8", RAISED.format("MemoryError$")),
-    ("take_slowly", RAISED.format("MemoryError$")),
+    ("take 8", RAISED.format(FULL)),
+    ("take_slowly", RAISED.format(FULL)),
     ("map_privately", RAISED.format(".*Cannot allocate memory$")),
     ("deep", NO_NUMBER.format(r"\[\[")),
     ("large", NO_NUMBER.format(r"\[0.0, ")),
