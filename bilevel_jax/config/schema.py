@@ -7,6 +7,7 @@ from bilevel_jax import methods
 from bilevel_jax.config import losses
 from bilevel_jax.data.settings import Demonstrations, Source, Tokenizer
 from bilevel_jax.fields import section, setting
+from bilevel_jax.models import presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Adapter:
   rank: int = setting(16, "rank of the LoRA factors", at_least=1)
   alpha: float = setting(16.0, "A @ B is scaled by alpha / rank", above=0)
   targets: tuple[str, ...] = setting(
-    ("q", "k", "v", "o", "gate", "up", "down"), "projections with an adapter"
+    presets.PROJECTIONS, "projections with an adapter"
   )
 
   @property

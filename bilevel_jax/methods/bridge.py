@@ -32,7 +32,7 @@ from bilevel_jax.methods import (
   estimators,
   hypergradients,
 )
-from bilevel_jax.models import attention
+from bilevel_jax.models import attention, presets
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
 
@@ -117,6 +117,13 @@ def rules(options: Options, settings: Any) -> Iterator[str]:
         f"method.bridge.penalty must be from {low} to {high} where it is "
         f"adaptive, got {options.penalty}"
       )
+  targets = settings.adapter.targets
+  if options.freeze_adapted and set(targets) >= set(presets.PROJECTIONS):
+    yield (
+      "method.bridge.freeze_adapted must leave the base a matrix to train: "
+      "adapter.targets must leave out one or more of "
+      f"{', '.join(presets.PROJECTIONS)}, got {', '.join(targets)}"
+    )
   yield from _rules_of_second_order(options, settings)
 
 
@@ -180,6 +187,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     setup.gradient,
     optimizers,
   )
+  if options.freeze_adapted:
+    levels = hypergradients.frozen(levels, setup.adapter_targets)
   propose, *others = [
     hypergradients.FORMS[name](options, levels) for name in options.wanted
   ]
@@ -211,7 +220,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     # How far the joint policy is from the RL-only one, in reward.
     gap = -found.get("bilevel/cooperative_gain", jnp.nan)
     state, norms = contract.advance(
-      proposal.state, optimizers, proposal.gradients
+      proposal.state, levels.optimizers, proposal.gradients
     )
     extra = {"penalty_rule": rule_state, "gap": jnp.float32(gap)}
     return contract.Updated(

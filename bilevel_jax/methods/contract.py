@@ -253,6 +253,8 @@ class Setup(NamedTuple):
   total_updates: int
   """Updates of the whole run, for schedules."""
   updates_per_step: int = 1
+  adapter_targets: Sequence[str] = ()
+  """Matrices of a layer that the adapter is added to."""
   reference_dtype: jax.typing.DTypeLike | None = None
   """Of a copy of the KL's reference policy; None: there is no KL term."""
   demonstration_groups: DemonstrationGroups = DemonstrationGroups()

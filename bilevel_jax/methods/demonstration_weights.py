@@ -101,6 +101,11 @@ def rules(options: Any, settings: Any) -> Iterator[str]:
         f"method.bridge.{name} must be {value} with upper=demonstrations, "
         f"which has no RL-only copy, got {getattr(options, name)}"
       )
+  if options.freeze_adapted:
+    yield (
+      "method.bridge.freeze_adapted holds what an adapter is added to, and "
+      "upper=demonstrations has none: it must be False, got True"
+    )
   if options.penalty_schedule == "adaptive":
     yield (
       "method.bridge.penalty_schedule=adaptive follows the cooperative gain, "

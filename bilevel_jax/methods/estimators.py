@@ -69,6 +69,12 @@ class Options:
     "measured: never reset (persistent), made anew from the base by one RL "
     "update in each step (one_step), or set to the base now and then (resync)",
   )
+  freeze_adapted: bool = setting(
+    False,
+    "whether the matrices of adapter.targets stay as they are in the base and "
+    "in the RL-only copy, so that neither can undo the adapter; else both move "
+    "them",
+  )
   rl_only_ratio: Literal["behaviour", "on_policy"] = setting(
     "behaviour",
     "policy that the RL-only copy's ratio is taken against: the one that "

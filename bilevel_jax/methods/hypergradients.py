@@ -11,8 +11,8 @@ is differentiated twice, so its surrogate matters (`method.bridge.surrogate`).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from bilevel_jax.bilevel.problem import (
   agreement,
 )
 from bilevel_jax.methods import diagnostics, estimators
+from bilevel_jax.models import lora
 from bilevel_jax.types import Metrics, RLBatch, StepBatch, TrainState, Tree
 
 
@@ -41,6 +42,39 @@ class Levels(NamedTuple):
   """As in `contract.Setup`."""
   optimizers: Mapping[str, optax.GradientTransformation]
   """Of base, rl_only_base and adapter."""
+
+
+def frozen(levels: Levels, targets: Iterable[str]) -> Levels:
+  """Returns the levels with the adapter's targets held in both bases.
+
+  They are no part of a gradient, a product or a norm, and weight decay does
+  not move them either. Optimiser states have the same shapes.
+
+  Args:
+    targets: matrices of a layer, by name.
+  """
+
+  def of(objective: Objective) -> Objective:
+    def evaluate(base: Tree, adapter: Tree, batch: Any):
+      held = lora.map_targets(jax.lax.stop_gradient, base, targets)
+      return objective(held, adapter, batch)
+
+    return evaluate
+
+  def holding(optimizer: optax.GradientTransformation):
+    def update(gradients: Tree, state: Tree, params: Tree = None):
+      updates, state = optimizer.update(gradients, state, params)
+      return lora.map_targets(jnp.zeros_like, updates, targets), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+  held = {
+    name: holding(levels.optimizers[name]) for name in ("base", "rl_only_base")
+  }
+  return levels._replace(
+    problem=Problem(*map(of, levels.problem)),
+    optimizers={**levels.optimizers, **held},
+  )
 
 
 class Proposal(NamedTuple):

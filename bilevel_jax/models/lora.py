@@ -1,6 +1,7 @@
 """LoRA as functions of trees: the base's matrices plus scale * A @ B."""
 
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,22 @@ def merge_layer(layer: Tree, adapter_layer: Tree | None, scale: float) -> Tree:
     kernel = kernel.astype(wide) + scale * (a @ b)
     merged[target] = {**layer[target], "kernel": kernel}
   return merged
+
+
+def map_targets(
+  function: Callable[[jax.Array], jax.Array], base: Tree, targets: Iterable[str]
+) -> Tree:
+  """Returns the base with `function` of each matrix that an adapter targets.
+
+  Args:
+    function: of a target's kernels, [L, in, out].
+    base: weights, or any tree like them.
+  """
+  layers = dict(base["layers"])
+  for target in targets:
+    kernel = function(layers[target]["kernel"])
+    layers[target] = {**layers[target], "kernel": kernel}
+  return {**base, "layers": layers}
 
 
 def delta_norm(

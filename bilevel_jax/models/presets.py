@@ -5,6 +5,9 @@ import functools
 
 from bilevel_jax import errors
 
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+"""A layer's matrices, the adapter's possible targets."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
@@ -51,18 +54,19 @@ class Architecture:
 
   @property
   def projections(self) -> dict[str, tuple[int, int]]:
-    """Sizes [in, out] of a layer's matrices, the adapter's possible targets."""
+    """Sizes [in, out] of a layer's matrices, by PROJECTIONS."""
     queries = self.heads * self.head_dim
     keys = self.kv_heads * self.head_dim
-    return {
-      "q": (self.width, queries),
-      "k": (self.width, keys),
-      "v": (self.width, keys),
-      "o": (queries, self.width),
-      "gate": (self.width, self.mlp_width),
-      "up": (self.width, self.mlp_width),
-      "down": (self.mlp_width, self.width),
-    }
+    sizes = (
+      (self.width, queries),
+      (self.width, keys),
+      (self.width, keys),
+      (queries, self.width),
+      (self.width, self.mlp_width),
+      (self.width, self.mlp_width),
+      (self.mlp_width, self.width),
+    )
+    return dict(zip(PROJECTIONS, sizes, strict=True))
 
 
 def get(name: str) -> Architecture:

@@ -145,6 +145,7 @@ def build_method(
       ),
       total_updates=total_updates,
       updates_per_step=settings.updates_per_step,
+      adapter_targets=settings.adapter.targets,
       reference_dtype=reference_dtype(settings),
       demonstration_groups=groups,
       seed=settings.seed,
