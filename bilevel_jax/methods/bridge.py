@@ -74,7 +74,7 @@ class Options(demonstration_weights.Options, estimators.Options):
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
   form, copy = options.form, options.rl_only_base
-  if options.upper == "demonstrations":
+  if options.variables == "demonstrations":
     yield from demonstration_weights.rules(options, settings)
     yield from _rules_of_second_order(options, settings)
     return
@@ -165,7 +165,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   if through:
     _check_differentiable(setup.optimizers, "base")
   rule = _penalty_rule(options, setup.total_updates)
-  if options.upper == "demonstrations":
+  if options.variables == "demonstrations":
     return demonstration_weights.build(options, setup, rule)
   plain = options.rl_only_optimizer == "sgd"
   optimizers = {

@@ -16,10 +16,11 @@ DIFFERENTIATES_OPTIMIZER = frozenset({"unrolled", "one_step"})
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  upper: Literal["adapter", "demonstrations"] = setting(
+  upper: Literal["adapter", "demonstrations", "auto"] = setting(
     "adapter",
     "the upper level's variables: LoRA factors, as in the paper, or a weight "
-    "for each demonstration",
+    "for each demonstration; auto: the adapter where freeze_adapted keeps the "
+    "base from undoing it, else demonstrations",
   )
   hypergradient: (
     Literal["penalty", "unrolled", "implicit", "one_step"] | None
@@ -82,9 +83,16 @@ class Options:
   )
 
   @property
+  def variables(self) -> str:
+    """The upper level's variables, whatever `upper` leaves open."""
+    if self.upper != "auto":
+      return self.upper
+    return "adapter" if self.freeze_adapted else "demonstrations"
+
+  @property
   def form(self) -> str:
     """The hypergradient that moves the upper level."""
-    default = "penalty" if self.upper == "adapter" else "one_step"
+    default = "penalty" if self.variables == "adapter" else "one_step"
     return self.hypergradient or default
 
   @property
@@ -100,7 +108,7 @@ class Options:
   @property
   def rl_twice(self) -> bool:
     """Whether the RL loss is differentiated twice."""
-    once = self.upper == "demonstrations" and self.form == "one_step"
+    once = self.variables == "demonstrations" and self.form == "one_step"
     return bool(self.second_order) and not once
 
 

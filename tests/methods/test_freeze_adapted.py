@@ -187,3 +187,28 @@ def test_what_it_cannot_have_is_refused(changes, said):
     conftest.settings_of(
       "bridge", {"method.bridge.freeze_adapted": True} | changes
     )
+
+
+@pytest.mark.parametrize(
+  ("freeze", "given", "adapter", "form"),
+  [
+    (True, None, True, "penalty"),
+    (False, None, False, "one_step"),
+    (True, "implicit", True, "implicit"),
+    (False, "unrolled", False, "unrolled"),
+  ],
+)
+def test_auto_takes_the_adapter_where_it_cannot_be_undone(
+  world, freeze, given, adapter, form
+):
+  changes = {
+    "adapter.targets": TARGETS,
+    "method.bridge.upper": "auto",
+    "method.bridge.freeze_adapted": freeze,
+    "method.bridge.hypergradient": given,
+  }
+  settings = conftest.settings_of("bridge", changes)
+  method = learner.build_method(settings, world.policy)
+  assert settings.method.own.form == form
+  assert method.needs.adapter is adapter
+  assert (method.ranking is None) is adapter
