@@ -57,10 +57,18 @@ class _Stop:
       "method__bridge__penalty_schedule": "adaptive",
     },
     {"method__bridge__upper": "demonstrations"},
+    {"method__bridge__upper": "token_weight"},
     {"method__name": "relift", "method__relift__buffer": 2},
     {"method__name": "trapo", "rollout__rounds_for_signal": 2},
   ],
-  ids=["adamw", "two_updates_sgd_resync", "weights", "waiting", "rounds"],
+  ids=[
+    "adamw",
+    "two_updates_sgd_resync",
+    "weights",
+    "tokens",
+    "waiting",
+    "rounds",
+  ],
 )
 def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
   """Two steps and two more are four, mid-epoch and mid-schedule."""

@@ -31,13 +31,22 @@ from bilevel_jax.methods import (
   demonstration_weights,
   estimators,
   hypergradients,
+  token_weight,
 )
 from bilevel_jax.models import attention, presets
 from bilevel_jax.types import StepBatch, TrainState, Tree
 
+WEIGHTED = {
+  "demonstrations": demonstration_weights,
+  "token_weight": token_weight,
+}
+"""Upper levels that weigh the SFT loss, in place of an adapter."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Options(demonstration_weights.Options, estimators.Options):
+class Options(
+  demonstration_weights.Options, token_weight.Options, estimators.Options
+):
   penalty: float = setting(
     0.5,
     "lambda: the base descends (1 - lambda) L_SFT + lambda L_RL; also the "
@@ -74,15 +83,15 @@ class Options(demonstration_weights.Options, estimators.Options):
 def rules(options: Options, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that the settings break."""
   form, copy = options.form, options.rl_only_base
-  if options.variables == "demonstrations":
-    yield from demonstration_weights.rules(options, settings)
-    yield from _rules_of_second_order(options, settings)
-    return
-  if options.rank_only:
+  if options.rank_only and options.variables != "demonstrations":
     yield (
       "method.bridge.rank_only learns weights of demonstrations: "
       f"method.bridge.upper must be demonstrations, got {options.upper}"
     )
+  if options.variables in WEIGHTED:
+    yield from WEIGHTED[options.variables].rules(options, settings)
+    yield from _rules_of_second_order(options, settings)
+    return
   if options.gain_weight != 1 and form != "penalty":
     yield (
       "method.bridge.gain_weight must be 1 unless method.bridge.hypergradient "
@@ -165,8 +174,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   if through:
     _check_differentiable(setup.optimizers, "base")
   rule = _penalty_rule(options, setup.total_updates)
-  if options.variables == "demonstrations":
-    return demonstration_weights.build(options, setup, rule)
+  if options.variables in WEIGHTED:
+    return WEIGHTED[options.variables].build(options, setup, rule)
   plain = options.rl_only_optimizer == "sgd"
   optimizers = {
     **setup.optimizers,

@@ -12,32 +12,16 @@ gain's derivative by s does not contain it. How derivatives move weights is
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from bilevel_jax import errors
-from bilevel_jax.bilevel import (
-  cooperative,
-  data_weights,
-  evidence,
-  implicit,
-  problem,
-  schedules,
-  unrolled,
-)
-from bilevel_jax.bilevel import penalty as penalty_form
+from bilevel_jax.bilevel import evidence, schedules
 from bilevel_jax.fields import setting
-from bilevel_jax.methods import contract, diagnostics, estimators
-from bilevel_jax.types import (
-  Metrics,
-  StepBatch,
-  TokenBatch,
-  TrainState,
-  Tree,
-)
+from bilevel_jax.methods import contract, estimators, weighted_updates
+from bilevel_jax.types import Metrics, StepBatch, TokenBatch, TrainState, Tree
 
 _LEVELS = ("features", "group", "demonstration")
 _NEVER_WORSE = 1e-2  # nats per token, so that a certain solution has a log
@@ -68,8 +52,9 @@ class Options:
   )
   weight_doubt: float = setting(
     4.0,
-    "squared standard errors that an effect of features and group is taken to "
-    "be of noise alone: the higher, the longer weights stay at 1",
+    "squared standard errors that an effect of features and group, or of "
+    "token_weight's exponents, is taken to be of noise alone: the higher, the "
+    "longer weights stay at 1",
     at_least=0,
   )
   rank_only: bool = setting(
@@ -79,8 +64,8 @@ class Options:
   )
   direction_decay: float = setting(
     0.5,
-    "decay of the mean over steps of the RL gradient that demonstrations are "
-    "measured against; 0: this step's alone",
+    "decay of the mean over steps of the RL gradient that demonstrations and "
+    "tokens are measured against; 0: this step's alone",
     at_least=0,
     below=1,
   )
@@ -88,29 +73,7 @@ class Options:
 
 def rules(options: Any, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that upper=demonstrations breaks."""
-  form = options.form
-  if form == "penalty" or options.compare_with:
-    yield (
-      "method.bridge.upper=demonstrations takes one hypergradient, one_step, "
-      f"unrolled or implicit, got {', '.join(options.wanted)}"
-    )
-  defaults = {"rl_only_base": "persistent", "gain_weight": 1.0}
-  for name, value in defaults.items():
-    if getattr(options, name) != value:
-      yield (
-        f"method.bridge.{name} must be {value} with upper=demonstrations, "
-        f"which has no RL-only copy, got {getattr(options, name)}"
-      )
-  if options.freeze_adapted:
-    yield (
-      "method.bridge.freeze_adapted holds what an adapter is added to, and "
-      "upper=demonstrations has none: it must be False, got True"
-    )
-  if options.penalty_schedule == "adaptive":
-    yield (
-      "method.bridge.penalty_schedule=adaptive follows the cooperative gain, "
-      "which upper=demonstrations does not measure"
-    )
+  yield from weighted_updates.rules(options, tuple(weighted_updates.FORMS))
   unknown = [name for name in options.per if name not in _LEVELS]
   if unknown or not options.per or len(set(options.per)) < len(options.per):
     yield (
@@ -122,19 +85,6 @@ def rules(options: Any, settings: Any) -> Iterator[str]:
       "method.bridge.per=group needs data.demonstration_group to name the "
       "field that holds a demonstration's group, got None"
     )
-
-
-class _Moved(NamedTuple):
-  """What an update did, and what it says of its demonstrations."""
-
-  state: TrainState
-  norms: Metrics
-  direction: Tree | None  # the mean RL gradient, where the form keeps one
-  derivatives: jax.Array  # [B], of L_RL by the rows' weights
-  rl: problem.Gradient
-  rows: Tree  # aux of the SFT loss
-  agreement: problem.Agreement
-  sft_loss: jax.Array
 
 
 def build(
@@ -179,200 +129,55 @@ def build(
       found.append(jax.nn.one_hot(members, own_groups))
     return jnp.concatenate(found or [jnp.zeros((len(mass), 0))], axis=1)
 
-  move = (_one_step if options.form == "one_step" else _by_estimator)(
-    options, setup
-  )
+  by = weighted_updates.FORMS[options.form](options, setup)
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     extra = {
       "penalty_rule": schedule.init(),
       "evidence": evidence.nothing(setup.demonstrations, count),
+      **by.init(base),
     }
-    if options.form == "one_step":
-      extra["direction"] = optax.tree.zeros_like(base)
     return contract.new_state(setup.optimizers, extra=extra, base=base)
 
   def update(state: TrainState, batch: StepBatch):
     known = state.extra["evidence"]
-    assert batch.rl is not None
     assert batch.sft is not None
     penalty, rule_state = schedule.update(
       state.extra["penalty_rule"], jnp.float32(jnp.nan)
     )
     ids = batch.sft.ids
     mass = jnp.sum(batch.sft.weights, axis=1)
-    says = jnp.any((batch.rl.advantages != 0) & (batch.rl.weights > 0))
+    says = weighted_updates.says(batch)
 
     def weigh(logprobs, entropies, part):
       found = features(logprobs, part)
       return evidence.weights(known, form, part.ids, found)[:, None]
 
-    moved = move(state, batch, penalty, weigh, says)
+    moved = by.move(state, batch, penalty, weigh, says)
+    if options.rank_only:
+      still = dataclasses.replace(moved.state, base=state.base)
+      moved = moved._replace(state=still)
     learned = evidence.observe(
       known,
       form,
       ids,
       moved.derivatives / jnp.where(mass > 0, mass, 1),
-      features(moved.rows["logprobs"], batch.sft),
+      features(moved.sft.aux["logprobs"], batch.sft),
       real=mass > 0,
       says=says,
     )
     extra = {"penalty_rule": rule_state, "evidence": learned}
-    if moved.direction is not None:
-      extra["direction"] = moved.direction
-    losses = {"sft/loss": moved.sft_loss, "rl/loss": moved.rl.loss}
-    return contract.Updated(
-      dataclasses.replace(
-        moved.state,
-        base=state.base if options.rank_only else moved.state.base,
-        extra=extra,
-      ),
-      {
-        "bilevel/penalty": penalty,
-        **losses,
-        **diagnostics.gradient_metrics(
-          moved.agreement, sft_weight=1 - penalty, rl_weight=penalty
-        ),
-        **diagnostics.rollout_metrics(batch.rl, moved.rl.aux),
-        **moved.norms,
-        **_weight_metrics(learned, groups),
-      },
-      must_be_finite=(losses, moved.norms, moved.derivatives),
+    return weighted_updates.updated(
+      moved, batch, penalty, extra, _weight_metrics(learned, groups)
     )
 
-  plan = contract.Plan(
-    rollouts=True,
-    demonstrations=True,
+  return weighted_updates.method(
+    init,
+    update,
     old_logprobs=options.rl_twice and estimators.leaves_the_old_base(options),
-  )
-  return contract.Method(
-    needs=contract.Needs(
-      demonstrations="required",
-      gradients=contract.Gradients() if options.form == "one_step" else None,
-      trees=5,  # two gradients; the mean, the direction, the moved base
-    ),
-    init=init,
-    plan=lambda step, scalars: plan,
-    update=update,
+    gradients=contract.Gradients() if options.form == "one_step" else None,
     ranking=lambda state: evidence.ranking(state.extra["evidence"]),
   )
-
-
-def _one_step(options: Any, setup: contract.Setup):
-  """Returns the update whose derivatives go through its own optimiser step."""
-  optimizer = setup.optimizers["base"]
-  rl_gradient = setup.gradient(setup.rl_loss())
-  plain = setup.sft_loss()
-  decay = options.direction_decay
-
-  def move(state, batch, penalty, weigh, says) -> _Moved:
-    base, states = state.base, state.optimizer_states
-    rl = rl_gradient(base, None, batch.rl)
-    rl, base = jax.lax.optimization_barrier((rl, base))
-    sft = setup.gradient(setup.sft_loss(context=weigh))(base, None, batch.sft)
-    total = penalty_form.mix(penalty, sft.by_lower, rl.by_lower)
-    mean = jax.tree.map(
-      lambda m, g: jnp.where(says, decay * m + (1 - decay) * g, m),
-      state.extra["direction"],
-      rl.by_lower,
-    )
-    steps = state.extra["evidence"].steps + says
-    unbiased = optax.tree.scale(1 / (1 - decay ** jnp.maximum(steps, 1)), mean)
-    direction = data_weights.direction(
-      optimizer, states["base"], base, total, unbiased
-    )
-
-    def losses(base: Tree) -> jax.Array:
-      """[B], each row's share of the loss, which is linear in their weights."""
-      return jax.grad(lambda s: plain(base, None, weighted(batch.sft, s))[0])(
-        jnp.ones(len(batch.sft.tokens))
-      )
-
-    found = data_weights.along(
-      losses,
-      base,
-      direction,
-      mixed_product=estimators.mixed_product(options, "one_step"),
-    )
-    agreement = problem.agreement(sft.by_lower, rl.by_lower)
-    state, norms = contract.advance(state, {"base": optimizer}, {"base": total})
-    return _Moved(state, norms, mean, found, rl, sft.aux, agreement, sft.loss)
-
-  return move
-
-
-def _by_estimator(options: Any, setup: contract.Setup):
-  """Returns the update whose derivatives one of `bilevel`'s estimators gives.
-
-  The rows' weights are its upper variables.
-  """
-  optimizer = setup.optimizers["base"]
-  rl_loss = setup.rl_loss(surrogate=options.surrogate)
-  rl_gradient = setup.gradient(
-    lambda base, s, batch: rl_loss(base, None, batch)
-  )
-  plain = setup.sft_loss()
-  product = estimators.mixed_product(options, options.form)
-  sft_gradient = setup.gradient(
-    lambda base, s, batch: plain(base, None, weighted(batch, s))
-  )
-  estimate = (
-    unrolled.unrolled(
-      optimizer,
-      steps=options.inner_steps,
-      mixed_product=product,
-    )
-    if options.form == "unrolled"
-    else implicit.implicit(
-      estimators.linear_solver(options),
-      damping=options.damping,
-      mixed_product=product,
-    )
-  )
-
-  def move(state, batch, penalty, weigh, says) -> _Moved:
-    base = state.base
-    _, aux = plain(base, None, batch.sft)
-    s = jnp.ravel(weigh(aux["logprobs"], None, batch.sft))
-    both = cooperative.joint(sft_gradient, rl_gradient, penalty)
-    found = estimate(
-      rl_gradient,
-      both,
-      base,
-      s,
-      batch.rl,
-      (batch.sft, batch.rl),
-      state.optimizer_states["base"],
-    )
-    before, gradients = found.lower_aux, {}
-    if options.form == "unrolled":
-      before = jax.tree.map(lambda x: x[0], before)
-      state = estimators.moved(state, "base", found)
-    else:
-      gradients["base"] = both(base, s, (batch.sft, batch.rl)).by_lower
-    state, norms = contract.advance(state, {"base": optimizer}, gradients)
-    rl = problem.Gradient(None, None, before.lower_loss, before.lower)
-    return _Moved(
-      state,
-      norms,
-      None,
-      found.gradient,
-      rl,
-      aux,
-      before.agreement,
-      before.upper_loss,
-    )
-
-  return move
-
-
-def weighted(batch: TokenBatch, s: jax.Array) -> TokenBatch:
-  """Returns a batch whose rows' weights are multiplied by s.
-
-  Args:
-    s: [B].
-  """
-  return dataclasses.replace(batch, weights=batch.weights * s[:, None])
 
 
 def _weight_metrics(

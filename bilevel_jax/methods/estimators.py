@@ -16,18 +16,19 @@ DIFFERENTIATES_OPTIMIZER = frozenset({"unrolled", "one_step"})
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  upper: Literal["adapter", "demonstrations", "auto"] = setting(
+  upper: Literal["adapter", "demonstrations", "token_weight", "auto"] = setting(
     "adapter",
-    "the upper level's variables: LoRA factors, as in the paper, or a weight "
-    "for each demonstration; auto: the adapter where freeze_adapted keeps the "
-    "base from undoing it, else demonstrations",
+    "the upper level's variables: LoRA factors, as in the paper, a weight for "
+    "each demonstration, or the exponents of a weight that tokens have by "
+    "their probability and entropy; auto: the adapter where freeze_adapted "
+    "keeps the base from undoing it, else demonstrations",
   )
   hypergradient: (
     Literal["penalty", "unrolled", "implicit", "one_step"] | None
   ) = setting(
     None,
     "how the upper level's gradient is estimated; default: penalty for the "
-    "adapter, one_step for demonstrations",
+    "adapter, one_step for weights",
   )
   compare_with: tuple[str, ...] = setting(
     (), "other hypergradients whose cosine with ours is logged, at their cost"
@@ -108,7 +109,7 @@ class Options:
   @property
   def rl_twice(self) -> bool:
     """Whether the RL loss is differentiated twice."""
-    once = self.variables == "demonstrations" and self.form == "one_step"
+    once = self.variables != "adapter" and self.form == "one_step"
     return bool(self.second_order) and not once
 
 

@@ -102,7 +102,7 @@ def sft_objective(
 ) -> Objective:
   """Returns minus J_SFT: the weighted negative log-likelihood of a batch.
 
-  Aux: logprobs, [B, T].
+  Aux: logprobs, [B, T]; entropies, or None without.
 
   Args:
     chunk: positions whose logits are in memory at once.
@@ -124,10 +124,11 @@ def sft_objective(
     # How likely a token is now is data: only its log-prob is descended.
     now = jax.lax.stop_gradient(logprobs)
     weights = batch.weights * token_weight(now)
+    aux = {"logprobs": now, "entropies": jax.lax.stop_gradient(entropies)}
     if context is not None:
-      entropies = jnp.zeros_like(now) if entropies is None else entropies
-      weights *= context(now, entropies, batch)
-    return sft.negative_log_likelihood(logprobs, weights), {"logprobs": now}
+      given = jnp.zeros_like(now) if entropies is None else aux["entropies"]
+      weights *= context(now, given, batch)
+    return sft.negative_log_likelihood(logprobs, weights), aux
 
   return objective
 

@@ -26,6 +26,7 @@ CASES = [(name, {}) for name in NAMES] + [
   ("bridge", {"hypergradient": form, **options})
   for form, options in FORMS.items()
 ]
+CASES += [("bridge", {"upper": "token_weight", "mixed_product": "exact"})]
 every_case = pytest.mark.parametrize(
   ("name", "settings"),
   CASES,
