@@ -58,6 +58,10 @@ class _Stop:
     },
     {"method__bridge__upper": "demonstrations"},
     {"method__bridge__upper": "token_weight"},
+    {
+      "method__bridge__upper": "demonstrations",
+      "method__bridge__hypergradient": "penalty",
+    },
     {"method__name": "relift", "method__relift__buffer": 2},
     {"method__name": "trapo", "rollout__rounds_for_signal": 2},
   ],
@@ -66,6 +70,7 @@ class _Stop:
     "two_updates_sgd_resync",
     "weights",
     "tokens",
+    "swapped",
     "waiting",
     "rounds",
   ],

@@ -172,10 +172,10 @@ def build(
     )
 
   return weighted_updates.method(
+    by,
     init,
     update,
     old_logprobs=options.rl_twice and estimators.leaves_the_old_base(options),
-    gradients=contract.Gradients() if options.form == "one_step" else None,
     ranking=lambda state: evidence.ranking(state.extra["evidence"]),
   )
 

@@ -121,4 +121,4 @@ def build(
     metrics = {f"token_weight/{name}": value for name, value in after.items()}
     return weighted_updates.updated(moved, batch, penalty, extra, metrics)
 
-  return weighted_updates.method(init, update, old_logprobs=False)
+  return weighted_updates.method(by, init, update)

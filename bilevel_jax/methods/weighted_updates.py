@@ -52,6 +52,8 @@ class Form(NamedTuple):
   init: Callable[[Tree], dict[str, Tree]]
   """base -> what the form keeps in `extra`."""
   move: Move
+  gradients: contract.Gradients | None = contract.Gradients()
+  """As `contract.Needs` has them."""
 
 
 def one_step(
@@ -121,8 +123,8 @@ def by_estimator(options: Any, setup: contract.Setup) -> Form:
   The demonstrations' weights are its upper variables.
   """
   optimizer = setup.optimizers["base"]
-  rl_gradient, sft_gradient = _gradients(
-    setup, setup.rl_loss(surrogate=options.surrogate)
+  rl_gradient, sft_gradient = map(
+    setup.gradient, _levels(setup, setup.rl_loss(surrogate=options.surrogate))
   )
   plain = setup.sft_loss()
   product = estimators.mixed_product(options, options.form)
@@ -171,13 +173,59 @@ def by_estimator(options: Any, setup: contract.Setup) -> Form:
       before.agreement,
     )
 
-  return Form(lambda base: {}, move)
+  return Form(lambda base: {}, move, gradients=None)
+
+
+def swapped_penalty(options: Any, setup: contract.Setup) -> Form:
+  """Returns the penalty form with the two losses' roles swapped.
+
+      F = (1 - p) L_RL(base) + p [ L_s(base) - L_s(sft_only_base) ]
+      dF/ds_i = p [ L_i(base) - L_i(sft_only_base) ]
+
+  L_s = sum_i s_i L_i, p = 1 - penalty, so that the base moves as in the other
+  forms. It keeps `sft_only_base`, which L_s alone moves, with its optimiser's
+  state. Source: SEAL, arXiv 2410.07471.
+  """
+  optimizer = setup.optimizers["base"]
+  plain, levels = setup.sft_loss(), _levels(setup, setup.rl_loss())
+
+  def init(base: Tree) -> dict[str, Tree]:
+    copy = jax.tree.map(jnp.copy, base)
+    return {
+      "sft_only_base": copy,
+      "sft_only_optimizer": optimizer.init(copy),
+    }
+
+  def move(state, batch, penalty, weigh, says) -> Moved:
+    base, copy = state.base, state.extra["sft_only_base"]
+    _, aux = plain(base, None, batch.sft)
+    s = jnp.ravel(weigh(aux["logprobs"], None, batch.sft))
+    found = penalty_form.terms(
+      levels, base, copy, s, batch.rl, batch.sft, gradient=setup.gradient
+    )
+    moves = penalty_form.combine(found, 1 - penalty)
+    step, own = optimizer.update(
+      moves.lower_only, state.extra["sft_only_optimizer"], copy
+    )
+    kept = {
+      "sft_only_base": optax.apply_updates(copy, step),
+      "sft_only_optimizer": own,
+    }
+    rl, sft = found.of_upper, found.of_lower
+    agreement = problem.agreement(sft.by_lower, rl.by_lower)
+    state, norms = contract.advance(
+      state, {"base": optimizer}, {"base": moves.lower}
+    )
+    return Moved(state, norms, kept, moves.upper, rl, sft, agreement)
+
+  return Form(init, move, gradients=contract.Gradients(sft=2))
 
 
 FORMS: dict[str, Callable[[Any, contract.Setup], Form]] = {
   "one_step": one_step,
   "unrolled": by_estimator,
   "implicit": by_estimator,
+  "penalty": swapped_penalty,
 }
 
 
@@ -213,11 +261,11 @@ def rules(options: Any, forms: Sequence[str]) -> Iterator[str]:
 
 
 def method(
+  by: Form,
   init: Callable[[Tree, Tree | None], TrainState],
   update: Callable[[TrainState, StepBatch], contract.Updated],
   *,
-  old_logprobs: bool,
-  gradients: contract.Gradients | None = contract.Gradients(),
+  old_logprobs: bool = False,
   ranking: Callable[[TrainState], evidence.Ranking] | None = None,
 ) -> contract.Method:
   """Returns the method of a weighted upper level.
@@ -226,7 +274,6 @@ def method(
     init: as a method has it.
     update: as a method has it.
     old_logprobs: whether it wants the log-probs of before a step's update.
-    gradients: that an update takes.
     ranking: as a method has it.
   """
   plan = contract.Plan(
@@ -235,7 +282,7 @@ def method(
   return contract.Method(
     needs=contract.Needs(
       demonstrations="required",
-      gradients=gradients,
+      gradients=by.gradients,
       trees=5,  # two gradients; the mean, the direction, the moved base
     ),
     init=init,
@@ -304,14 +351,14 @@ def weighted(batch: TokenBatch, s: jax.Array) -> TokenBatch:
   return dataclasses.replace(batch, weights=batch.weights * s)
 
 
-def _gradients(setup: contract.Setup, rl_loss: problem.Objective):
-  """Gradients of L_RL, and of SFT's by the base and by the rows' weights."""
+def _levels(
+  setup: contract.Setup, rl_loss: problem.Objective
+) -> problem.Problem:
+  """L_RL above, the SFT loss by the rows' weights below."""
   plain = setup.sft_loss()
-  return (
-    setup.gradient(lambda base, s, batch: rl_loss(base, None, batch)),
-    setup.gradient(
-      lambda base, s, batch: plain(base, None, weighted(batch, s))
-    ),
+  return problem.Problem(
+    upper=lambda base, s, batch: rl_loss(base, None, batch),
+    lower=lambda base, s, batch: plain(base, None, weighted(batch, s)),
   )
 
 

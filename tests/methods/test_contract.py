@@ -26,7 +26,10 @@ CASES = [(name, {}) for name in NAMES] + [
   ("bridge", {"hypergradient": form, **options})
   for form, options in FORMS.items()
 ]
-CASES += [("bridge", {"upper": "token_weight", "mixed_product": "exact"})]
+CASES += [
+  ("bridge", {"upper": "token_weight", "mixed_product": "exact"}),
+  ("bridge", {"upper": "demonstrations", "hypergradient": "penalty"}),
+]
 every_case = pytest.mark.parametrize(
   ("name", "settings"),
   CASES,

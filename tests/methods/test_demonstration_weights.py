@@ -200,7 +200,6 @@ def test_a_loss_at_another_base_has_the_old_log_probs(world, options, wanted):
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"hypergradient": "penalty"}, "of one_step, unrolled, implicit, got"),
     ({"compare_with": ("unrolled",)}, "takes one hypergradient"),
     ({"rl_only_base": "one_step"}, "has no RL-only copy"),
     ({"per": ("group",)}, "data.demonstration_group"),
