@@ -74,6 +74,12 @@ class Options:
 def rules(options: Any, settings: Any) -> Iterator[str]:
   """Yields a sentence for each rule that upper=demonstrations breaks."""
   yield from weighted_updates.rules(options, tuple(weighted_updates.FORMS))
+  if options.rank_only and options.form == "penalty":
+    yield (
+      "method.bridge.rank_only leaves a policy as it is, and penalty compares "
+      "two that move: its hypergradient must be one_step, unrolled or "
+      "implicit, got penalty"
+    )
   unknown = [name for name in options.per if name not in _LEVELS]
   if unknown or not options.per or len(set(options.per)) < len(options.per):
     yield (

@@ -302,6 +302,7 @@ def updated(
   """Returns what the method returns of an update.
 
   Args:
+    penalty: [], that of the update.
     extra: of the state, beside what the form keeps.
     metrics: to log, beside those that all forms have.
   """

@@ -202,6 +202,7 @@ def test_a_loss_at_another_base_has_the_old_log_probs(world, options, wanted):
   [
     ({"compare_with": ("unrolled",)}, "takes one hypergradient"),
     ({"rl_only_base": "one_step"}, "has no RL-only copy"),
+    ({"rank_only": True, "hypergradient": "penalty"}, "two that move"),
     ({"per": ("group",)}, "data.demonstration_group"),
     ({"per": ("mood",)}, "method.bridge.per must name some of"),
     ({"penalty_schedule": "adaptive"}, "does not measure"),

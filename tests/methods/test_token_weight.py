@@ -146,6 +146,7 @@ def test_exponents_keep_their_bounds(world):
     ({"hypergradient": "unrolled"}, "one hypergradient, of one_step, got unr"),
     ({"compare_with": ("unrolled",)}, "takes one hypergradient"),
     ({"rl_only_base": "one_step"}, "upper=token_weight, which has no RL-only"),
+    ({"rank_only": True}, "must be demonstrations, got token_weight"),
     ({"freeze_adapted": True}, "upper=token_weight has none"),
     ({"penalty_schedule": "adaptive"}, "token_weight does not measure"),
   ],
