@@ -102,7 +102,7 @@ def sft_objective(
 ) -> Objective:
   """Returns minus J_SFT: the weighted negative log-likelihood of a batch.
 
-  Aux: logprobs, [B, T]; entropies, or None without.
+  Aux, each [B, T]: logprobs; entropies, or None; token_weights.
 
   Args:
     chunk: positions whose logits are in memory at once.
@@ -123,8 +123,12 @@ def sft_objective(
     )
     # How likely a token is now is data: only its log-prob is descended.
     now = jax.lax.stop_gradient(logprobs)
-    weights = batch.weights * token_weight(now)
-    aux = {"logprobs": now, "entropies": jax.lax.stop_gradient(entropies)}
+    aux = {
+      "logprobs": now,
+      "entropies": jax.lax.stop_gradient(entropies),
+      "token_weights": token_weight(now),
+    }
+    weights = batch.weights * aux["token_weights"]
     if context is not None:
       given = jnp.zeros_like(now) if entropies is None else aux["entropies"]
       weights *= context(now, given, batch)

@@ -24,6 +24,7 @@ from bilevel_jax.bilevel import (
 )
 from bilevel_jax.bilevel import penalty as penalty_form
 from bilevel_jax.methods import contract, diagnostics, estimators, terms
+from bilevel_jax.objectives import token_weights
 from bilevel_jax.types import Metrics, StepBatch, TokenBatch, TrainState, Tree
 
 
@@ -72,7 +73,7 @@ def one_step(
   """
   optimizer = setup.optimizers["base"]
   rl_gradient = setup.gradient(setup.rl_loss())
-  plain = setup.sft_loss()
+  plain = setup.sft_loss(token_weight=token_weights.one)
   decay = options.direction_decay
 
   def move(state, batch, penalty, weigh, says) -> Moved:
@@ -98,9 +99,12 @@ def one_step(
       optimizer, states["base"], base, total, unbiased
     )
 
+    # What a token counts is a constant, also a little away from the base.
+    held = weighted(batch.sft, sft.aux["token_weights"])
+
     def losses(base: Tree) -> jax.Array:
       """Each one's share of the loss, which is linear in their weights."""
-      return jax.grad(lambda s: plain(base, None, weighted(batch.sft, s))[0])(
+      return jax.grad(lambda s: plain(base, None, weighted(held, s))[0])(
         jnp.ones(shape)
       )
 

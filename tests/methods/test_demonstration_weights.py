@@ -158,6 +158,23 @@ def _grouped(world, *names):
   return conftest.learner.build_method(settings, world.policy, groups)
 
 
+def test_a_difference_holds_what_a_token_counts(world):
+  """sft.token_weight is a constant of the step, as in the exact product."""
+  found = []
+  for mixed_product in ("exact", "finite_difference"):
+    changes = {
+      "method.bridge.upper": "demonstrations",
+      "method.bridge.mixed_product": mixed_product,
+      "sft.token_weight": "probability",
+    }
+    groups = contract.DemonstrationGroups(members=np.zeros(6, np.int32))
+    settings = settings_of("bridge", changes)
+    method = conftest.learner.build_method(settings, world.policy, groups)
+    after, _ = sgd.run(method, world.start(method), _batch(world))
+    found.append(after.extra["evidence"].total)
+  np.testing.assert_allclose(*found, rtol=0.01, atol=0.01)
+
+
 def test_groups_are_features(world):
   method = _grouped(world, "a", "b")
   state, metrics = sgd.run(method, world.start(method), _batch(world))
