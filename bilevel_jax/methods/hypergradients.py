@@ -11,7 +11,7 @@ is differentiated twice, so its surrogate matters (`method.bridge.surrogate`).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -44,7 +44,7 @@ class Levels(NamedTuple):
   """Of base, rl_only_base and adapter."""
 
 
-def frozen(levels: Levels, targets: Iterable[str]) -> Levels:
+def frozen(levels: Levels, targets: Sequence[str]) -> Levels:
   """Returns the levels with the adapter's targets held in both bases.
 
   They are no part of a gradient, a product or a norm, and weight decay does
@@ -62,8 +62,8 @@ def frozen(levels: Levels, targets: Iterable[str]) -> Levels:
     return evaluate
 
   def holding(optimizer: optax.GradientTransformation):
-    def update(gradients: Tree, state: Tree, params: Tree = None):
-      updates, state = optimizer.update(gradients, state, params)
+    def update(updates: Tree, state: Tree, params: Tree = None):
+      updates, state = optimizer.update(updates, state, params)
       return lora.map_targets(jnp.zeros_like, updates, targets), state
 
     return optax.GradientTransformation(optimizer.init, update)
