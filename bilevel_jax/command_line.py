@@ -1,25 +1,18 @@
 """What command lines share: bad input is one sentence, and exit code 2."""
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from bilevel_jax import errors
+from bilevel_jax import errors, fields
 
-_HOLDS = {
-  "at least": lambda value, bound: value >= bound,
-  "above": lambda value, bound: value > bound,
-  "at most": lambda value, bound: value <= bound,
-  "below": lambda value, bound: value < bound,
-}
 SAMPLING = {
-  "temperature": {"at least": 0},
-  "top_k": {"at least": 0},
-  "top_p": {"above": 0, "at most": 1},
-  "min_p": {"at least": 0, "below": 1},
-  "seed": {"at least": 0, "below": 2**32},
+  "temperature": {"at_least": 0},
+  "top_k": {"at_least": 0},
+  "top_p": {"above": 0, "at_most": 1},
+  "min_p": {"at_least": 0, "below": 1},
+  "seed": {"at_least": 0, "below": 2**32},
 }
 """Bounds of the options that say how tokens are sampled."""
 
@@ -54,12 +47,19 @@ def exit_code(work: Callable[[], object], when_interrupted: str = "") -> int:
   try:
     work()
   except (errors.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {sentence(error)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f"\n{when_interrupted}".rstrip(), file=sys.stderr)
     return 130
   return 0
+
+
+def sentence(error: Exception) -> str:
+  """Returns what an error that the user can mend says."""
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    return f"{error.filename}: {error.strerror}"
+  return str(error)
 
 
 def check_bounds(
@@ -69,7 +69,7 @@ def check_bounds(
 
   Args:
     bounds: name of an option, which need not be there or set -> its rules, of
-      "at least", "above", "at most" and "below".
+      `fields.setting`.
 
   Raises:
     ConfigError: naming the first option that breaks a rule.
@@ -78,12 +78,6 @@ def check_bounds(
     value = getattr(options, name, None)
     if value is None:
       continue
-    kept = [_HOLDS[rule](value, bound) for rule, bound in rules.items()]
-    if not (math.isfinite(value) and all(kept)):
-      words = ", ".join(f"{r} {_text(bound)}" for r, bound in rules.items())
+    if expected := fields.must_be(value, rules):
       flag = name.replace("_", "-")
-      raise errors.ConfigError(f"--{flag} must be {words}, got {value}")
-
-
-def _text(bound: float) -> str:
-  return "2^32" if bound == 2**32 else str(bound)
+      raise errors.ConfigError(f"--{flag} must be {expected}, got {value}")

@@ -54,7 +54,7 @@ from bilevel_jax.training import meshes
 from bilevel_jax.weights import sampler
 
 _BOUNDS = command_line.SAMPLING | {
-  name: {"at least": 1}
+  name: {"at_least": 1}
   for name in ("samples", "max_new_tokens", "rows", "limit")
 }
 # Verifiers that no benchmark can have, and why.

@@ -37,7 +37,8 @@ from bilevel_jax.rollout import engine
 from bilevel_jax.weights import sampler
 
 _BOUNDS = command_line.SAMPLING | {
-  name: {"at least": 1} for name in ("samples", "max_new_tokens")
+  "samples": {"at_least": 1, "at_most": 2**16},
+  "max_new_tokens": {"at_least": 1},
 }
 _SEGMENT = 8  # tokens between two looks at what came
 
@@ -232,6 +233,8 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         f"--prompt-file must be UTF-8 text, got {path}: {error}"
       ) from None
     prompts += [line for line in text.splitlines() if line.strip()]
+  if not all(text.strip() for text in prompts):
+    raise errors.ConfigError("--prompt must not be empty")
   if not prompts:
     raise errors.ConfigError(
       "--prompt or --prompt-file must give a prompt, got none"
@@ -241,10 +244,11 @@ def _prompts(options: argparse.Namespace) -> list[str]:
 
 def _check(options: argparse.Namespace) -> None:
   command_line.check_bounds(options, _BOUNDS)
-  if options.raw and (options.system is not None or options.template):
-    raise errors.ConfigError(
-      "--raw must stand without --system and --template, got both"
-    )
+  for name in ("system", "template"):
+    if options.raw and getattr(options, name) is not None:
+      raise errors.ConfigError(
+        f"--raw continues the prompt itself, so that --{name} has no place"
+      )
   if options.template is not None:
     tokenizer_lib.check_prompt(options.template, "--template")
 

@@ -32,11 +32,13 @@ it can) are told of each other by three flags, all or none:
 Every field, its type, default and meaning: docs/reference/settings.md.
 
 Exit code: 0 done; 1 ended before the last step (--config.resume=True goes on);
-2 something given cannot be used, and one sentence says what.
+2 something given cannot be used, and one sentence says what; 130 Ctrl-C, which
+ends the run after the step that it is in, and at once when pressed again.
 """
 
 import ast
 import itertools
+import os
 import pathlib
 import re
 import sys
@@ -48,7 +50,14 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bilevel_jax import compile_cache, config, errors, processes, train
+from bilevel_jax import (
+  compile_cache,
+  config,
+  errors,
+  own_code,
+  processes,
+  train,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "a file of configs/, or your own", lock_config=True
@@ -61,6 +70,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "which this is, from 0")
 # What config_flags puts around an error of the config file, with a traceback.
 _WRAPPED = "Error whilst parsing config file"
 _ML_COLLECTIONS = str(pathlib.Path(ml_collections.__file__).parent)
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -70,33 +80,31 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     arguments: the command line, with the program's name first.
 
   Raises:
-    ConfigError: a flag that cannot be used.
+    ConfigError: a flag or a config file that cannot be used.
   """
   if {"-h", "-help", "--help"} & set(arguments):
     print((sys.modules["__main__"].__doc__ or "").strip())
     sys.exit(0)
   _find_neighbours(arguments)
   arguments, changes = _set_aside(arguments)
-  sys.argv = arguments  # where config_flags looks for --config.x
+  sys.argv = arguments  # where config_flags looks for more
   try:
     left = flags.FLAGS(arguments)
-    for path, value in changes if _CONFIG.value is not None else ():
-      group: Any = _CONFIG.value
-      for name in path[:-1]:
-        group = group[name]
-      with group.unlocked(), group.ignore_type():
-        group[path[-1]] = value
-    return left
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-  ) as error:
+    settings = _CONFIG.value
+    if settings is None and not flags.FLAGS["config"].present:
+      raise errors.ConfigError("--config must name a config file, got none")
+    if not isinstance(settings, ml_collections.ConfigDict):
+      # What stands for a file that raised an OSError raises it again here.
+      getattr(settings, "items", None)
+      raise errors.ConfigError(
+        "--config: get_config() must return what config.default_config() "
+        f"returned, with changes, got {settings!r:.50}"
+      )
+  except (Exception, SystemExit) as error:  # a user's file may do anything
     raise errors.ConfigError(_what_is_wrong(error)) from None
-  except OSError as error:
-    raise errors.ConfigError(f"--config: {_one_sentence(error)}") from None
+  for path, value in changes:
+    _change(settings, path, value)
+  return left
 
 
 def _find_neighbours(arguments: Sequence[str]) -> None:
@@ -105,74 +113,94 @@ def _find_neighbours(arguments: Sequence[str]) -> None:
     name, _, value = argument.partition("=")
     if name in ("-config", "--config"):
       file = (value or following).split(":")[0]
+      if not os.path.isfile(file):
+        raise errors.ConfigError(f"--config must name a file, got {file!r}")
       sys.path.append(str(pathlib.Path(file).absolute().parent))
 
 
 def _what_is_wrong(error: BaseException) -> str:
   """Returns a sentence, with the config file's line where it raised that."""
-  wrapped = _WRAPPED in str(error)
+  if isinstance(error, OSError) and error.__cause__ is not None:
+    error = error.__cause__
   while _WRAPPED in str(error) and error.__context__ is not None:
     error = error.__context__
   if isinstance(error, errors.ConfigError):
     return str(error)
-  frames = traceback.extract_tb(error.__traceback__)
-  own = [
-    frame
-    for frame in itertools.dropwhile(lambda f: f.name != "get_config", frames)
-    if not frame.filename.startswith(_ML_COLLECTIONS)
-  ]
-  if not own:
-    return ("--config: " if wrapped else "") + _one_sentence(error)
-  where = f"{own[-1].filename}, line {own[-1].lineno}"
+  if isinstance(error, flags.Error):
+    return _one_sentence(error)
+  said = own_code.what_raised(error)
   # Words of a ConfigDict about a field that it does not have.
-  quoted = re.search(r"['\"](\w+)['\"]", str(error).replace("\\", ""))
-  absent = isinstance(error, (AttributeError, KeyError))
-  if own[-1] != frames[-1] and absent and quoted:
+  frames = traceback.extract_tb(error.__traceback__)
+  absent = re.search(r"['\"](\w+)['\"]", str(error).replace("\\", ""))
+  if (
+    isinstance(error, (AttributeError, KeyError))
+    and frames[-1].filename.startswith(_ML_COLLECTIONS)
+    and absent
+  ):
     known = {part for path in config.defaults() for part in path.split(".")}
-    suggestion = config.suggestion(quoted[1], known)
-    return f"{where}: {quoted[1]} is not a field{suggestion}"
-  return f"{where}: {type(error).__name__}: {_one_sentence(error)}"
+    where = said[: said.index(type(error).__name__)]
+    suggestion = config.suggestion(absent[1], known)
+    return f"{where}{absent[1]} is not a field{suggestion}"
+  # Without a line of the user's, it is the call of get_config that failed.
+  named = not said.startswith(type(error).__name__)
+  return said if named else f"--config: {said}"
 
 
 def _one_sentence(error: BaseException) -> str:
-  """Returns the message on one line, without the ConfigDict that may follow."""
-  message = " ".join(str(error).split()).split(" Other fields present")[0]
-  quoted = message[:1] in ("'", '"') and message[:1] == message[-1:]
-  return message[1:-1] if quoted else message
+  return " ".join(str(error).split())
 
 
 def _set_aside(
   arguments: Sequence[str],
 ) -> tuple[list[str], list[tuple[list[str], Any]]]:
-  """Returns the other arguments, and (path, value) of what no flag can say.
-
-  That is None, and keys of the user's own, such as those of `task_options`.
+  """Returns the other arguments, and (path, value) of each --config.x.
 
   Raises:
     ConfigError: a --config.x.y that names no field, or has no value.
   """
   left, changes = [], []
-  fields = config.defaults()
   for argument in arguments:
     name, equals, text = argument.lstrip("-").partition("=")
-    path = name.split(".")[1:]
-    if path and argument.startswith(("--config.", "-config.")):
+    if argument.startswith(("--config.", "-config.")):
+      path = name.split(".")[1:]
       config.check_name(path)
-      own = ".".join(path) not in fields
-      if own and not equals:
+      if not equals:
         raise errors.ConfigError(f"{argument} must be followed by =VALUE")
-      if own or text == "None":
-        changes.append((path, _literal(text)))
-        continue
-    left.append(argument)
+      changes.append((path, _value(text, config.kind_of(path))))
+    else:
+      left.append(argument)
   return left, changes
 
 
-def _literal(text: str) -> Any:
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+def _value(text: str, kind: str) -> Any:
+  """Returns what a text on the command line says for a kind of field."""
+  if text == "None":
+    return None
+  if kind == "a string":
     return text
+  if kind == "true or false":
+    return _TRUTHS.get(text.lower(), text)
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    value = text
+  if kind == "a list" and not isinstance(value, (tuple, list)):
+    return (value,)
+  return value
+
+
+def _change(
+  settings: ml_collections.ConfigDict, path: Sequence[str], value: Any
+) -> None:
+  group: Any = settings
+  for depth, name in enumerate(path[:-1], start=1):
+    group = group.get(name)
+    if not isinstance(group, ml_collections.ConfigDict):
+      raise errors.ConfigError(
+        f"{'.'.join(path)}: {'.'.join(path[:depth])} is not a group of fields"
+      )
+  with group.unlocked(), group.ignore_type():
+    group[path[-1]] = value
 
 
 def read_settings(arguments: Sequence[str]) -> config.Config:
@@ -182,19 +210,11 @@ def read_settings(arguments: Sequence[str]) -> config.Config:
     arguments: what the flags left over.
 
   Raises:
-    ConfigError: no file, one that cannot be read, or settings that break a
-      rule.
+    ConfigError: an argument too many, or settings that break a rule.
   """
   if len(arguments) > 1:
     raise errors.ConfigError(f"unexpected argument {arguments[1]!r}")
-  if _CONFIG.value is None:
-    raise errors.ConfigError("--config must name a config file, got none")
-  try:
-    # What stands for a file that cannot be read fails on its first use.
-    given = dict(_CONFIG.value.items())
-  except OSError as error:
-    raise errors.ConfigError(_one_sentence(error)) from None
-  return config.parse(given)
+  return config.parse(_CONFIG.value)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -214,7 +234,7 @@ def run(
   work: Callable[[Sequence[str]], None] = main,
   arguments: list[str] | None = None,
 ) -> None:
-  """Parses the command line, works, and exits: 2 bad input, 1 stopped.
+  """Parses the command line, works, and exits with the code of --help.
 
   Args:
     work: told what the flags left over.
@@ -228,16 +248,20 @@ def run(
     _say(f"error: {error}", shared)
     processes.leave(2, shared=shared)
   except train.TrainingStopped as error:
+    interrupted = isinstance(error, train.Interrupted)
     _say(f"stopped: {error}", shared=True)
-    processes.leave(1, shared=True)
-  except (Exception, KeyboardInterrupt):
+    processes.leave(130 if interrupted else 1, shared=True)
+  except KeyboardInterrupt:
+    _say("stopped: Ctrl-C; --config.resume=True goes on from what is saved")
+    processes.leave(130, shared=False)
+  except Exception:
     if not processes.several():
       raise
     traceback.print_exc()
     processes.leave(1, shared=False)
 
 
-def _say(words: str, shared: bool) -> None:
+def _say(words: str, shared: bool = False) -> None:
   if processes.is_first() or not shared:
     print(words, file=sys.stderr)
 

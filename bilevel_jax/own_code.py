@@ -1,10 +1,23 @@
 """Functions of the user's own, which settings name by a dotted path."""
 
+import contextlib
 import importlib
+import io
+import pathlib
+import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from bilevel_jax import errors
+
+# Where no code of the user's own is.
+_OTHERS = (
+  "<frozen",
+  str(pathlib.Path(__file__).parent),
+  *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
+)
 
 
 def function(
@@ -56,10 +69,34 @@ def imported(module: str, path: str, setting: str, hint: str = "") -> Any:
   Raises:
     ConfigError: it cannot be imported.
   """
+  said = io.StringIO()
   try:
-    return importlib.import_module(module)
-  except Exception as error:  # a user's module may raise anything
+    with contextlib.redirect_stderr(said):
+      return importlib.import_module(module)
+  except (Exception, SystemExit) as error:  # it may do anything
+    # A module that reads the command line complains of what is not its own.
+    said = io.StringIO() if isinstance(error, SystemExit) else said
     raise errors.ConfigError(
-      f"{setting}: {path!r} cannot be imported: "
-      f"{type(error).__name__}: {error}{hint}"
+      f"{setting}: {path!r} cannot be imported: {what_raised(error)}{hint}"
     ) from error
+  finally:
+    sys.stderr.write(said.getvalue())
+
+
+def what_raised(error: BaseException) -> str:
+  """Returns an error that the user's own code raised, and the line of it.
+
+  Args:
+    error: caught where that code was called.
+  """
+  words = " ".join(str(error).split())
+  if isinstance(error, SystemExit):
+    words = f"it must not end the program, got exit code {error.code}"
+  if isinstance(error, SyntaxError) and error.filename:
+    line = f"{error.filename}, line {error.lineno}: "
+    return f"{line}{type(error).__name__}: {error.msg}"
+  frames = traceback.extract_tb(error.__traceback__)[1:]
+  own = [f for f in frames if not f.filename.startswith(_OTHERS)]
+  line = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+  quoted = isinstance(error, KeyError) and words[:1] == words[-1:] == "'"
+  return f"{line}{type(error).__name__}: {words[1:-1] if quoted else words}"

@@ -142,7 +142,7 @@ def _parse(
 
 
 def _rank(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-  command_line.check_bounds(options, {"times": {"at least": 1}})
+  command_line.check_bounds(options, {"times": {"at_least": 1}})
   settings = main.read_settings(arguments)
   compile_cache.enable()
   main.start_processes()

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import signal
 import statistics
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
@@ -28,9 +29,8 @@ from bilevel_jax.training import run as run_lib
 from bilevel_jax.training import step as step_lib
 from bilevel_jax.weights import sampler
 
-
-class TrainingStopped(RuntimeError):
-  """The run ended before its last step, for the reason in the message."""
+TrainingStopped = termination.TrainingStopped
+Interrupted = termination.Interrupted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ def run(settings: config.Config) -> Step:
 
   Raises:
     ConfigError: something in the settings cannot be used; nothing was done.
-    TrainingStopped: terminated, no step left to do, or updates that stay
+    Interrupted: Ctrl-C ended it.
+    TrainingStopped: SIGTERM did, there is no step left to do, or updates stay
       non-finite.
   """
   # What goes on after the last step is already done when it is handed out.
@@ -87,6 +88,7 @@ def steps(
 
   Raises:
     ConfigError: as `run`, when the first step is asked for.
+    Interrupted: as `run`, if it is shown.
     TrainingStopped: as `run`.
   """
   processes.check_same(
@@ -120,7 +122,7 @@ def steps(
       terminal.Display(
         settings.steps, first, settings.logging, silent=silent or not shown
       ) as screen,
-      termination.Requested() as asked_to_end,
+      termination.Requested(interrupts=shown) as asked_to_end,
       profiler.Profiler(
         () if silent else settings.logging.profile_steps,
         directory.path / "profile",
@@ -195,10 +197,13 @@ def steps(
         if done == end:
           return
         if terminated:
-          raise TrainingStopped(
-            f"terminated after step {done} of {settings.steps}, which is "
-            "saved: continue with --config.resume=True"
+          words = (
+            f"after step {done} of {settings.steps}, which is saved: continue "
+            "with --config.resume=True"
           )
+          if processes.any_of(asked_to_end.by == signal.SIGINT):
+            raise Interrupted(f"Ctrl-C {words}")
+          raise TrainingStopped(f"SIGTERM {words}")
 
 
 def _scorer(reward: config.Reward) -> pool.Scorer:

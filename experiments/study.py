@@ -26,22 +26,28 @@ import rich.console
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from bilevel_jax import compile_cache, errors, train
+from bilevel_jax import command_line, compile_cache, errors, own_code, train
 from bilevel_jax.reporting import comparison, comparison_page
 from bilevel_jax.reporting.groups import Group
 from bilevel_jax.runs.finished import read_run
 from experiments.engine import document, numbers, plan, work
+
+_BOUNDS = {
+  "jobs": {"at_least": 1, "at_most": 256},
+  "seeds": {"at_least": 1},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 1 for a study that was stopped, 2 bad input."""
   options = _parse(arguments)
   try:
+    command_line.check_bounds(options, _BOUNDS)
     study = _load(options.study, options.quick)
     regimes = _chosen(options.regimes, study.regimes, "--regimes")
     arms = _chosen(options.arms, _arms(study), "--arms")
   except (errors.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {command_line.sentence(error)}", file=sys.stderr)
     return 2
   out = options.out or pathlib.Path("runs") / study.name
   console = rich.console.Console(highlight=False)
@@ -59,17 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
       print("stopped: the same command goes on from here", file=sys.stderr)
       code = 1
     _write(out, study, options)
-  except errors.ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
+  except (errors.ConfigError, OSError) as error:
+    print(f"error: {command_line.sentence(error)}", file=sys.stderr)
     return 2
   console.print(f"results: {out / 'results.md'}")
   return code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.Parser("python experiments/study.py", __doc__)
   add = parser.add_argument
   add("study", type=pathlib.Path, metavar="STUDY.py")
   add("--out", type=pathlib.Path, help="default: runs/NAME")
@@ -81,10 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add("--report-only", action="store_true", help="train nothing")
   add("--json", type=pathlib.Path, help="another place for results.json")
   add("--document", type=pathlib.Path, help="another place for results.md")
-  options = parser.parse_args(arguments)
-  if options.jobs < 1:
-    parser.error(f"--jobs must be at least 1, got {options.jobs}")
-  return options
+  return parser.parse_args(arguments)
 
 
 def _load(path: pathlib.Path, quick: bool) -> plan.Study:
@@ -92,8 +93,24 @@ def _load(path: pathlib.Path, quick: bool) -> plan.Study:
   if spec is None or spec.loader is None or not path.is_file():
     raise errors.ConfigError(f"STUDY.py must be a Python file, got {path}")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_study(quick=quick)
+  try:
+    spec.loader.exec_module(module)
+    if not callable(get_study := getattr(module, "get_study", None)):
+      raise errors.ConfigError(f"{path} must have a function get_study(quick)")
+    study = get_study(quick=quick)
+  except errors.ConfigError:
+    raise
+  except (Exception, SystemExit) as error:  # it may do anything
+    raise errors.ConfigError(
+      f"{path} cannot be used: {own_code.what_raised(error)}"
+    ) from error
+  if not isinstance(study, plan.Study):
+    raise errors.ConfigError(
+      f"get_study of {path} must return an experiments.engine.plan.Study, got "
+      f"{type(study).__name__}"
+    )
+  plan.check(study)
+  return study
 
 
 def _chosen(asked: str | None, known: Any, flag: str) -> list[str]:

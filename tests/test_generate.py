@@ -191,7 +191,7 @@ def test_half_a_character_waits_for_its_other_half():
   [
     ([], "--prompt or --prompt-file must give a prompt, got none"),
     (["--prompt-file", "nowhere.txt"], "nowhere.txt"),
-    (["--prompt", "", "--raw"], "a prompt must have a token, got ''"),
+    (["--prompt", "", "--raw"], "--prompt must not be empty"),
     (["--prompt", "€"], "must know every character of '€"),
     (["--prompt", "1", "--samples", "0"], "--samples must be at least 1"),
     (["--prompt", "1", "--temperature", "-1"], "--temperature must be at leas"),
@@ -200,7 +200,10 @@ def test_half_a_character_waits_for_its_other_half():
     (["--prompt", "1", "--max-new-tokens", "0"], "must be at least 1, got 0"),
     (["--prompt", "1", "--max-new-tokens", "999"], "but the model has 128"),
     (["--prompt", "1", "--template", "x"], "must have a field such as"),
-    (["--prompt", "1", "--raw", "--system", "x"], "--raw must stand without"),
+    (
+      ["--prompt", "1", "--raw", "--system", "x"],
+      "so that --system has no place",
+    ),
     (["--prompt", "1", "--weights", "no/such/place/at/all"], "no/such/place"),
   ],
 )

@@ -45,7 +45,7 @@ def _refused(settings) -> str:
       "rollout.total_tokens must be at least 1 for each of the 12 samples of a "
       "step, got 11",
     ),
-    ({"rollout.stop": ("a", "")}, "rollout.stop must hold strings, none empty"),
+    ({"rollout.stop": ("a", "")}, "rollout.stop[1] must not be empty, got ''"),
     (
       {"rollout.kv_cache_bytes": 1000},
       "may take 1000 bytes, but must hold one row of 64 columns, which takes",
@@ -129,7 +129,10 @@ def _refused(settings) -> str:
       {"reward.weights": (1e39,)},
       "reward.weights must be numbers below 1e30 in size, got 1e+39",
     ),
-    ({"reward.weights": (math.nan,)}, "reward.weights must be numbers below"),
+    (
+      {"reward.weights": (math.nan,)},
+      "reward.weights[0] must be a finite number, got nan",
+    ),
     ({"data.questions.task": "arithmetics"}, "arithmetics"),
     ({"resume": True}, "resume"),
   ],
@@ -399,7 +402,7 @@ def test_what_a_config_file_raises_about_its_name_is_said_as_it_is(read):
   with pytest.raises(errors.ConfigError, match=r"^no such thing$"):
     read(line=line, name="no such thing")
   with pytest.raises(
-    errors.ConfigError, match=r"^--config: get_config\(\) tak"
+    errors.ConfigError, match=r"^--config: TypeError: get_config\(\) tak"
   ):
     main.parse_flags(["main", "--config=configs/quickstart.py:name"])
 

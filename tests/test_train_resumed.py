@@ -1,6 +1,7 @@
 """A run that was stopped goes on to the same bits, or says why it cannot."""
 
 import json
+import signal
 
 import chex
 import numpy as np
@@ -28,6 +29,8 @@ def _assert_same_run(left, right):
 
 class _Stop:
   """Stands for a SIGTERM that arrives in the given step."""
+
+  by = signal.SIGTERM
 
   def __init__(self, after: int):
     self._left = after
@@ -83,7 +86,7 @@ def test_stopping_and_resuming_changes_no_bit(directory, changes, request):
   parted = tiny_run.parsed(directory, f"{name}-parted", **changes)
   stop = _Stop(after=2)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.termination, "Requested", lambda: stop)
+    patch.setattr(train.termination, "Requested", lambda **_: stop)
     with pytest.raises(train.TrainingStopped, match="after step 2 of 4"):
       train.run(parted)
   parted = tiny_run.parsed(directory, f"{name}-parted", resume=True, **changes)
@@ -108,7 +111,7 @@ def _parted_run(directory, name, **changes):
   train.run(whole)
   parted = tiny_run.parsed(directory, f"{name}-parted", **changes)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.termination, "Requested", lambda: _Stop(after=3))
+    patch.setattr(train.termination, "Requested", lambda **_: _Stop(after=3))
     with pytest.raises(train.TrainingStopped, match="after step 3 of 4"):
       train.run(parted)
   train.run(

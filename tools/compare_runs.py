@@ -15,16 +15,14 @@ from collections.abc import Sequence
 import rich.console
 import rich.table
 
-from bilevel_jax import errors
+from bilevel_jax import command_line, errors
 from bilevel_jax.reporting import comparison, comparison_page, groups, text
 from bilevel_jax.runs import finished
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit code: 0, or 2 for what the user can mend."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  """Returns the exit code of `command_line.exit_code`."""
+  parser = command_line.Parser("python tools/compare_runs.py", __doc__)
   parser.add_argument("run_dirs", nargs="+", metavar="RUN")
   parser.add_argument(
     "--out", type=pathlib.Path, default=pathlib.Path("comparison")
@@ -42,17 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--title", default="Comparison of runs")
   chosen = parser.parse_args(arguments)
-  try:
-    runs = [finished.read_run(path) for path in chosen.run_dirs]
-    found = groups.group(runs)
-    reference = _reference([group.name for group in found], chosen.reference)
-    summary = comparison.compare_groups(found, reference, chosen.target)
-    written = comparison_page.write_comparison(
-      chosen.out, found, summary, chosen.title
-    )
-  except (errors.ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  return command_line.exit_code(lambda: _compare(chosen))
+
+
+def _compare(chosen: argparse.Namespace) -> None:
+  command_line.check_bounds(chosen, {"target": {"at_least": 0, "at_most": 1}})
+  runs = [finished.read_run(path) for path in chosen.run_dirs]
+  found = groups.group(runs)
+  reference = _reference([group.name for group in found], chosen.reference)
+  summary = comparison.compare_groups(found, reference, chosen.target)
+  written = comparison_page.write_comparison(
+    chosen.out, found, summary, chosen.title
+  )
   table = rich.table.Table("", "seeds", "accuracy (95% interval)")
   for name, row in summary["groups"].items():
     accuracy = text.estimate(row["accuracy"])
@@ -60,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
   console = rich.console.Console(highlight=False)
   console.print(table)
   console.print(f"page: {written}")
-  return 0
 
 
 def _reference(names: list[str], asked: str | None) -> str:

@@ -27,7 +27,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bilevel_jax import command_line, errors, weights
+from bilevel_jax import command_line, errors, fields, weights
 from bilevel_jax.weights import huggingface, safetensors_files
 
 
@@ -103,8 +103,8 @@ def convert(
   Raises:
     ConfigError: the source cannot be read, or `out` has files.
   """
-  if shard_gb <= 0:
-    raise errors.ConfigError(f"--shard-gb must be above 0, got {shard_gb}")
+  if expected := fields.must_be(shard_gb, {"above": 0, "below": 2**31}):
+    raise errors.ConfigError(f"--shard-gb must be {expected}, got {shard_gb}")
   if out.is_dir() and any(out.iterdir()) and not force:
     raise errors.ConfigError(
       f"--out must be empty or absent (or give --force), got {out}"

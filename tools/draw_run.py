@@ -13,37 +13,46 @@ from typing import Any
 
 import rich.console
 
-from bilevel_jax import config
+from bilevel_jax import command_line, config, errors
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.reporting import terminal
 from bilevel_jax.runs import directory, records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit code: 0, or 2 for a run without files to draw."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  """Returns the exit code of `command_line.exit_code`."""
+  parser = command_line.Parser("python tools/draw_run.py", __doc__)
   parser.add_argument("run_dir", type=pathlib.Path)
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--title", help="above the picture; default: RUN_DIR")
   parser.add_argument("--every", type=int, default=10, help="steps of a line")
   parser.add_argument("--samples", type=int, default=2, help="of a step")
   chosen = parser.parse_args(arguments)
+  return command_line.exit_code(lambda: _draw(chosen))
+
+
+def _draw(chosen: argparse.Namespace) -> None:
+  bounds = {"every": {"at_least": 1}, "samples": {"at_least": 0}}
+  command_line.check_bounds(chosen, bounds)
   files = directory.RunDirectory(chosen.run_dir)
   for path in (files.metrics, files.completions):
     if not path.is_file():
-      print(f"nothing to draw: no {path}", file=sys.stderr)
-      return 2
+      raise errors.ConfigError(f"nothing to draw: no {path}")
   steps = records.by_step(files.metrics)
+  if not steps:
+    raise errors.ConfigError(f"nothing to draw: {files.metrics} is empty")
   samples = records.read_records(files.completions)
-  console = draw(steps, samples, chosen.run_dir, chosen.every, chosen.samples)
+  try:
+    console = draw(steps, samples, chosen.run_dir, chosen.every, chosen.samples)
+  except KeyError as error:
+    raise errors.ConfigError(
+      f"{chosen.run_dir} must hold what a run writes, but a line lacks {error}"
+    ) from error
   chosen.out.parent.mkdir(parents=True, exist_ok=True)
   picture = console.export_svg(title=chosen.title or str(chosen.run_dir))
   # Fonts that a reader's browser would fetch; its own will do.
   picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
   chosen.out.write_text(picture)
-  return 0
 
 
 def draw(

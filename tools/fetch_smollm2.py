@@ -9,7 +9,6 @@ that reach nothing else. Needs about 800 MB of disk while it works.
 An interrupted run leaves OUT as it was; the same command continues.
 """
 
-import argparse
 import json
 import pathlib
 import shutil
@@ -39,9 +38,7 @@ The licence's text is in LICENSE, as that package carries it.
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.Parser("python tools/fetch_smollm2.py", __doc__)
   parser.add_argument(
     "--out", required=True, type=pathlib.Path, help="directory to write"
   )

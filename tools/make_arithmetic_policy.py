@@ -18,6 +18,7 @@ import json
 import pathlib
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ import ml_collections
 import rich.console
 import rich.table
 
-from bilevel_jax import config, train
+from bilevel_jax import command_line, config, train
 from bilevel_jax.data import tokenizer
 from bilevel_jax.weights import huggingface
 
@@ -47,10 +48,10 @@ def stages(policy: str) -> tuple[Any, Any]:
   return made["reasoner"], made["seldom"]
 
 
-def main() -> None:
-  """Trains, exports, and prints what came of it."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(given: Sequence[str] | None = None) -> int:
+  """Returns the exit code of `command_line.exit_code`."""
+  parser = command_line.Parser(
+    "python tools/make_arithmetic_policy.py", __doc__
   )
   parser.add_argument(
     "--policy",
@@ -73,7 +74,13 @@ def main() -> None:
     "--steps", type=int, help="of the first run; default: the config's"
   )
   parser.add_argument("--json", type=pathlib.Path, help="write the figures")
-  arguments = parser.parse_args()
+  arguments = parser.parse_args(given)
+  return command_line.exit_code(lambda: _make(arguments))
+
+
+def _make(arguments: argparse.Namespace) -> None:
+  """Trains, exports, and prints what came of it."""
+  command_line.check_bounds(arguments, {"steps": {"at_least": 1}})
   out = arguments.out or ROOT / "bilevel_jax" / "assets" / arguments.policy
   work = arguments.work or pathlib.Path("runs") / arguments.policy
   characters = work / "tokenizer"
@@ -121,4 +128,4 @@ def _trained(
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
 from bilevel_jax import config, errors, fields, main
 from bilevel_jax.models import presets
@@ -33,6 +33,7 @@ _MEMORY = flags.DEFINE_string(
   "memory", None, "of a device, as in 80GB or 141GiB; default: not bounded"
 )
 _COMPILE = flags.DEFINE_boolean("compile", False, "ask the compiler, too")
+_MOST_DEVICES = 2**16
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -41,14 +42,19 @@ def report(arguments: Sequence[str]) -> None:
   if settings.model.attention in ("auto", "cudnn"):
     settings = _replace(settings, attention="chunked")
   devices, memory = _DEVICES.value, _bytes(_MEMORY.value)
-  if devices < 1:
-    raise errors.ConfigError(f"--devices must be at least 1, got {devices}")
+  if not 1 <= devices <= _MOST_DEVICES:
+    raise errors.ConfigError(
+      f"--devices must be from 1 to {_MOST_DEVICES}, got {devices}"
+    )
+  if memory == 0:
+    raise errors.ConfigError(f"--memory must be above 0, got {_MEMORY.value}")
   if _COMPILE.value:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
   architecture = presets.of_hub_id(str(settings.model.weights))
   if architecture is None:
     architecture = sources.open_model(settings).architecture
+  sources.check_positions(settings, architecture)
   chosen = meshes.choose(settings, architecture, devices, memory)
   print(f"mesh: {chosen.sizes}, {chosen.reason}")
   print(memory_plan.table(chosen.plan))
@@ -96,9 +102,4 @@ def _bytes(text: str | None) -> int | None:
 if __name__ == "__main__":
   # A config file may import its neighbours, as under `python -m`.
   sys.path.insert(0, os.getcwd())
-  logging.set_verbosity(logging.ERROR)
-  try:
-    app.run(report, flags_parser=main.parse_flags)
-  except errors.ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+  main.run(report)

@@ -9,7 +9,6 @@ also a file whose cells do not have the kinds of outputs that they have now.
 Needs the extra `notebooks`.
 """
 
-import argparse
 import getpass
 import pathlib
 import sys
@@ -20,6 +19,8 @@ from typing import Any
 
 import nbclient
 import nbformat
+
+from bilevel_jax import command_line
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 _TIMEOUT_S = 900  # of a cell
@@ -35,9 +36,7 @@ _METADATA = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, or 1 where a notebook is not as it should be."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.Parser("python tools/run_notebooks.py", __doc__)
   parser.add_argument(
     "notebooks", nargs="*", type=pathlib.Path, metavar="NOTEBOOK"
   )
@@ -45,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "--check", action="store_true", help="run, compare, and write nothing"
   )
   chosen = parser.parse_args(arguments)
+  for path in chosen.notebooks:
+    try:
+      nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises many unrelated kinds
+      parser.error(f"{path} must be a notebook, got: {error}")
   failed = False
   for path in chosen.notebooks or sorted(FOLDER.glob("*.ipynb")):
     started = time.monotonic()

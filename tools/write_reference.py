@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from bilevel_jax import config, methods
+from bilevel_jax import config, fields, methods
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
@@ -103,15 +103,15 @@ def command_line() -> str:
 
 def _group(cls: Any, prefix: str, title: str, doc: str) -> Iterator[str]:
   hints = typing.get_type_hints(cls)
-  fields = [
+  own = [
     f
     for f in dataclasses.fields(cls)
     if not dataclasses.is_dataclass(hints[f.name])
   ]
   yield from (f"## {title}", "", f"{doc[:1].upper()}{doc[1:]}.", "")
-  if fields:
+  if own:
     yield from ("| field | type | default | meaning |", "|---|---|---|---|")
-    for field in fields:
+    for field in own:
       cells = (
         f"`{prefix}{field.name}`",
         _kind(hints[field.name], field.metadata["rules"]),
@@ -151,7 +151,10 @@ def _kind(hint: Any, rules: dict[str, float]) -> str:
     )
   else:
     kind = _KINDS[origin]
-  bounds = ", ".join(f"{_RULES[rule]} {bound}" for rule, bound in rules.items())
+  bounds = ", ".join(
+    f"{_RULES[rule]} {fields.bound_text(bound)}"
+    for rule, bound in rules.items()
+  )
   return kind + (f" {bounds}" if bounds else "") + optional
 
 

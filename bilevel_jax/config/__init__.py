@@ -9,6 +9,7 @@ from bilevel_jax.config.parsing import check_name as check_name
 from bilevel_jax.config.parsing import default_config as default_config
 from bilevel_jax.config.parsing import defaults as defaults
 from bilevel_jax.config.parsing import flat as flat
+from bilevel_jax.config.parsing import kind_of as kind_of
 from bilevel_jax.config.parsing import parse as parse
 from bilevel_jax.config.parsing import suggestion as suggestion
 from bilevel_jax.config.parsing import to_dict as to_dict

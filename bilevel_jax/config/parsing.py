@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import ml_collections
 from ml_collections import config_dict
 
-from bilevel_jax import errors, methods
+from bilevel_jax import errors, fields, methods
 from bilevel_jax.config import schema
 from bilevel_jax.fields import byte_count
 
@@ -82,12 +83,30 @@ def check_name(path: Sequence[str]) -> None:
   for depth, name in enumerate(path):
     hints = typing.get_type_hints(cls)
     if name not in hints:
+      shown = ".".join(path[: depth + 1]) or "''"
       raise errors.ConfigError(
-        f"{'.'.join(path[: depth + 1])} is not a field{suggestion(name, hints)}"
+        f"{shown} is not a field{suggestion(name, hints)}"
       )
     cls = hints[name]
     if not dataclasses.is_dataclass(cls):
-      return  # below it are keys of the user's own
+      # Below it are keys of the user's own, or nothing.
+      if path[depth + 1 :] and typing.get_origin(cls) is not dict:
+        group, inner = path[: depth + 1], path[depth + 1 :]
+        raise errors.ConfigError(
+          f"{'.'.join(group)} must be {_kind(cls)}, and has no field "
+          f"{'.'.join(inner)}"
+        )
+      return
+
+
+def kind_of(path: Sequence[str]) -> str:
+  """Returns what the value of a field is called: "an integer"."""
+  hint: Any = schema.Config
+  for name in path:
+    if not dataclasses.is_dataclass(hint):
+      break
+    hint = typing.get_type_hints(hint)[name]
+  return _kind(hint)
 
 
 def to_dict(config: schema.Config) -> dict[str, Any]:
@@ -132,9 +151,12 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       yield f"data.{name} takes a task or data, got {', '.join(given)}"
     if not given and name == "questions":
       yield "data.questions needs one of path, hub, task, got none"
-  if not all(isinstance(text, str) and text for text in rollout.stop):
-    yield f"rollout.stop must hold strings, none empty, got {rollout.stop}"
-  rows = data.prompts_per_step * rollout.samples_per_prompt
+  for count, what in (
+    (rows := data.prompts_per_step * rollout.samples_per_prompt, "samples"),
+    (config.total_updates, "updates"),
+  ):
+    if count >= 2**31:
+      yield f"{what} must be below 2^31, got {count}"
   if rollout.total_tokens is not None and rollout.total_tokens < rows:
     yield (
       f"rollout.total_tokens must be at least 1 for each of the {rows} samples "
@@ -221,12 +243,12 @@ def _freeze(cls: type, given: Any, prefix: str, broken: list[str]) -> Any:
     broken.append(f"{prefix[:-1]} must be a group of fields, got {given!r}")
     return cls()
   hints = typing.get_type_hints(cls)
-  fields = {f.name: f for f in dataclasses.fields(cls)}
+  known = {f.name: f for f in dataclasses.fields(cls)}
   for name in given:
-    if name not in fields:
-      broken.append(f"{prefix}{name} is not a field{suggestion(name, fields)}")
+    if name not in known:
+      broken.append(f"{prefix}{name} is not a field{suggestion(name, known)}")
   values = {}
-  for name, field in fields.items():
+  for name, field in known.items():
     if name not in given:
       continue
     item, path = given[name], prefix + name
@@ -234,25 +256,26 @@ def _freeze(cls: type, given: Any, prefix: str, broken: list[str]) -> Any:
       values[name] = _freeze(hints[name], item, path + ".", broken)
     else:
       values[name] = _convert(item, hints[name], path, broken)
-      rules = field.metadata.get("rules", {})
-      _check_bounds(values[name], rules, path, broken)
+      broken.extend(_broken_bounds(values[name], field.metadata, path))
   return cls(**values)
 
 
-def suggestion(name: str, fields: Iterable[str] = ()) -> str:
+def suggestion(name: str, known: Iterable[str] = ()) -> str:
   """Returns what ends the message about a name that no field has.
 
   Args:
     name: that was given, without its groups.
-    fields: that it could have been instead; those of other groups that have
+    known: that it could have been instead; those of other groups that have
       the very name come first.
   """
   moved = [path for path in defaults() if path.endswith(f".{name}")]
-  close = moved or difflib.get_close_matches(name, fields, n=1)
+  close = moved or difflib.get_close_matches(name, known, n=1)
   return f", did you mean {' or '.join(close)}?" if close else ""
 
 
 def _convert(item: Any, hint: Any, path: str, broken: list[str]) -> Any:
+  if hint is Any:
+    return item
   optional = type(None) in typing.get_args(hint)
   if item is None and optional:
     return None
@@ -264,44 +287,50 @@ def _convert(item: Any, hint: Any, path: str, broken: list[str]) -> Any:
       broken.append(f"{path} must be one of {', '.join(choices)}, got {item!r}")
     return item
   if origin is tuple and isinstance(item, (tuple, list)):
-    return tuple(item)
+    inner = typing.get_args(hint)[0]
+    return tuple(
+      _convert(value, inner, f"{path}[{number}]", broken)
+      for number, value in enumerate(item)
+    )
   if origin is dict and isinstance(item, (Mapping, ml_collections.ConfigDict)):
     if isinstance(item, ml_collections.ConfigDict):
       item = item.to_dict()
-    return dict(item)
+    inner = typing.get_args(hint)[1]
+    return {
+      name: _convert(value, inner, f"{path}.{name}", broken)
+      for name, value in item.items()
+    }
   if origin is float and isinstance(item, int) and not isinstance(item, bool):
-    return float(item)
+    return float(item) if abs(item) < 2**63 else math.inf
   if origin in (int, float, str, bool) and type(item) is origin:
     return item
   or_none = " or None" if optional else ""
-  broken.append(
-    f"{path} must be {_NAMES.get(origin, origin)}{or_none}, got {item!r}"
-  )
+  broken.append(f"{path} must be {_kind(hint)}{or_none}, got {item!r}")
   return item
 
 
-_NAMES = {
-  int: "an integer",
-  float: "a number",
-  str: "a string",
-  bool: "true or false",
-  tuple: "a list",
-  dict: "a group of fields",
-}
+def _kind(hint: Any) -> str:
+  hint = _without_none(hint)[0]
+  return {
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "a group of fields",
+    Literal: "a string",
+  }.get(typing.get_origin(hint) or hint, "a group of fields")
 
 
-def _check_bounds(
-  value: Any, rules: Mapping[str, float], path: str, broken: list[str]
-) -> None:
-  if not isinstance(value, (int, float)):
-    return
-  holds = {
-    "at_least": lambda bound: value >= bound,
-    "above": lambda bound: value > bound,
-    "at_most": lambda bound: value <= bound,
-    "below": lambda bound: value < bound,
-  }
-  for rule, bound in rules.items():
-    if not holds[rule](bound):
-      words = rule.replace("_", " ")
-      broken.append(f"{path} must be {words} {bound}, got {value}")
+def _broken_bounds(
+  value: Any, metadata: Mapping[str, Any], path: str
+) -> Iterator[str]:
+  """Yields a sentence for each bound that a value or its parts break."""
+  if isinstance(value, tuple):
+    for number, item in enumerate(value):
+      yield from _broken_bounds(item, metadata, f"{path}[{number}]")
+  elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    if expected := fields.must_be(value, metadata.get("rules", {})):
+      yield f"{path} must be {expected}, got {value}"
+  elif value == "" and not metadata.get("may_be_empty"):
+    yield f"{path} must not be empty, got ''"

@@ -116,7 +116,7 @@ class Reward:
     "run stops",
     at_least=1,
   )
-  workers: int = setting(2, "scoring processes", at_least=1)
+  workers: int = setting(2, "scoring processes", at_least=1, at_most=256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,7 @@ class RolloutSettings:
     "KV cache of a device, kept by decoding fewer rows at once; default: 0.6 "
     "of what is free, or on CPUs 0.25 of the host's memory",
     at_least=1,
+    below=2**63,
   )
 
 
@@ -250,6 +251,7 @@ class Training:
     "budget: the run ends with the step that reaches it, whatever is left of "
     "`steps`",
     at_least=1,
+    below=2**63,
   )
   max_update_flops: float | None = setting(
     None,
@@ -320,6 +322,7 @@ class Mesh:
     "memory of a device, which a run must fit; default: what it says it has; "
     "CPUs say nothing",
     at_least=1,
+    below=2**63,
   )
 
 

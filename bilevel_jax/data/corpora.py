@@ -79,7 +79,7 @@ def _identified(
         f"{where} has the id {name!r} of {seen[name]}: ids must differ"
       )
   else:
-    text = question.question.encode("utf-8", "surrogatepass")
+    text = question.question.encode()
     content = name = hashlib.blake2b(text, digest_size=8).hexdigest()
     repeated = 1
     while name in seen:
@@ -180,6 +180,7 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
         f"{where}: field {name!r} must be text or a number, got "
         f"{json_lines.kind(value)}"
       )
+    json_lines.check_text(str(value), f"{where}: field {name!r}")
     return str(value)
 
   question, answer, solution = map(read, ("question", "answer", "solution"))

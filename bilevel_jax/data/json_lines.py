@@ -61,6 +61,21 @@ def _is_deep(row: Any) -> bool:
   return True
 
 
+def check_text(text: str, where: str) -> None:
+  """Returns nothing if a string is text, which half a surrogate pair is not.
+
+  Raises:
+    ConfigError: it is none.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise errors.ConfigError(
+      f"{where} must be text, got half of a surrogate pair, "
+      f"{text[error.start]!a}, at character {error.start}"
+    ) from None
+
+
 def kind(value: Any) -> str:
   """Returns what a value of JSON is called."""
   names = {

@@ -12,7 +12,9 @@ class Tokenizer:
   chat_template: str | None = setting(
     None, "Jinja chat template that replaces the tokenizer's own"
   )
-  system_prompt: str | None = setting(None, "system message, if any")
+  system_prompt: str | None = setting(
+    None, "system message, if any", may_be_empty=True
+  )
   prompt: str = setting(
     "{question}\nPlease reason step by step, and put your final answer within "
     "\\boxed{{}}.",
@@ -47,7 +49,7 @@ class Source:
   )
   first: int = setting(0, "examples to skip at the start", at_least=0)
   count: int | None = setting(None, "examples to keep; default all", at_least=1)
-  seed: int = setting(0, "seed of a procedural task", at_least=0)
+  seed: int = setting(0, "seed of a procedural task", at_least=0, below=2**32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bilevel_jax import errors, types
 DEFAULT_COUNT = 10_000
 SPLITS = ("train", "test")
 _SHARES = ("guess_share", "slip_share")
+_LONGEST = 100  # steps, or numbers, of a question
 _PATIENCE = 10_000  # draws in a row without a new question that end a corpus
 
 _Draws = Iterator[types.Question | None]  # None is a bad draw
@@ -225,12 +226,12 @@ def _broken_rule(name: str, value: Any) -> str | None:
     if (
       isinstance(ends, (list, tuple))
       and [type(end) for end in ends] == [int, int]
-      and least <= ends[0] <= ends[1]
+      and least <= ends[0] <= ends[1] <= _LONGEST
     ):
       return None
-    return f"must be an integer from {least} or [least, most]"
+    return f"must be an integer from {least} to {_LONGEST} or [least, most]"
   if name in _SHARES:
-    if isinstance(value, (int, float)) and 0 <= value <= 1:
+    if type(value) in (int, float) and 0 <= value <= 1:
       return None
     return "must be a number from 0 to 1"
   if type(value) is int and (name == "min_value" or value >= 1):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bilevel_jax import errors, types
-from bilevel_jax.data import settings
+from bilevel_jax.data import json_lines, settings
 
 CHARACTERS = "0123456789+-*/()=?.,:#; \n{}\\abcdefghijklmnopqrstuvwxyz"
 
@@ -152,7 +152,8 @@ class Tokenizer:
     except (LookupError, AttributeError, ValueError, TypeError) as error:
       raise errors.ConfigError(
         f"the prompt {self._prompt!r} must use only fields of the question "
-        f"({', '.join(fields)}), got {error} for question {question.id}"
+        f"({', '.join(fields)}), got {error}"
+        + (f" for question {question.id}" if question.id else "")
       ) from error
 
   def _render(self, user_text: str, solution: str | None) -> str:
@@ -182,6 +183,7 @@ class Tokenizer:
     return tail
 
   def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    json_lines.check_text(text, "a prompt or a solution")
     try:
       return self._tokenizer.encode(
         text, add_special_tokens=add_special_tokens, verbose=False

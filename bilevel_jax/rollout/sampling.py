@@ -47,7 +47,11 @@ def rules(sampling: types.Sampling, prompts: int) -> Rules:
   """
   limits = {
     "temperature": (np.float32, lambda x: x >= 0, "at least 0"),
-    "top_k": (np.int32, lambda x: x >= 0, "at least 0"),
+    "top_k": (
+      np.int32,
+      lambda x: (x >= 0) & (x < 2**31),
+      "at least 0, below 2^31",
+    ),
     "top_p": (np.float32, lambda x: (x > 0) & (x <= 1), "above 0, at most 1"),
     "min_p": (np.float32, lambda x: (x >= 0) & (x < 1), "at least 0, below 1"),
   }
@@ -59,10 +63,14 @@ def rules(sampling: types.Sampling, prompts: int) -> Rules:
         f"sampling.{name} must be a scalar or have one value for each of the "
         f"{prompts} prompts, got shape {value.shape}"
       )
-    good = np.isfinite(value) & accepts(value)
+    finite = np.isfinite(value)
+    good = finite & accepts(value)
     if not good.all():
       bad = value[~good].flat[0]
-      raise errors.ConfigError(f"sampling.{name} must be {rule}, got {bad}")
+      kind = "" if finite.all() else "a finite number, "
+      raise errors.ConfigError(
+        f"sampling.{name} must be {kind}{rule}, got {bad}"
+      )
     values[name] = np.broadcast_to(value, (prompts,)).astype(dtype)
   return Rules(**values)
 

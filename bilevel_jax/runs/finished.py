@@ -102,9 +102,10 @@ def read_settings(path: str | pathlib.Path) -> dict[str, Any]:
   files = directory.RunDirectory(path)
   try:
     given = json.loads(files.settings.read_text("utf-8"))["config"]
-  except (OSError, ValueError, KeyError) as error:
+    settings = dict(config.flat(given))
+  except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
     raise errors.ConfigError(
       f"{path} must be a run directory with a config.json, got: {error}"
     ) from None
   # Settings that are younger than the run had their defaults in it.
-  return config.defaults() | dict(config.flat(given))
+  return config.defaults() | settings

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from bilevel_jax import errors
 from bilevel_jax.data import json_lines
 
 Record = Mapping[str, Any]
@@ -36,7 +37,7 @@ def by_step(path: pathlib.Path) -> dict[int, dict[str, float]]:
   """
   steps: dict[int, dict[str, float]] = {}
   for record in read_records(path):
-    steps.setdefault(record["step"], {}).update(record)
+    steps.setdefault(_step(record, path), {}).update(record)
   return dict(sorted(steps.items()))
 
 
@@ -48,7 +49,7 @@ def drop_after(path: pathlib.Path, step: int) -> None:
   """
   if path.exists():
     lines = json_lines.whole(path)
-    kept = [line for line, record in lines if record["step"] <= step]
+    kept = [line for line, record in lines if _step(record, path) <= step]
     write_atomically(path, b"".join(kept))
 
 
@@ -68,6 +69,15 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)
+
+
+def _step(record: Record, path: pathlib.Path) -> int:
+  step = record.get("step")
+  if type(step) is not int:
+    raise errors.ConfigError(
+      f"each line of {path} must have an integer step, got {step!r}"
+    )
+  return step
 
 
 def _number(name: str, value: Any) -> Any:

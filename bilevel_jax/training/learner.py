@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config, errors, methods
+from bilevel_jax import config, errors, methods, own_code
 from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.models import attention
 from bilevel_jax.objectives import policy_gradient, token_weights, weighting
@@ -113,8 +113,8 @@ def build_method(
       for field in dataclasses.fields(policy_gradient.PolicyGradient)
     }
   )
-  return methods.find(settings.method.name).build(
-    settings.method.own,
+  return _made(
+    settings.method,
     contract.Setup(
       sft_loss=functools.partial(
         terms.sft_objective,
@@ -151,6 +151,26 @@ def build_method(
       seed=settings.seed,
     ),
   )
+
+
+def _made(method: config.Method, setup: contract.Setup) -> contract.Method:
+  build = methods.find(method.name).build
+  if method.name in methods.METHODS:
+    return build(method.own, setup)
+  try:
+    made = build(method.own, setup)
+  except errors.ConfigError:
+    raise
+  except Exception as error:  # it is the user's own
+    raise errors.ConfigError(
+      f"method.name: {method.name!r} raised {own_code.what_raised(error)}"
+    ) from error
+  if not isinstance(made, contract.Method):
+    raise errors.ConfigError(
+      f"method.name: {method.name!r} must return a methods.contract.Method, "
+      f"got {made!r:.50}"
+    )
+  return made
 
 
 def how_to_pack(

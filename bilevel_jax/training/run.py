@@ -55,6 +55,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   """
   with processes.together():
     found = sources.open_model(settings)
+    sources.check_positions(settings, found.architecture)
   mesh, device_summary = meshes.make(settings, found.architecture)
   with processes.together():
     model = sources.build_model(settings, found, sharding.batch_sharding(mesh))

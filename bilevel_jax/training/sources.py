@@ -114,7 +114,6 @@ def build_model(
   )
   tokenizer = tokenizer_lib.of_settings(files, settings.tokenizer)
   tokenizer.check_fits(architecture.vocab_size)
-  check_positions(settings, architecture)
   policy = build_policy(settings, architecture, rows)
   if (kv_cache_bytes := settings.rollout.kv_cache_bytes) is not None:
     engine.rows_that_fit(

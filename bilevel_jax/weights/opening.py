@@ -15,6 +15,7 @@ from bilevel_jax.weights import (
   gguf_tokenizer,
   huggingface,
   huggingface_config,
+  peft_files,
 )
 
 _BLOCKS = 1024  # of a file, that are hashed
@@ -49,6 +50,8 @@ def open(source: str, *, revision: str | None = None) -> Opened:
     ConfigError: it cannot be found, is not a model that is known, has tensors
       that do not fit its description, or is a run without an export.
   """
+  if not source:
+    raise errors.ConfigError("the weights must have a name, got ''")
   path = pathlib.Path(source).expanduser()
   if source.endswith(".gguf"):
     architecture = gguf.read_architecture(path)
@@ -64,6 +67,12 @@ def open(source: str, *, revision: str | None = None) -> Opened:
   directory = huggingface.resolve(
     str(path / "export") if exported else source, revision
   )
+  alone = not (directory / "config.json").exists()
+  if alone and (directory / peft_files.CONFIG).exists():
+    raise errors.ConfigError(
+      f"{source} is a PEFT adapter, which is not a whole model: merge it into "
+      "its base first, or name the export of a run, which has both"
+    )
   if {"config", "versions"} <= huggingface_config.read_fields(directory).keys():
     raise errors.ConfigError(
       f"{source} is a run that has left no export: it has not come to its last "

@@ -16,7 +16,7 @@ from bilevel_jax.weights import (
 )
 
 _WEIGHTS = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
+CONFIG = "adapter_config.json"
 # Fields that change what an adapter computes, and the only value we implement.
 _ONLY = {
   "peft_type": ("LORA",),
@@ -87,7 +87,7 @@ def export_adapter(
   if stage is None:
     return directory
   huggingface_export.write_json(
-    stage / _CONFIG,
+    stage / CONFIG,
     {
       "peft_type": "LORA",
       "task_type": "CAUSAL_LM",
@@ -106,7 +106,7 @@ def export_adapter(
       "inference_mode": True,
     },
   )
-  huggingface_export.publish(stage, directory, _CONFIG)
+  huggingface_export.publish(stage, directory, CONFIG)
   return directory
 
 
@@ -126,8 +126,8 @@ def load_adapter(
       architecture, or the adapter is of a kind that is not implemented.
   """
   directory = pathlib.Path(directory)
-  fields = huggingface_config.read_object(directory / _CONFIG)
-  where = f"{directory / _CONFIG}: "
+  fields = huggingface_config.read_object(directory / CONFIG)
+  where = f"{directory / CONFIG}: "
   named = {"peft_type": None} | fields
   huggingface_config.refuse_unsupported(named, _ONLY, where)
   rank = huggingface_config.positive_count(fields, "r", where)

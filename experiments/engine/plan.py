@@ -1,12 +1,13 @@
 """What a study consists of: regimes, ways of training, seeds, questions."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from bilevel_jax import config
+from bilevel_jax import config, errors
+from bilevel_jax.rewards import verifiers
 
 MAIN = "methods"
 
@@ -89,6 +90,59 @@ class Job:
   start: str | None  # path of the job whose export it starts from, if any
   train: bool = True
   tested: bool = False  # whether the tests are scored
+
+
+def check(study: Study) -> None:
+  """Returns nothing if the parts of a study fit each other.
+
+  Raises:
+    ConfigError: a name that nothing has, nothing to do, or an arm whose
+      settings break a rule.
+  """
+  if not study.name or "/" in study.name:
+    raise errors.ConfigError(
+      f"a study's name must be that of a directory, got {study.name!r}"
+    )
+  if not isinstance(study.settings, ml_collections.ConfigDict):
+    raise errors.ConfigError(
+      "a study's settings must be what config.default_config() returned, with "
+      f"changes, got {study.settings!r:.50}"
+    )
+  if not any(regime.arms for regime in study.regimes.values()):
+    raise errors.ConfigError("a study must have an arm in a regime, got none")
+  for name, table in study.tables.items():
+    if not table.seeds:
+      raise errors.ConfigError(f"table {name} of the study has no seeds")
+  verifiers.build({study.verifier: 1.0})
+  arms = [a for r in study.regimes.values() for a in r.arms.items()]
+  used = {given.table for _, given in arms}
+  for name, reference in study.references().items():
+    if name in used:
+      _check_names(f"table {name}: reference", [reference], dict(arms))
+  for name, regime in study.regimes.items():
+    _check_names(f"regime {name}: stages", regime.stages, study.stages)
+    for arm, given in regime.arms.items():
+      where = f"arm {arm} of regime {name}:"
+      sources = [source for source, _ in given.takes.values()]
+      _check_names(f"{where} table", [given.table], study.tables)
+      _check_names(f"{where} start", [given.start], [None, *study.stages])
+      _check_names(f"{where} tuned_as", [given.tuned_as], [None, *regime.arms])
+      _check_names(f"{where} takes", sources, regime.arms)
+    try:
+      for jobs in final(study, name, {}).values():
+        for job in jobs.values():
+          config.parse(job.settings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      # A ConfigDict names all the fields that it has.
+      words = str(error).split(" Other fields present")[0]
+      raise errors.ConfigError(f"regime {name}: {words}") from error
+
+
+def _check_names(what: str, names: Iterable[Any], known: Iterable[Any]) -> None:
+  for name in names:
+    if name not in known:
+      words = "; ".join(map(str, known)) or "nothing"
+      raise errors.ConfigError(f"{what} must be of {words}, got {name!r}")
 
 
 def stages(study: Study, regime: Regime) -> list[Job]:

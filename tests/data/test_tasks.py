@@ -174,8 +174,8 @@ def test_countdown_reads_like_the_shared_corpus():
     ),
     (
       {"task": "arithmetic", "options": {"steps": [3, 2]}},
-      "task arithmetic: steps must be an integer from 1 or [least, most], got "
-      "[3, 2]",
+      "task arithmetic: steps must be an integer from 1 to 100 or [least, "
+      "most], got [3, 2]",
     ),
     (
       {"task": "arithmetic", "options": {"operators": "+^"}},

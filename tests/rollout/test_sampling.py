@@ -243,10 +243,15 @@ def test_keys_depend_on_the_request_alone():
   ("values", "message"),
   [
     ({"temperature": -1.0}, "temperature must be at least 0, got -1"),
-    ({"temperature": math.nan}, "temperature must be at least 0, got nan"),
+    ({"temperature": math.nan}, "must be a finite number, at least 0, got nan"),
+    ({"temperature": math.inf}, "must be a finite number, at least 0, got inf"),
+    (
+      {"top_k": 2**31},
+      r"top_k must be at least 0, below 2\^31, got 2147483648",
+    ),
     ({"top_p": 0.0}, "top_p must be above 0, at most 1, got 0"),
     ({"top_p": np.array([0.5, 1.5])}, "got 1.5"),
-    ({"top_k": -1}, "top_k must be at least 0, got -1"),
+    ({"top_k": -1}, r"top_k must be at least 0, below 2\^31, got -1"),
     ({"min_p": 1.0}, "min_p must be at least 0, below 1, got 1"),
     (
       {"top_k": np.array([1, 2, 3])},
