@@ -62,8 +62,11 @@ def test_a_run_leaves_its_files_and_learns(directory):
     "bilevel/adapter_delta_norm",
   ):
     assert np.isfinite([line[name] for line in logged[1:]]).all(), name
-  assert logged[1]["rl/kl_to_reference"] == 0.0
-  assert logged[1]["bilevel/cooperative_gain"] == 0.0
+  # The two policies are one, but two programs score them: an ulp of a log-prob
+  # is a KL of half its square, and which CPU rounds alike is not ours to say.
+  ulp = np.finfo(np.float32).eps
+  assert 0 <= logged[1]["rl/kl_to_reference"] < ulp**2
+  assert abs(logged[1]["bilevel/cooperative_gain"]) < 4 * ulp
   assert logged[-1]["bilevel/kl_to_rl_only"] > 0.0
   # The adapter's gradient is the sum of its two parts: law of cosines.
   direct, gain = (
