@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import safetensors
 
 from bilevel_jax import errors, types
+from bilevel_jax.data import json_lines
 from bilevel_jax.weights import huggingface_names
 
 DTYPES = {
@@ -76,20 +78,30 @@ def open_directory(directory: pathlib.Path) -> dict[str, Tensor]:
   """Returns the tensors of model.safetensors, or of all shards of its index.
 
   Raises:
-    ConfigError: there are no such files, or one of them is missing or broken.
+    ConfigError: there are no such files, one of them is missing, broken or
+      elsewhere, or two have the same tensor.
   """
-  if (directory / SINGLE_FILE).exists():
+  if (directory / SINGLE_FILE).is_file():
     return open_file(directory / SINGLE_FILE)
-  if not (directory / INDEX_FILE).exists():
+  if not (directory / INDEX_FILE).is_file():
     raise errors.ConfigError(_no_weights(directory))
-  try:
-    index = json.loads((directory / INDEX_FILE).read_text("utf-8"))
-    shards = sorted(set(index["weight_map"].values()))
-  except (ValueError, KeyError, TypeError, AttributeError):
+  where = directory / INDEX_FILE
+  named = json_lines.parse(where.read_bytes(), str(where)).get("weight_map")
+  if not isinstance(named, dict) or not named:
     raise errors.ConfigError(
-      f"{directory / INDEX_FILE} must be JSON with a weight_map"
-    ) from None
-  missing = [name for name in shards if not (directory / name).exists()]
+      f"{where} must have a weight_map of tensors to files, got "
+      f"{reprlib.repr(named)}"
+    )
+  for tensor, name in named.items():
+    # A link is followed: the hub's own cache is made of them.
+    plain = isinstance(name, str) and pathlib.Path(name).name == name
+    if not plain or name in ("", ".."):
+      raise errors.ConfigError(
+        f"{where}: weight_map must name files beside it, got "
+        f"{reprlib.repr(name)} for {reprlib.repr(tensor)}"
+      )
+  shards = sorted(set(named.values()))
+  missing = [name for name in shards if not (directory / name).is_file()]
   if missing:
     raise errors.ConfigError(
       f"{directory} lacks {len(missing)} of the {len(shards)} files that "
@@ -97,7 +109,13 @@ def open_directory(directory: pathlib.Path) -> dict[str, Tensor]:
     )
   tensors: dict[str, Tensor] = {}
   for name in shards:
-    tensors.update(open_file(directory / name))
+    found = open_file(directory / name)
+    if twice := sorted(tensors.keys() & found):
+      raise errors.ConfigError(
+        f"{directory} must have each tensor in one file, got {twice[0]} in "
+        f"{name} and before"
+      )
+    tensors |= found
   return tensors
 
 

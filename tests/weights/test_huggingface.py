@@ -1,6 +1,8 @@
 """Hugging Face weights read, against safetensors' own library."""
 
+import json
 import os
+import shutil
 
 import huggingface_hub
 import jax
@@ -165,9 +167,101 @@ def test_a_missing_shard_is_named(tmp_path):
     match=f"lacks 1 of the {len(shards)} files .* {shards[1].name}",
   ):
     huggingface.load_base(tmp_path, LLAMA)
-  (tmp_path / "model.safetensors.index.json").write_text("{}")
-  with pytest.raises(errors.ConfigError, match="must be JSON with a weight_ma"):
-    huggingface.load_base(tmp_path, LLAMA)
+
+
+def outside(directory):
+  shutil.copy(
+    directory / "model.safetensors", directory.parent / "other.safetensors"
+  )
+  (directory / "model.safetensors").rename(directory / "a.safetensors")
+  (directory / "folder").mkdir()
+
+
+@pytest.mark.parametrize(
+  ("index", "sentence"),
+  [
+    ("{", "index.json is not JSON"),
+    ("[1]", "index.json must be a JSON object, got a list"),
+    ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested at most 100 levels deep"),
+    ("{}", "must have a weight_map of tensors to files, got None"),
+    ('{"weight_map": {}}', r"weight_map of tensors to files, got \{\}"),
+    ('{"weight_map": ["a"]}', r"weight_map of tensors to files, got \['a'\]"),
+    ('{"weight_map": {"x": 5}}', "must name files beside it, got 5 for 'x'"),
+    ('{"weight_map": {"x": null}}', "beside it, got None for 'x'"),
+    ('{"weight_map": {"x": ""}}', "beside it, got '' for 'x'"),
+    ('{"weight_map": {"x": ".."}}', "beside it, got '..' for 'x'"),
+    (
+      '{"weight_map": {"x": "../other.safetensors"}}',
+      "beside it, got '../other.safetensors' for 'x'",
+    ),
+    ('{"weight_map": {"x": "/etc/hostname"}}', "beside it, got '/etc/hostnam"),
+    ('{"weight_map": {"x": "folder"}}', "lacks 1 of the 1 files .*: folder"),
+    ('{"weight_map": {"x": "b\\u0000"}}', "lacks 1 of the 1 files"),
+    (
+      '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}',
+      "lm_head.weight in b.safetensors and before",
+    ),
+  ],
+)
+def test_an_index_names_files_beside_it(index, sentence, tmp_path):
+  untied = directories.UNTIED["llama_untied"]
+  huggingface.export(tmp_path / "hf", untied, directories.base(untied))
+  outside(tmp_path / "hf")
+  (tmp_path / "hf" / "model.safetensors.index.json").write_text(index)
+  if "b.safetensors" in index:
+    shutil.copy(
+      tmp_path / "hf" / "a.safetensors", tmp_path / "hf" / "b.safetensors"
+    )
+  with pytest.raises(errors.ConfigError, match=sentence):
+    huggingface.load_base(tmp_path / "hf", untied)
+
+
+def test_a_shard_may_be_a_link_as_in_the_hubs_cache(exported, tmp_path):
+  (exported / "model.safetensors").rename(tmp_path / "blob")
+  (exported / "model.safetensors").symlink_to(tmp_path / "blob")
+  directories.assert_same_bits(
+    huggingface.load_base(exported, LLAMA), directories.base(LLAMA)
+  )
+
+
+ENTRY = {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}
+
+
+@pytest.mark.parametrize(
+  "header",
+  [
+    {"model.norm.weight": ENTRY | {"shape": [-1]}},
+    {"model.norm.weight": ENTRY | {"shape": [-4, -4]}},
+    {"model.norm.weight": ENTRY | {"shape": [None]}},
+    {"model.norm.weight": ENTRY | {"shape": None}},
+    {"model.norm.weight": ENTRY | {"shape": [17]}},
+    {"model.norm.weight": ENTRY | {"shape": [2**63, 2**63]}},
+    {"model.norm.weight": ENTRY | {"data_offsets": [-64, 0]}},
+    {"model.norm.weight": ENTRY | {"data_offsets": [64, 0]}},
+    {"model.norm.weight": ENTRY | {"data_offsets": [0, 2**60]}},
+    {"model.norm.weight": ENTRY, "b": ENTRY},
+    {"model.norm.weight": None},
+    {"__metadata__": {"format": 1}},
+    [],
+    None,
+  ],
+)
+def test_a_header_that_is_malformed_is_refused_in_one_sentence(
+  header, exported
+):
+  text = json.dumps(header).encode()
+  for length, content in (
+    (len(text), text),
+    (2**63, text),
+    (10**5, b"[" * 10**5),
+    (2, b"\xff\xfe"),
+  ):
+    (exported / "model.safetensors").write_bytes(
+      length.to_bytes(8, "little") + content + bytes(64)
+    )
+    with pytest.raises(errors.ConfigError, match="a complete safeten") as e:
+      huggingface.open_base(exported, LLAMA)
+    assert "\n" not in str(e.value)
 
 
 def test_a_missing_directory_is_named(tmp_path):
