@@ -5,7 +5,9 @@ gives them (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
 
 import functools
+import math
 import pathlib
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +50,7 @@ _NAMES = {
   "mlp.down_proj": "ffn_down",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_MOST_ELEMENTS = 2**22  # of an array: a vocabulary's merges are 2^19
 # Of every Llama from 3.1 to 3.3: a file has the resulting factors alone.
 _LLAMA3 = {
   "low_freq_factor": 1.0,
@@ -130,31 +133,32 @@ def read_architecture(path: str | pathlib.Path) -> presets.Architecture:
       changes the computation in a way that is not implemented.
   """
   reader = open_file(path)
-  name = read_field(reader, "general.architecture")
+  name = read_field(reader, "general.architecture", str)
   if name not in FAMILIES:
     raise errors.ConfigError(
       f"{path}: general.architecture must be one of {', '.join(FAMILIES)}, got "
       f"{name!r}"
     )
   family = FAMILIES[name]
-  if read_field(reader, "split.count", 1) > 1:
+  if (parts := read_field(reader, "split.count", int, 1)) > 1:
     raise errors.ConfigError(
       f"{path}: split.count must be 1 (join the parts with llama-gguf-split), "
-      f"got {read_field(reader, 'split.count')}"
+      f"got {parts}"
     )
   prefix, where = f"{name}.", f"{path}: {name}."
   # Each is taken out as it is understood; what is left is refused.
   fields = {
-    key.removeprefix(prefix): read_field(reader, key)
+    key.removeprefix(prefix): read_field(reader, key, object)
     for key in reader.fields
     if key.startswith(prefix)
   }
 
   def number(kind: type, key: str, default: Any = None) -> Any:
     value = fields.pop(key, default)
-    if type(value) is not kind or value <= 0:
+    if type(value) is not kind or not 0 < value < math.inf:
       raise errors.ConfigError(
-        f"{where}{key} must be a positive {kind.__name__}, got {value!r}"
+        f"{where}{key} must be a positive {kind.__name__}, got "
+        f"{reprlib.repr(value)}"
       )
     return value
 
@@ -164,16 +168,20 @@ def read_architecture(path: str | pathlib.Path) -> presets.Architecture:
   for key in ("attention.value_length", "rope.dimension_count"):
     if (size := fields.pop(key, head_dim)) != head_dim:
       raise errors.ConfigError(
-        f"{where}{key} must be the head's {head_dim}, got {size}"
+        f"{where}{key} must be the head's {head_dim}, got {reprlib.repr(size)}"
       )
   tensors = {tensor.name: tensor for tensor in reader.tensors}
-  if "token_embd.weight" not in tensors:
-    raise errors.ConfigError(f"{path} must have token_embd.weight, got none")
+  embedding = tensors.get("token_embd.weight")
+  if embedding is None or len(embedding.shape) != 2:
+    raise errors.ConfigError(
+      f"{path} must have a matrix token_embd.weight, got "
+      f"{'none' if embedding is None else embedding.shape.tolist()}"
+    )
   theta = _shortest(number(float, "rope.freq_base", 10000.0))
   fields.pop("vocab_size", None)  # the tensor's rows say it
   architecture = presets.Architecture(
     family=name,
-    vocab_size=int(tensors["token_embd.weight"].shape[1]),
+    vocab_size=int(embedding.shape[1]),
     width=width,
     layers=count("block_count"),
     heads=heads,
@@ -191,11 +199,11 @@ def read_architecture(path: str | pathlib.Path) -> presets.Architecture:
   for key, value in fields.items():
     if key not in _ONLY:
       raise errors.ConfigError(
-        f"{where}{key} is not supported, got {str(value)[:80]}"
+        f"{where}{key} is not supported, got {reprlib.repr(value)}"
       )
     if value != _ONLY[key]:
       raise errors.ConfigError(
-        f"{where}{key} must be {_ONLY[key]!r}, got {value!r}"
+        f"{where}{key} must be {_ONLY[key]!r}, got {reprlib.repr(value)}"
       )
   return architecture
 
@@ -204,7 +212,8 @@ def open_file(path: str | pathlib.Path) -> gguf.GGUFReader:
   """Returns a reader of the file: metadata parsed, tensors memory-mapped.
 
   Raises:
-    ConfigError: there is no such file, or it is no GGUF file or cut short.
+    ConfigError: there is no such file, or it is no GGUF file, cut short, or
+      has metadata that no model has.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -213,14 +222,70 @@ def open_file(path: str | pathlib.Path) -> gguf.GGUFReader:
   return _open(path.resolve(), status.st_mtime_ns, status.st_size)
 
 
-def read_field(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
+def read_field(
+  reader: gguf.GGUFReader,
+  name: str,
+  kind: type,
+  default: Any = None,
+  *,
+  each: type | None = None,
+) -> Any:
   """Returns a field of the metadata as Python values, or the default.
 
   Args:
+    kind: type of the value; object: any.
     default: where the file has none.
+    each: type of every element of a list.
+
+  Raises:
+    ConfigError: the value is of another type.
   """
   field = reader.get_field(name)
-  return default if field is None else field.contents()
+  if field is None:
+    return default
+  where = f"{reader.data.filename}: {name} must be"
+  try:
+    value = field.contents()
+  except UnicodeDecodeError as error:
+    raise errors.ConfigError(f"{where} UTF-8 text, got: {error}") from error
+  fits = kind is object or type(value) is kind
+  if fits and each and not all(type(element) is each for element in value):
+    fits = False
+  if not fits:
+    of = f" of {each.__name__}" if each else ""
+    raise errors.ConfigError(
+      f"{where} {kind.__name__}{of}, got {reprlib.repr(value)}"
+    )
+  return value
+
+
+class _Reader(gguf.GGUFReader):
+  """The library's reader, for files that nobody vouches for.
+
+  That one reads an array an element at a time, as long as a file says that it
+  is, and takes what is behind the file's end for nothing.
+  """
+
+  def _get(self, offset: int, dtype: Any, count: Any = 1, *rest: Any, **more):
+    size = np.dtype(dtype).itemsize * int(count)
+    if offset + size > len(self.data):
+      raise ValueError(f"{size} bytes at {offset} of {len(self.data)}")
+    return super()._get(offset, dtype, count, *rest, **more)
+
+  def _get_field_parts(self, orig_offs: int, raw_type: int):
+    if raw_type != gguf.GGUFValueType.ARRAY:
+      return super()._get_field_parts(orig_offs, raw_type)
+    inner = self._get(orig_offs, np.uint32)
+    length = self._get(orig_offs + 4, np.uint64)
+    count = int(length[0])
+    kind = gguf.GGUFValueType(inner[0])
+    if kind == gguf.GGUFValueType.ARRAY or count > _MOST_ELEMENTS:
+      raise ValueError(f"an array of {count} {kind.name} in its metadata")
+    if kind == gguf.GGUFValueType.STRING:
+      return super()._get_field_parts(orig_offs, raw_type)
+    values = self._get(orig_offs + 12, self.gguf_scalar_to_np[kind], count)
+    kinds = [gguf.GGUFValueType.ARRAY, kind]
+    return 12 + values.nbytes, [inner, length, values], [2], kinds
 
 
 # Parsing a vocabulary takes seconds, and weights and tokenizer both need it.
@@ -228,8 +293,8 @@ def read_field(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
 def _open(path: pathlib.Path, mtime_ns: int, size: int) -> gguf.GGUFReader:
   del mtime_ns, size  # a file that changed is another file
   try:
-    return gguf.GGUFReader(path)
-  except (ValueError, IndexError, KeyError, OSError) as error:
+    return _Reader(path)
+  except (ValueError, LookupError, OverflowError, OSError) as error:
     raise errors.ConfigError(
       f"{path} must be a complete GGUF file, got: {error}"
     ) from error
@@ -264,15 +329,17 @@ def _rope_scaling(
   if _ROPE_FACTORS not in tensors:
     return None
   tensor = tensors[_ROPE_FACTORS]
-  stored = gguf.dequantize(tensor.data, tensor.tensor_type)
-  scaling = presets.Llama3Scaling(factor=float(stored.max()), **_LLAMA3)
+  first = reprlib.repr(tensor.data.ravel()[:8].tolist())
   plain = layers.frequencies(head_dim, theta, None)
-  factors = plain / layers.frequencies(head_dim, theta, scaling)
-  if stored.shape != factors.shape or not np.allclose(
-    stored, factors, rtol=1e-4
-  ):
-    raise errors.ConfigError(
-      f"{path}: {_ROPE_FACTORS} must be the factors of Llama 3's RoPE scaling "
-      f"({_LLAMA3}), got {stored.tolist()}"
-    )
-  return scaling
+  is_float = tensor.tensor_type == gguf.GGMLQuantizationType.F32
+  if is_float and tensor.data.shape == plain.shape:
+    factor = float(tensor.data.max())
+    scaling = presets.Llama3Scaling(factor=factor, **_LLAMA3)
+    factors = plain / layers.frequencies(head_dim, theta, scaling)
+    if np.allclose(tensor.data, factors, rtol=1e-4):
+      return scaling
+  raise errors.ConfigError(
+    f"{path}: {_ROPE_FACTORS} must be the {head_dim // 2} factors of Llama 3's "
+    f"RoPE scaling ({_LLAMA3}), got {tensor.tensor_type.name} "
+    f"{tensor.shape.tolist()} of {first}"
+  )

@@ -7,7 +7,8 @@ here each name has the cuts of the tokenizer.json that its models have.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gguf
@@ -83,14 +84,31 @@ def write_files(
   """
   reader = gguf_files.open_file(path)
 
-  def field(name: str, default: Any = None) -> Any:
-    return gguf_files.read_field(reader, f"tokenizer.ggml.{name}", default)
+  def field(name: str, kind: type, default: Any = None, **more: Any) -> Any:
+    name = f"tokenizer.ggml.{name}"
+    return gguf_files.read_field(reader, name, kind, default, **more)
 
-  tokens = field("tokens")
-  if tokens is None:
-    raise errors.ConfigError(f"{path} must hold a tokenizer, got none")
-  ids = {name: field(key) for name, key in _SPECIAL.items()}
-  backend = _backend(field, path)
+  tokens, types = _vocabulary(field, path)
+
+  def token(name: str) -> int | None:
+    number = field(name, int)
+    if number is not None and not 0 <= number < len(tokens):
+      raise errors.ConfigError(
+        f"{path}: tokenizer.ggml.{name} must be below the number of tokens, "
+        f"{len(tokens)}, got {number}"
+      )
+    return number
+
+  ids = {name: token(key) for name, key in _SPECIAL.items()}
+  ends = sorted({i for name in _ENDS if (i := token(name)) is not None})
+  template = gguf_files.read_field(reader, "tokenizer.chat_template", str)
+  backend = _backend(field, tokens, ids, path)
+  for text, type_ in zip(tokens, types, strict=True):
+    if type_ in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED):
+      control = type_ == gguf.TokenType.CONTROL
+      added = tokenizers.AddedToken(text, special=control, normalized=False)
+      add = backend.add_special_tokens if control else backend.add_tokens
+      add([added])
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   backend.save(str(directory / "tokenizer.json"))
@@ -104,7 +122,6 @@ def write_files(
       "clean_up_tokenization_spaces": False,
     },
   )
-  ends = sorted({i for name in _ENDS if (i := field(name)) is not None})
   generation = {
     "bos_token_id": ids["bos_token"],
     "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
@@ -114,15 +131,36 @@ def write_files(
     directory / "generation_config.json",
     {k: v for k, v in generation.items() if v is not None},
   )
-  template = gguf_files.read_field(reader, "tokenizer.chat_template")
   if template is not None:
     (directory / "chat_template.jinja").write_text(template, "utf-8")
 
 
-def _backend(
+def _vocabulary(
   field: Callable[..., Any], path: str | pathlib.Path
+) -> tuple[list[str], list[int]]:
+  tokens = field("tokens", list, each=str)
+  if not tokens:
+    raise errors.ConfigError(f"{path} must hold a tokenizer, got none")
+  normal = [gguf.TokenType.NORMAL] * len(tokens)
+  types = field("token_type", list, normal, each=int)
+  # An embedding's spare rows have placeholders, which no published vocabulary
+  # has; without them ids above the real ones do not exist.
+  used = [i for i, kind in enumerate(types) if kind != gguf.TokenType.UNUSED]
+  if len(types) != len(tokens) or not used:
+    raise errors.ConfigError(
+      f"{path}: tokenizer.ggml.token_type must have the types of "
+      f"{len(tokens)} tokens, got {reprlib.repr(types)}"
+    )
+  return tokens[: used[-1] + 1], types[: used[-1] + 1]
+
+
+def _backend(
+  field: Callable[..., Any],
+  tokens: Sequence[str],
+  ids: Mapping[str, int | None],
+  path: str | pathlib.Path,
 ) -> tokenizers.Tokenizer:
-  kind, pre = field("model"), field("pre")
+  kind, pre = field("model", str), field("pre", str)
   if kind != "gpt2":
     raise errors.ConfigError(
       f"{path}: tokenizer.ggml.model must be gpt2 (byte-level BPE), got "
@@ -133,37 +171,31 @@ def _backend(
       f"{path}: tokenizer.ggml.pre must be one of {', '.join(PRE_TOKENIZERS)}, "
       f"got {pre!r}"
     )
-  tokens = field("tokens")
-  types = field("token_type", [gguf.TokenType.NORMAL] * len(tokens))
-  # An embedding's spare rows have placeholders, which no published vocabulary
-  # has; without them ids above the real ones do not exist.
-  while types[-1] == gguf.TokenType.UNUSED:
-    tokens, types = tokens[:-1], types[:-1]
   cut = _CUT_OF[pre]
   llama3 = cut == "llama3"
-  backend = tokenizers.Tokenizer(
-    models.BPE(
+  merges = field("merges", list, [], each=str)
+  try:
+    model = models.BPE(
       {token: i for i, token in enumerate(tokens)},
-      [tuple(merge.split(" ")) for merge in field("merges", [])],
+      [tuple(merge.split(" ")) for merge in merges],
       # Llama 3 takes a word that is in the vocabulary without merging it.
       ignore_merges=llama3,
     )
-  )
+  except Exception as error:  # what the `tokenizers` package raises
+    raise errors.ConfigError(
+      f"{path}: tokenizer.ggml.merges must be pairs of tokens, got: "
+      + " ".join(str(error).split())
+    ) from error
+  backend = tokenizers.Tokenizer(model)
   if cut == "qwen":
     backend.normalizer = normalizers.NFC()
   backend.pre_tokenizer = CUTS[cut]
   backend.decoder = decoders.ByteLevel()
   backend.post_processor = _ends(
     tokens,
-    field("bos_token_id") if field("add_bos_token", llama3) else None,
-    field("eos_token_id") if field("add_eos_token", False) else None,
+    ids["bos_token"] if field("add_bos_token", bool, llama3) else None,
+    ids["eos_token"] if field("add_eos_token", bool, False) else None,
   )
-  for token, type_ in zip(tokens, types, strict=True):
-    if type_ in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED):
-      control = type_ == gguf.TokenType.CONTROL
-      added = tokenizers.AddedToken(token, special=control, normalized=False)
-      add = backend.add_special_tokens if control else backend.add_tokens
-      add([added])
   return backend
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import struct
+import time
 
 import gguf as gguf_package
 import jax
@@ -259,6 +260,15 @@ def unsupported_field(writer):
   writer.add_sliding_window(4096)
 
 
+def set_to(key, value, kind, of=None):
+  """An edit of the writer that gives a field another value."""
+  KIND = gguf_package.GGUFValueType
+  return lambda writer: writer.kv_data[0].__setitem__(
+    key,
+    gguf_package.gguf_writer.GGUFValue(value, KIND[kind], of and KIND[of]),
+  )
+
+
 def yarn(writer):
   writer.add_rope_scaling_type(gguf_package.RopeScalingType.YARN)
 
@@ -278,6 +288,50 @@ def two_parts(writer):
     (yarn, "llama.rope.scaling.type must be 'none', got 'yarn'"),
     (partial_rope, "llama.rope.dimension_count must be the head's 64, got 32"),
     (two_parts, "split.count must be 1 .*, got 2"),
+    (
+      set_to("split.count", "two", "STRING"),
+      "split.count must be int, got 'two'",
+    ),
+    (
+      set_to("general.architecture", 5, "UINT32"),
+      "general.architecture must be str, got 5",
+    ),
+    (
+      set_to("general.architecture", ["llama"], "ARRAY"),
+      r"general.architecture must be str, got \['llama'\]",
+    ),
+    (
+      set_to("general.architecture", b"\xff", "STRING"),
+      "general.architecture must be UTF-8 text, got: .* byte 0xff",
+    ),
+    (
+      set_to("llama.block_count", 10**6, "UINT32"),
+      "20 tensors, too few for 1000000 layers",
+    ),
+    (
+      set_to("llama.block_count", -1, "INT32"),
+      "block_count must be a positive int, got -1",
+    ),
+    (
+      set_to("llama.block_count", True, "BOOL"),
+      "block_count must be a positive int, got True",
+    ),
+    (
+      set_to("llama.embedding_length", [256] * 50, "ARRAY"),
+      r"embedding_length must be a positive int, got \[256, 256, .*\.\.\.\]",
+    ),
+    (
+      set_to("llama.rope.freq_base", float("nan"), "FLOAT32"),
+      "rope.freq_base must be a positive float, got nan",
+    ),
+    (
+      set_to("llama.attention.layer_norm_rms_epsilon", 1e999, "FLOAT32"),
+      "layer_norm_rms_epsilon must be a positive float, got inf",
+    ),
+    (
+      set_to("llama.rope.dimension_count", [0] * 99, "ARRAY"),
+      r"dimension_count must be the head's 64, got \[0, 0, .*\.\.\.\]",
+    ),
   ],
 )
 def test_what_changes_the_computation_is_refused_by_name(
@@ -325,6 +379,98 @@ def test_missing_misshapen_and_extra_tensors_are_refused_by_name(tmp_path):
   )
   with pytest.raises(errors.ConfigError, match=r"does not have.*attn_q.bias"):
     load(path)
+
+
+def test_an_embedding_that_is_no_matrix_is_refused(tmp_path):
+  tensors = random_tensors(ARCHITECTURE)
+  flat = np.zeros(WIDTH, np.float32)
+  path = write(
+    tmp_path / "m.gguf", tensors | {"model.embed_tokens.weight": flat}
+  )
+  with pytest.raises(errors.ConfigError, match=r"a matrix .*, got \[256\]"):
+    gguf.read_architecture(path)
+
+
+@pytest.mark.parametrize(
+  "factors",
+  [
+    np.zeros(32, np.float16),
+    np.full(32, np.nan, np.float32),
+    np.zeros((10, 1000), np.float32),
+    np.zeros(0, np.float32),
+  ],
+)
+def test_rope_factors_of_another_kind_are_refused(tmp_path, factors):
+  path = write(
+    tmp_path / "model.gguf",
+    random_tensors(ARCHITECTURE),
+    extra={"rope_freqs.weight": factors},
+  )
+  with pytest.raises(errors.ConfigError, match="must be the 32 factors") as e:
+    gguf.read_architecture(path)
+  assert len(str(e.value)) < 500
+
+
+def text(value):
+  return struct.pack("<Q", len(value)) + value
+
+
+def metadata(*values, count=1, tensors=0):
+  """A file's header, with one field: its key, its type, and what follows."""
+  start = struct.pack("<4sIQQ", b"GGUF", 3, tensors, count)
+  return start + text(b"a") + b"".join(values)
+
+
+U8, U32, STRING, ARRAY = (struct.pack("<I", i) for i in (0, 4, 8, 9))
+
+
+def long(count):
+  return struct.pack("<Q", count)
+
+
+@pytest.mark.parametrize(
+  ("content", "sentence"),
+  [
+    (metadata(ARRAY, U8, long(10**9)), "an array of 1000000000 UINT8"),
+    (metadata(ARRAY, U8, long(2**64 - 1)), "array of 18446744073709551615"),
+    (metadata(ARRAY, STRING, long(10**9)), "an array of 1000000000 STRING"),
+    (metadata(ARRAY, U8, long(10**6)), "1000000 bytes at 49 of 1049"),
+    (metadata(ARRAY, ARRAY * 10**5), "array of .* ARRAY in its metadata"),
+    (metadata(ARRAY, STRING, long(2), text(b""), long(2000)), "2000 bytes at"),
+    (metadata(STRING, long(2**64 - 1)), "18446744073709551615 bytes at"),
+    (metadata(STRING, long(10**12)), "1000000000000 bytes at 45 of 1045"),
+    (metadata(struct.pack("<I", 99)), r"99\)? is not a valid GGUFValueType"),
+    (
+      metadata(ARRAY, struct.pack("<I", 99)),
+      r"99\)? is not a valid GGUFValueType",
+    ),
+    (metadata(U32, U32, count=2**63), "complete GGUF file"),
+    (metadata(U32, U32, tensors=2**63), "complete GGUF file"),
+  ],
+)
+def test_a_file_may_not_ask_for_more_than_it_holds(tmp_path, content, sentence):
+  path = tmp_path / "m.gguf"
+  path.write_bytes(content + bytes(1000))
+  start = time.monotonic()
+  with pytest.raises(errors.ConfigError, match=sentence) as e:
+    gguf.read_architecture(path)
+  assert time.monotonic() - start < 5
+  assert "\n" not in str(e.value)
+
+
+def test_an_array_as_long_as_it_says_is_read_at_once(tmp_path):
+  path = tmp_path / "m.gguf"
+  count = 2**22
+  with path.open("wb") as file:
+    file.write(metadata(ARRAY, U8, long(count)) + b"\1" * count)
+  field = gguf.open_file(path).get_field("a")
+  assert len(field.parts) == 6  # a key of two, three types, the elements
+  assert field.contents() == [1] * count
+  with path.open("wb") as file:  # all of it is there, in no block of the disk
+    file.write(metadata(ARRAY, U8, long(10**9)))
+    file.truncate(10**9 + 100)
+  with pytest.raises(errors.ConfigError, match="an array of 1000000000 UINT8"):
+    gguf.open_file(path)
 
 
 def test_a_file_that_is_no_gguf_is_refused_in_one_sentence(tmp_path):

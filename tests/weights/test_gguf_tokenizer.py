@@ -173,6 +173,55 @@ def test_unknown_kinds_are_refused_by_name(tmp_path, arguments, message):
     gguf_tokenizer.write_files(path, tmp_path / "t")
 
 
+def change(key, value):
+  """An edit of the writer, of one of its fields' values."""
+  field = f"tokenizer.ggml.{key}"
+  return lambda writer, _: setattr(writer.kv_data[0][field], "value", value)
+
+
+@pytest.mark.parametrize(
+  ("edit", "message"),
+  [
+    (change("tokens", [1, 2]), r"tokens must be list of str, got \[1, 2\]"),
+    (change("token_type", [1, 2]), r"the types of \d+ tokens, got \[1, 2\]"),
+    (change("token_type", [1.5]), r"must be list of int, got \[1.5\]"),
+    (
+      lambda writer, tokens: change("token_type", [5] * len(tokens))(
+        writer, tokens
+      ),
+      r"the types of \d+ tokens, got \[5, 5, .*\.\.\.\]",
+    ),
+    (change("merges", ["a"]), "merges must be pairs of tokens, got: "),
+    (change("merges", ["a b c"]), "merges must be pairs of tokens, got: "),
+    (change("merges", ["nosuch token"]), "merges must be pairs of tokens, got"),
+    (change("merges", [7]), r"merges must be list of str, got \[7\]"),
+    (
+      change("eos_token_id", 10**6),
+      r"eos_token_id must be below .*, got 10000",
+    ),
+    (  # a placeholder's, that is left out
+      lambda writer, tokens: change("bos_token_id", len(tokens) - 1)(
+        writer, tokens
+      ),
+      "bos_token_id must be below the number of tokens",
+    ),
+    (
+      lambda writer, _: writer.add_string("tokenizer.ggml.eot_token_id", "x"),
+      "eot_token_id must be int, got 'x'",
+    ),
+    (
+      lambda writer, _: writer.add_string("tokenizer.ggml.add_bos_token", "no"),
+      "add_bos_token must be bool, got 'no'",
+    ),
+  ],
+)
+def test_metadata_that_no_tokenizer_has_is_refused(tmp_path, edit, message):
+  path, _ = write(tmp_path / "m.gguf", edit=edit)
+  with pytest.raises(errors.ConfigError, match=message) as e:
+    gguf_tokenizer.write_files(path, tmp_path / "t")
+  assert "\n" not in str(e.value)
+
+
 def test_a_file_without_a_tokenizer_is_refused(tmp_path):
   writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
   writer.write_header_to_file()
