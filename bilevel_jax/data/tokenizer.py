@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bilevel_jax import errors, types
-from bilevel_jax.data import json_lines, settings
+from bilevel_jax.data import chat_templates, json_lines, settings
 
 CHARACTERS = "0123456789+-*/()=?.,:#; \n{}\\abcdefghijklmnopqrstuvwxyz"
 
@@ -163,14 +163,17 @@ class Tokenizer:
     if solution is not None:
       messages.append({"role": "assistant", "content": solution})
     try:
-      return self._tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=solution is None
+      return chat_templates.render(
+        self._tokenizer.get_chat_template(),
+        messages,
+        add_generation_prompt=solution is None,
+        variables=self._tokenizer.special_tokens_map,
       )
-    except Exception as error:  # a template is a program: it can raise anything
+    except (errors.ConfigError, ValueError) as error:
       raise errors.ConfigError(
         "the chat template must render a dialogue"
         f"{'' if self._system_prompt is None else ' with a system prompt'}, "
-        f"got {type(error).__name__}: {_one_line(error)}"
+        f"got {_one_line(error)}"
       ) from error
 
   def _template_tail(self) -> str:
