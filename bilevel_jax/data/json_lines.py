@@ -33,7 +33,7 @@ def parse(line: str | bytes, where: str) -> dict[str, Any]:
   """
   try:
     row = json.loads(line)
-    deep = _is_deep(row)
+    deep = isinstance(row, (dict, list)) and _is_deep(row)
   except ValueError as error:
     raise errors.ConfigError(f"{where} is not JSON: {error}") from error
   except RecursionError:
@@ -47,14 +47,14 @@ def parse(line: str | bytes, where: str) -> dict[str, Any]:
   return row
 
 
-def _is_deep(row: Any) -> bool:
+def _is_deep(row: dict | list) -> bool:
   level = [row]
-  for _ in range(_MOST_LEVELS + 1):
+  for _ in range(_MOST_LEVELS):
     level = [
       inner
       for outer in level
-      if isinstance(outer, (dict, list))
       for inner in (outer.values() if isinstance(outer, dict) else outer)
+      if isinstance(inner, (dict, list))
     ]
     if not level:
       return False

@@ -49,7 +49,7 @@ def earlier_settings(out: pathlib.Path) -> dict[str, Any] | None:
   if not path.is_file():
     return None
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json_lines.parse(path.read_bytes(), str(path))
     for name in found["benchmarks"]:
       found["benchmarks"][name]["sha256"]
   except (ValueError, LookupError, TypeError) as error:

@@ -17,6 +17,7 @@ import numpy as np
 
 import bilevel_jax
 from bilevel_jax import config, errors, processes
+from bilevel_jax.data import json_lines
 from bilevel_jax.runs import records, reward_failures
 
 # What a resumed run may change: none of it moves a number of a step, but for
@@ -208,7 +209,9 @@ def _used(directory: RunDirectory) -> str | None:
 
 def _check_same_run(directory: RunDirectory, settings: config.Config) -> None:
   try:
-    then = json.loads(directory.settings.read_text("utf-8"))["config"]
+    then = json_lines.parse(
+      directory.settings.read_bytes(), str(directory.settings)
+    )["config"]
   except FileNotFoundError:
     raise errors.ConfigError(
       f"nothing to resume: {directory.path} has no config.json"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from bilevel_jax import errors, types
-from bilevel_jax.data import settings
+from bilevel_jax.data import json_lines, settings
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.models import presets, transformer
@@ -93,7 +92,7 @@ def prompt_format(
   if opened.run is not None:
     path = opened.run / "config.json"
     try:
-      given = json.loads(path.read_text(encoding="utf-8"))
+      given = json_lines.parse(path.read_bytes(), str(path))
       found = settings.Tokenizer(**given["config"]["tokenizer"])
     except (ValueError, LookupError, TypeError) as error:
       raise errors.ConfigError(
