@@ -93,6 +93,7 @@ def test_the_process_ends_with_the_one_that_started_it(end):
   with subprocess.Popen(
     [sys.executable, "-c", SCRIPT, end], stdout=subprocess.PIPE, text=True
   ) as parent:
+    assert parent.stdout is not None
     renderer = int(parent.stdout.readline())
     if end == "stay":
       parent.send_signal(signal.SIGKILL)

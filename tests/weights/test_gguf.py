@@ -463,7 +463,7 @@ def test_an_array_as_long_as_it_says_is_read_at_once(tmp_path):
   count = 2**22
   with path.open("wb") as file:
     file.write(metadata(ARRAY, U8, long(count)) + b"\1" * count)
-  field = gguf.open_file(path).get_field("a")
+  field = gguf.open_file(path).fields["a"]
   assert len(field.parts) == 6  # a key of two, three types, the elements
   assert field.contents() == [1] * count
   with path.open("wb") as file:  # all of it is there, in no block of the disk

@@ -13,7 +13,7 @@ import safetensors.numpy
 from huggingface_hub import errors as hub_errors
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bilevel_jax import errors
+from bilevel_jax import checksums, errors
 from bilevel_jax.weights import huggingface, safetensors_files
 from tests.weights import directories
 
@@ -27,10 +27,17 @@ def edit_tensors(directory, edit):
   safetensors.numpy.save_file(tensors, path)
 
 
+def export(directory, architecture=LLAMA, **options):
+  """Writes a directory that somebody else might have made: no checksums."""
+  base = directories.base(architecture)
+  huggingface.export(directory, architecture, base, **options)
+  (directory / checksums.FILE).unlink()
+  return directory
+
+
 @pytest.fixture
 def exported(tmp_path):
-  huggingface.export(tmp_path / "hf", LLAMA, directories.base(LLAMA))
-  return tmp_path / "hf"
+  return export(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -154,12 +161,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(
 
 
 def test_a_missing_shard_is_named(tmp_path):
-  huggingface.export(
-    tmp_path,
-    LLAMA,
-    directories.base(LLAMA),
-    shard_bytes=5000,
-  )
+  export(tmp_path, shard_bytes=5000)
   shards = sorted(tmp_path.glob("*.safetensors"))
   shards[1].unlink()
   with pytest.raises(
@@ -205,7 +207,7 @@ def outside(directory):
 )
 def test_an_index_names_files_beside_it(index, sentence, tmp_path):
   untied = directories.UNTIED["llama_untied"]
-  huggingface.export(tmp_path / "hf", untied, directories.base(untied))
+  export(tmp_path / "hf", untied)
   outside(tmp_path / "hf")
   (tmp_path / "hf" / "model.safetensors.index.json").write_text(index)
   if "b.safetensors" in index:
