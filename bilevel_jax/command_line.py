@@ -1,6 +1,9 @@
 """What command lines share: bad input is one sentence, and exit code 2."""
 
 import argparse
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -42,10 +45,32 @@ class Parser(argparse.ArgumentParser):
     self.exit(2, f"error: {message}\n")
 
 
+def show_any_text() -> None:
+  """Lets the streams write what their encoding lacks, as escapes."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
+
+
+def let_go_of_stdout() -> None:
+  """Writes to nowhere from now on, where the reader of a pipe has gone."""
+  with contextlib.suppress(OSError, ValueError):  # it may be no file
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def exit_code(work: Callable[[], object], when_interrupted: str = "") -> int:
-  """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
+  """Returns the exit code of a command.
+
+  That is 0, 2 for what the user can mend, 130 when interrupted, 141 where the
+  reader of its output has gone.
+  """
+  show_any_text()
   try:
     work()
+    sys.stdout.flush()
+  except BrokenPipeError:
+    let_go_of_stdout()
+    return 141
   except (errors.ConfigError, OSError) as error:
     print(f"error: {sentence(error)}", file=sys.stderr)
     return 2

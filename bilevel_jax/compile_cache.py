@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 import filelock
 import jax
@@ -14,13 +15,18 @@ def enable() -> None:
   """Keeps compiled programs in the user's cache directory, 8 GiB at most.
 
   JAX_COMPILATION_CACHE_DIR names another directory;
-  JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+  JAX_ENABLE_COMPILATION_CACHE=0 keeps none. Where the directory cannot be used,
+  a sentence says so, and every run compiles its programs anew.
   """
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
-  caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  directory = pathlib.Path(caches) / "bilevel_jax" / "programs"
-  drop_unfinished(directory)
+  caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  try:
+    directory = pathlib.Path(caches).expanduser() / "bilevel_jax" / "programs"
+    drop_unfinished(directory)
+  except (OSError, RuntimeError) as error:
+    print(f"no cache of compiled programs: {error}", file=sys.stderr)
+    return
   jax.config.update("jax_compilation_cache_dir", str(directory))
   jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
 

@@ -51,6 +51,24 @@ def test_programs_are_kept_where_the_environment_says(
   assert where == expected.format(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("variable", "place", "why"),
+  [
+    ("XDG_CACHE_HOME", "/dev/null", "Not a directory: '/dev/null/"),
+    ("XDG_CACHE_HOME", "/proc/caches", "No such file or directory: '/proc/"),
+    ("XDG_CACHE_HOME", "~nobody-of-that-name", "not determine home directory"),
+    ("HOME", "/dev/null", "Not a directory: '/dev/null/.cache/"),
+  ],
+)
+def test_without_a_place_for_the_cache_all_else_goes_on(variable, place, why):
+  program = f"import sys; sys.stderr = sys.stdout{_WHERE}"
+  unset = {"XDG_CACHE_HOME": ""}
+  said, where = _output(program, **unset | {variable: place}).splitlines()
+  assert said.startswith("no cache of compiled programs: ")
+  assert why in said
+  assert where == "None"
+
+
 def test_an_entry_that_a_killed_run_left_unfinished_stops_no_later_one(
   tmp_path,
 ):

@@ -14,7 +14,7 @@ import rich.progress
 import rich.table
 import rich.text
 
-from bilevel_jax import config
+from bilevel_jax import command_line, config
 from bilevel_jax.evaluation.benchmarks import Result
 from bilevel_jax.reporting import demonstrations, held_out, text
 
@@ -50,9 +50,7 @@ class Display:
       console: where to; default: standard output.
     """
     self._steps, self._first, self._clock = steps, first, clock
-    self._console = console or rich.console.Console(
-      highlight=False, quiet=silent
-    )
+    self._console = console or _Console(highlight=False, quiet=silent)
     shown = settings.progress and not silent
     self._live = shown and self._console.is_terminal
     self._line = None
@@ -210,7 +208,18 @@ class Display:
     # A line of a log stays one line, however long.
     words = isinstance(shown, rich.text.Text)
     whole = words and not self._console.is_terminal
-    self._console.print(shown, soft_wrap=whole)
+    try:
+      self._console.print(shown, soft_wrap=whole)
+    except OSError:  # such as a full disk
+      self._console.on_broken_pipe()
+
+
+class _Console(rich.console.Console):
+  """Goes quiet where nobody can read it any more: the run goes on."""
+
+  def on_broken_pipe(self) -> None:
+    self.quiet = True
+    command_line.let_go_of_stdout()
 
 
 class NotebookOutput:
