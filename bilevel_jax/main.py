@@ -51,6 +51,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bilevel_jax import (
+  command_line,
   compile_cache,
   config,
   errors,
@@ -241,6 +242,7 @@ def run(
     arguments: the command line; None: that of this process.
   """
   logging.set_verbosity(logging.ERROR)  # orbax warns where all is well
+  command_line.show_any_text()
   try:
     app.run(work, argv=arguments, flags_parser=parse_flags)
   except errors.ConfigError as error:
@@ -249,8 +251,9 @@ def run(
     processes.leave(2, shared=shared)
   except train.TrainingStopped as error:
     interrupted = isinstance(error, train.Interrupted)
-    _say(f"stopped: {error}", shared=True)
-    processes.leave(130 if interrupted else 1, shared=True)
+    shared = not isinstance(error, train.CannotWrite)
+    _say(f"stopped: {error}", shared)
+    processes.leave(130 if interrupted else 1, shared=shared)
   except KeyboardInterrupt:
     _say("stopped: Ctrl-C; --config.resume=True goes on from what is saved")
     processes.leave(130, shared=False)

@@ -5,11 +5,10 @@ import dataclasses
 import functools
 import json
 import signal
-import statistics
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from bilevel_jax import config, errors, fields, processes
+from bilevel_jax import command_line, config, errors, fields, processes
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.reporting import run_report, terminal
@@ -31,6 +30,10 @@ from bilevel_jax.weights import sampler
 
 TrainingStopped = termination.TrainingStopped
 Interrupted = termination.Interrupted
+
+
+class CannotWrite(TrainingStopped):
+  """The run's files cannot be written, in one process at least."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,8 @@ def run(settings: config.Config) -> Step:
   Raises:
     ConfigError: something in the settings cannot be used; nothing was done.
     Interrupted: Ctrl-C ended it.
-    TrainingStopped: SIGTERM did, there is no step left to do, or updates stay
-      non-finite.
+    TrainingStopped: SIGTERM did, there is no step left to do, updates stay
+      non-finite, or files cannot be written.
   """
   # What goes on after the last step is already done when it is handed out.
   return collections.deque(steps(settings, shown=True), maxlen=1).pop()
@@ -90,7 +93,24 @@ def steps(
     ConfigError: as `run`, when the first step is asked for.
     Interrupted: as `run`, if it is shown.
     TrainingStopped: as `run`.
+    CannotWrite: a file of the run cannot be written; a TrainingStopped.
   """
+  try:
+    yield from _steps(settings, shown)
+  except OSError as error:
+    saved = checkpoint.complete(
+      run_directory.RunDirectory(settings.run_dir).checkpoints
+    )
+    safe = f"{settings.run_dir} has no checkpoint"
+    if saved:
+      safe = (
+        f"the checkpoint of step {saved[-1]} is complete: mend that, then "
+        "continue with --config.resume=True"
+      )
+    raise CannotWrite(f"{command_line.sentence(error)}; {safe}") from error
+
+
+def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
   processes.check_same(
     "the settings", json.dumps(config.to_dict(settings)).encode()
   )
@@ -128,7 +148,7 @@ def steps(
         directory.path / "profile",
       ) as profile,
     ):
-      for note in (_opening(run), *notes):
+      for note in (run_lib.opening(run), *notes):
         screen.note(note)
       before = None
       if first == 0:
@@ -369,30 +389,3 @@ def _stop_if_unscored(
       f"be scored, so that nothing was learned; {directory.reward_failures} "
       "says why"
     )
-
-
-def _opening(run: run_lib.Run) -> str:
-  """Returns what the run is about to do, in a few lines."""
-  settings, streams = run.settings, run.streams
-  name = settings.model.weights or settings.model.preset
-  lines = [
-    f"{settings.method.name} on {name}"
-    f", {run.host['model']['parameters'] / 1e6:.2f}M parameters",
-    run.device_summary,
-    f"questions: {streams.prompts.counts}",
-  ]
-  if streams.demonstrations is not None:
-    lines.append(f"demonstrations: {streams.demonstrations.counts}")
-    if path := settings.data.demonstrations.weights:
-      weights = [d.weight for d in streams.demonstrations.examples]
-      lines.append(
-        f"their weights, from {path}: {min(weights):.2f} to "
-        f"{max(weights):.2f}, mean {statistics.mean(weights):.2f}"
-      )
-    lines.append(
-      f"{streams.pairs} of {len(streams.prompts)} questions have a "
-      "demonstration of their own"
-    )
-  if streams.held_out is not None:
-    lines.append(f"held out: {streams.held_out.counts}")
-  return "\n".join(lines)

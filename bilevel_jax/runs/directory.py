@@ -32,6 +32,7 @@ MAY_CHANGE = (
   "mesh",
   "reward.memory",
 )
+_LEAST_BYTES = 2**18  # of room on the disk, for a start
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -242,8 +243,8 @@ def _differences(then: Any, now: Any, path: str) -> Iterator[str]:
 def _check_writable(path: pathlib.Path) -> None:
   try:
     path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-      pass
+    with tempfile.TemporaryFile(dir=path) as file:
+      file.write(bytes(_LEAST_BYTES))
   except OSError as error:
     raise errors.ConfigError(
       f"run_dir {path} must be a directory that can be written, got "

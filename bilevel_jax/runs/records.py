@@ -1,5 +1,6 @@
 """Files of a run: JSON lines as they are read and cut, and writes that hold."""
 
+import contextlib
 import json
 import math
 import os
@@ -64,11 +65,16 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a file so that it is the old one or the new one, never a part."""
   data = content.encode("utf-8") if isinstance(content, str) else content
   temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("wb") as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
+  try:
+    with temporary.open("wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise
 
 
 def _step(record: Record, path: pathlib.Path) -> int:

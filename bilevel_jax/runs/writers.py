@@ -1,5 +1,6 @@
 """Numbers and completions of every step, to files and to loggers."""
 
+import errno
 import importlib
 import math
 import os
@@ -93,7 +94,14 @@ class Writers:
   ) -> None:
     """Hands rows to the system at once: a kill loses none of them."""
     lines = (to_json({"step": step, **row}) + b"\n" for row in rows)
-    left = memoryview(b"".join(lines) if path in self._open else b"")
+    if path not in self._open:
+      return
+    left = memoryview(b"".join(lines))
+    # What is written to a file without a name is lost, and no error.
+    if not os.path.samestat(os.stat(path), os.fstat(self._open[path])):
+      raise FileNotFoundError(
+        errno.ENOENT, "was replaced by another", str(path)
+      )
     while left:
       left = left[os.write(self._open[path], left) :]
 

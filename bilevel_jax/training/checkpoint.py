@@ -1,9 +1,13 @@
 """Checkpoints: a TrainState and where the host's streams stood, on disk."""
 
 import contextlib
+import errno
+import functools
 import json
+import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,8 +61,9 @@ class Checkpoints:
     self.directory = pathlib.Path(directory).absolute()
     self._aside = self.directory.with_name("damaged_checkpoints")
     self._warn, self._saving = warn, 0
+    _quieten_libraries()
     # Orbax reads the accuracies of all of them at once.
-    for step in _numbers(self.directory):
+    for step in complete(self.directory):
       if what := _damage(self.directory / str(step), "metrics/*"):
         self._set_aside(step, what)
     self._manager = ocp.CheckpointManager(
@@ -73,7 +78,9 @@ class Checkpoints:
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
-          post_finalization_callback=self._write_checksums
+          # Else a directory that cannot be made is waited for, for minutes.
+          create_directories_asynchronously=False,
+          post_finalization_callback=self._write_checksums,
         ),
       ),
     )
@@ -104,9 +111,9 @@ class Checkpoints:
     # It is written later, by another thread: the caller's may move on, and
     # what is not JSON is refused here.
     host = json.loads(json.dumps(host))
-    self._manager.wait_until_finished()  # it may still write its checksums
+    self.wait()  # one may still be writing its checksums
     self._saving = step
-    with _errors_alone():
+    with self._failures_told():
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -152,7 +159,7 @@ class Checkpoints:
           self._manager.reload()
         return candidate, *found
       damaged[candidate] = found
-    aside = dict.fromkeys(_numbers(self._aside), f"in {self._aside}")
+    aside = dict.fromkeys(complete(self._aside), f"in {self._aside}")
     if damaged or aside:
       listed = "; ".join(
         f"{step}: {what}" for step, what in (aside | damaged).items()
@@ -226,7 +233,8 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when every save has reached the disk; raises what failed."""
-    self._manager.wait_until_finished()
+    with self._failures_told():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, and frees the threads."""
@@ -235,22 +243,52 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *error: object) -> None:
-    self.close()
+  def __exit__(self, kind: object, error: object, trace: object) -> None:
+    if error is None:
+      self.close()
+      return
+    with contextlib.suppress(Exception):  # it would hide the first
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _failures_told(self) -> Iterator[None]:
+    """Makes one sentence of what the libraries raise for a disk's failure."""
+    try:
+      yield
+    except Exception as error:
+      # Some of it is an OSError, some of another kind that quotes its words.
+      causes = [w for code in _DISK if (w := os.strerror(code)) in str(error)]
+      if not causes and not self.directory.is_dir():
+        causes = [os.strerror(errno.ENOENT)]
+      if not causes:
+        raise
+      raise OSError(
+        f"a checkpoint cannot be written to {self.directory}: {causes[0]}"
+      ) from error
 
 
-@contextlib.contextmanager
-def _errors_alone() -> Iterator[None]:
-  """Orbax warns of a checkpoint without an accuracy, where all is well."""
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(before)
+_DISK = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
+  *(errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EIO),
+)
 
 
-def _numbers(directory: pathlib.Path) -> list[int]:
+@functools.cache
+def _quieten_libraries() -> None:
+  """Drops what orbax and tensorstore print; what failed is raised besides."""
+  logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
+  shown = sys.unraisablehook
+
+  def show(failed: Any) -> None:
+    # Writes that end after another one has failed.
+    if str(failed.exc_value) != "Event loop is closed":
+      shown(failed)
+
+  sys.unraisablehook = show
+
+
+def complete(directory: pathlib.Path) -> list[int]:
+  """Returns the steps of the complete checkpoints in a directory, rising."""
   paths = directory.iterdir() if directory.is_dir() else ()
   return sorted(int(path.name) for path in paths if path.name.isdecimal())
 

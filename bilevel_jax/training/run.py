@@ -1,6 +1,7 @@
 """What the parts of a run share, gathered and checked before the first."""
 
 import dataclasses
+import statistics
 from typing import Any
 
 import jax
@@ -145,3 +146,30 @@ def due(every: int | None, done: int, steps: int) -> bool:
     every: steps between; None: at the end alone.
   """
   return done == steps or (every is not None and done % every == 0)
+
+
+def opening(run: Run) -> str:
+  """Returns what the run is about to do, in a few lines."""
+  settings, streams = run.settings, run.streams
+  name = settings.model.weights or settings.model.preset
+  lines = [
+    f"{settings.method.name} on {name}"
+    f", {run.host['model']['parameters'] / 1e6:.2f}M parameters",
+    run.device_summary,
+    f"questions: {streams.prompts.counts}",
+  ]
+  if streams.demonstrations is not None:
+    lines.append(f"demonstrations: {streams.demonstrations.counts}")
+    if path := settings.data.demonstrations.weights:
+      weights = [d.weight for d in streams.demonstrations.examples]
+      lines.append(
+        f"their weights, from {path}: {min(weights):.2f} to "
+        f"{max(weights):.2f}, mean {statistics.mean(weights):.2f}"
+      )
+    lines.append(
+      f"{streams.pairs} of {len(streams.prompts)} questions have a "
+      "demonstration of their own"
+    )
+  if streams.held_out is not None:
+    lines.append(f"held out: {streams.held_out.counts}")
+  return "\n".join(lines)
