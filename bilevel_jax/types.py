@@ -10,9 +10,10 @@ Alignment.  `logprobs[:, t]` scores `tokens[:, t]` given what precedes it;
 column 0 is zero. Nobody shifts twice.
 
 Log-probabilities.  Always of softmax(logits / temperature) over the whole
-vocabulary, in float32. top-k, top-p and min-p decide which tokens may be
-sampled, never what their log-probability is said to be, so the sampler's
-numbers and the learner's are of one distribution.
+vocabulary, in float32, where an id that no token has is at -inf. top-k, top-p
+and min-p decide which tokens may be sampled, never what their log-probability
+is said to be, so the sampler's numbers and the learner's are of one
+distribution.
 
 Weights, not modes.  A loss is `sum(weights * per_token)`. The weights are
 made once, over the global batch (`objectives.weighting`), so it may be split
@@ -80,11 +81,14 @@ class Policy(NamedTuple):
   in column c attends to columns first[b] <= j <= c. Serves prefill (start 0,
   rows left-padded) and decoding (n = 1) alike."""
   logits: Callable[[Tree, jax.Array], jax.Array]
-  """(weights, hidden [..., D]) -> float32 logits [..., V]."""
+  """(weights, hidden [..., D]) -> float32 logits [..., V], -inf of ids that no
+  token has."""
   max_positions: int | None = None
   """Tokens that a sequence may have; None: any number."""
   rows: jax.sharding.NamedSharding | None = None
   """How the rows of a training batch lie on devices; None: on one."""
+  without_token: frozenset[int] = frozenset()
+  """Ids in 0..V-1 that no token of the tokenizer has: of probability 0."""
 
 
 @pytree

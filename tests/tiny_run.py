@@ -27,7 +27,9 @@ ARCHITECTURE = presets.Architecture(
 
 def make_policy(architecture=ARCHITECTURE, compute_dtype="float32", **changes):
   """Returns the Policy of the tiny model."""
+  tokens = len(tokenizer.CHARACTERS) + 2  # <pad> and <eos> are the first
   settings = {
+    "without_token": frozenset(range(tokens, architecture.vocab_size)),
     "adapter": lora.Spec(rank=2, alpha=2.0, targets=("q", "v", "down")),
     "compute_dtype": compute_dtype,
     "attention": "xla",

@@ -7,7 +7,6 @@ that the policy would have to produce, and nothing after its EOS.
 """
 
 import json
-import logging
 import pathlib
 import string
 from collections.abc import Iterable, Sequence
@@ -16,20 +15,15 @@ from typing import Any
 import numpy as np
 
 from bilevel_jax import errors, types
-from bilevel_jax.data import chat_templates, json_lines, settings
+from bilevel_jax.data import (
+  chat_templates,
+  json_lines,
+  settings,
+  tokenizer_files,
+)
 
 CHARACTERS = "0123456789+-*/()=?.,:#; \n{}\\abcdefghijklmnopqrstuvwxyz"
 
-_HUB_FILES = (
-  "tokenizer*",
-  "vocab*",
-  "merges.txt",
-  "special_tokens_map.json",
-  "added_tokens.json",
-  "chat_template*",
-  "config.json",
-  "generation_config.json",
-)
 _PROBE = "PROBE"
 
 
@@ -55,8 +49,10 @@ class Tokenizer:
     self._prompt = wanted.prompt
     has_template = tokenizer.chat_template is not None
     self._chat = wanted.use_chat_template and has_template
-    self.vocab_size = max(tokenizer.get_vocab().values()) + 1
-    eos_ids = _generation_eos_ids(files)
+    known = set(self.vocabulary().values())
+    self.vocab_size = max(known) + 1
+    eos_ids = tokenizer_files.eos_ids(files / "generation_config.json", known)
+    tokenizer_files.eos_ids(files / "config.json", known)  # it is only checked
     if tokenizer.eos_token_id is not None:
       eos_ids.append(tokenizer.eos_token_id)
     end_id = eos_ids[-1] if eos_ids else None
@@ -135,14 +131,21 @@ class Tokenizer:
     """Returns every token's id."""
     return self._tokenizer.get_vocab()
 
-  def check_fits(self, embedding_rows: int) -> None:
-    """Raises ConfigError when some token has no row in the embedding."""
+  def ids_without_token(self, embedding_rows: int) -> frozenset[int]:
+    """Returns the rows of an embedding that stand for no token: its padding.
+
+    Raises:
+      ConfigError: some token has no row in the embedding.
+    """
     if self.vocab_size > embedding_rows:
       raise errors.ConfigError(
         f"the tokenizer in {self.files} has ids up to {self.vocab_size - 1}, "
         "they must be below the number of rows in the model's embedding, "
         f"{embedding_rows}"
       )
+    return frozenset(range(embedding_rows)).difference(
+      self.vocabulary().values()
+    )
 
   def _user_text(self, question: types.Question) -> str:
     # Neither the answer nor the solution: a prompt must not give them away.
@@ -173,7 +176,7 @@ class Tokenizer:
       raise errors.ConfigError(
         "the chat template must render a dialogue"
         f"{'' if self._system_prompt is None else ' with a system prompt'}, "
-        f"got {_one_line(error)}"
+        f"got {tokenizer_files.one_line(error)}"
       ) from error
 
   def _template_tail(self) -> str:
@@ -194,7 +197,7 @@ class Tokenizer:
     except Exception as error:  # what the `tokenizers` package raises
       raise errors.ConfigError(
         f"the tokenizer in {self.files} must know every character of "
-        f"{text[:200]!r}, got: {_one_line(error)}"
+        f"{text[:200]!r}, got: {tokenizer_files.one_line(error)}"
       ) from error
 
   def _array(self, ids: Sequence[int]) -> np.ndarray:
@@ -223,8 +226,8 @@ def of_settings(
     ConfigError: nothing there, unreadable, or a bad template or prompt.
   """
   check_prompt(wanted.prompt)
-  directory = _directory(source, revision)
-  tokenizer = _read(directory)
+  directory = tokenizer_files.directory(source, revision)
+  tokenizer = tokenizer_files.read(directory)
   if wanted.chat_template is not None:
     tokenizer.chat_template = wanted.chat_template
   return Tokenizer(tokenizer, directory, wanted)
@@ -301,81 +304,6 @@ def check_prompt(prompt: str, setting: str = "tokenizer.prompt") -> None:
     )
 
 
-def _directory(
-  source: str | pathlib.Path, revision: str | None
-) -> pathlib.Path:
-  path = pathlib.Path(source)
-  if path.is_dir():
-    return path
-  if path.exists():
-    raise errors.ConfigError(
-      f"tokenizer.path must be a directory or a hub id, got the file {source}"
-    )
-  import huggingface_hub
-
-  try:
-    return pathlib.Path(
-      huggingface_hub.snapshot_download(
-        str(source), revision=revision, allow_patterns=list(_HUB_FILES)
-      )
-    )
-  except Exception as error:  # network, rights, names: a zoo of exceptions
-    raise errors.ConfigError(
-      f"tokenizer.path must be a directory or a hub id, got {str(source)!r}, "
-      f"which is no directory here and could not be fetched: "
-      f"{_one_line(error)}"
-    ) from error
-
-
-def _read(directory: pathlib.Path) -> Any:
-  transformers = _transformers()
-  try:
-    # tokenizer.json says everything. AutoTokenizer would rebuild parts of it
-    # from the class that tokenizer_config.json names, and so lose, for one,
-    # SmolLM2's splitting of digits.
-    if (directory / "tokenizer.json").exists():
-      return transformers.PreTrainedTokenizerFast.from_pretrained(directory)
-    return transformers.AutoTokenizer.from_pretrained(
-      directory, trust_remote_code=False
-    )
-  except Exception as error:  # each format has its own ways to be broken
-    raise errors.ConfigError(
-      f"{directory} must hold a readable tokenizer (tokenizer.json), got "
-      f"{type(error).__name__}: {_one_line(error)}"
-    ) from error
-
-
-def _transformers() -> Any:
-  # Without torch, transformers says so once; its tokenizers do not need it.
-  logger = logging.getLogger("transformers")
-  quiet = lambda record: "PyTorch was not found" not in record.getMessage()
-  logger.addFilter(quiet)
-  try:
-    import transformers
-  finally:
-    logger.removeFilter(quiet)
-  return transformers
-
-
-def _generation_eos_ids(directory: pathlib.Path) -> list[int]:
-  path = directory / "generation_config.json"
-  if not path.exists():
-    return []
-  try:
-    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-  except (ValueError, AttributeError, OSError) as error:
-    raise errors.ConfigError(
-      f"{path} must be a JSON object, got: {_one_line(error)}"
-    ) from error
-  eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
-  if not all(type(token) is int for token in eos):
-    raise errors.ConfigError(
-      f"eos_token_id in {path} must be an integer or a list of integers, got "
-      f"{eos!r}"
-    )
-  return eos
-
-
 def _first_special(tokenizer: Any, text: str) -> tuple[str, int | None]:
   special = {
     str(added): token
@@ -386,7 +314,3 @@ def _first_special(tokenizer: Any, text: str) -> tuple[str, int | None]:
     return "", None
   first = min(special, key=lambda token: (text.index(token), -len(token)))
   return text[: text.index(first)], special[first]
-
-
-def _one_line(error: Exception) -> str:
-  return " ".join(str(error).split())[:300]

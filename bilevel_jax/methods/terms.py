@@ -56,6 +56,7 @@ def token_logprobs(
     "chunk": chunk,
     "with_entropy": with_entropy,
     "rows": policy.rows,
+    "without_token": policy.without_token,
   }
   if batch.packed is None:
     hidden = policy.hidden(

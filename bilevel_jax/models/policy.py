@@ -19,6 +19,7 @@ def make(
   remat: str = "none",
   adapter: lora.Spec | None = None,
   rows: jax.sharding.NamedSharding | None = None,
+  without_token: frozenset[int] = frozenset(),
 ) -> types.Policy:
   """Returns the policy of an architecture, as pure functions.
 
@@ -31,6 +32,7 @@ def make(
     remat: what a layer recomputes in the backward pass, one of `layers.REMAT`.
     adapter: None: the policy takes no adapter, and has none to initialise.
     rows: how the rows of a training batch lie on devices; None: on one.
+    without_token: ids that the tokenizer has no token for.
 
   Raises:
     ConfigError: unknown targets or remat, or a kernel that cannot run here.
@@ -43,7 +45,9 @@ def make(
   if adapter is not None:
     lora.check_targets(architecture, adapter.targets)
   kernel = attention_kernels.choose(attention, jax.default_backend(), dtype)
-  return _composed(architecture, adapter, dtype, kernel, remat, rows)
+  return _composed(
+    architecture, adapter, dtype, kernel, remat, rows, without_token
+  )
 
 
 @functools.cache
@@ -54,6 +58,7 @@ def _composed(
   kernel: str,
   remat: str,
   rows: jax.sharding.NamedSharding | None,
+  without_token: frozenset[int],
 ) -> types.Policy:
   of = functools.partial(functools.partial, architecture=architecture)
   # Without an adapter there is nothing to scale; what is handed in anyway
@@ -81,7 +86,8 @@ def _composed(
     merge=of(transformer.merge, scale=scale, dtype=dtype),
     init_cache=of(transformer.init_cache, dtype=dtype),
     extend=of(transformer.extend),
-    logits=of(transformer.logits),
+    logits=of(transformer.logits, without_token=without_token),
     max_positions=architecture.max_positions,
     rows=rows,
+    without_token=without_token,
   )

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -212,13 +213,18 @@ def extend(
 
 
 def logits(
-  weights: Tree, hidden: jax.Array, *, architecture: presets.Architecture
+  weights: Tree,
+  hidden: jax.Array,
+  *,
+  architecture: presets.Architecture,
+  without_token: frozenset[int] = frozenset(),
 ) -> jax.Array:
   """Returns hidden @ unembedding, accumulated in float32 or better, [..., V].
 
   Args:
     hidden: [..., D].
     architecture: says whether the embedding is tied.
+    without_token: ids whose logits are -inf.
   """
   table = (
     weights["embedding"].T
@@ -226,7 +232,13 @@ def logits(
     else weights["head"]["kernel"]
   )
   wide = jnp.promote_types(hidden.dtype, jnp.float32)
-  return jnp.einsum("...d,dv->...v", hidden, table, preferred_element_type=wide)
+  found = jnp.einsum(
+    "...d,dv->...v", hidden, table, preferred_element_type=wide
+  )
+  if not without_token:
+    return found
+  absent = np.isin(np.arange(architecture.vocab_size), list(without_token))
+  return jnp.where(jnp.broadcast_to(absent, found.shape), -jnp.inf, found)
 
 
 def _effective(layer, adapter_layer, *, scale, dtype):

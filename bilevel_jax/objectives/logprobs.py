@@ -19,6 +19,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bilevel_jax.types import Array
@@ -34,6 +35,7 @@ class _Form(NamedTuple):
   chunk: int
   with_entropy: bool
   rows: NamedSharding | None
+  without_token: frozenset[int]
 
 
 def token_logprobs(
@@ -45,6 +47,7 @@ def token_logprobs(
   chunk: int = 1024,
   with_entropy: bool = False,
   rows: NamedSharding | None = None,
+  without_token: frozenset[int] = frozenset(),
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns log p(tokens[:, t] | tokens[:, :t]) and the entropy of that draw.
 
@@ -68,6 +71,7 @@ def token_logprobs(
     chunk=chunk,
     with_entropy=with_entropy,
     rows=rows,
+    without_token=without_token,
   )
   return jax.tree.map(lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0))), found)
 
@@ -81,6 +85,7 @@ def target_logprobs(
   chunk: int = 1024,
   with_entropy: bool = False,
   rows: NamedSharding | None = None,
+  without_token: frozenset[int] = frozenset(),
 ) -> tuple[jax.Array, jax.Array | None]:
   """Returns log p of targets under the softmax of states @ unembedding.
 
@@ -99,6 +104,7 @@ def target_logprobs(
       device goes through its own rows, and what they give the unembedding's
       gradient is summed over devices once, not in every chunk, and left split
       over D by the last of the axes that rows are on.
+    without_token: ids in 0..V-1 whose logits are -inf.
 
   Returns:
     logprobs [B, K], and entropies [B, K] or None.
@@ -107,7 +113,7 @@ def target_logprobs(
   chex.assert_equal_shape_prefix([states, targets], 2)
   if rows is not None and rows.num_devices == 1:
     rows = None
-  form = _Form(chunk, with_entropy, rows)
+  form = _Form(chunk, with_entropy, rows, without_token)
   wide = jnp.promote_types(states.dtype, jnp.float32)
   return _scores(
     form, states, unembedding, targets, jnp.asarray(temperature, wide)
@@ -122,11 +128,12 @@ def _scores(form, hidden, unembedding, targets, temperature):
 
 def _forward(form, hidden, unembedding, targets, temperature):
   hidden, unembedding = _in_turn(hidden, unembedding)
+  absent = _absent(form, unembedding)
 
   def local(hidden, unembedding, targets, temperature):
     def one_chunk(_, inputs):
       states, targets = inputs
-      logits = _logits(states, unembedding, temperature)
+      logits = _logits(states, unembedding, temperature, absent)
       top = jnp.max(logits, axis=-1, keepdims=True)
       exponentials = jnp.exp(logits - top)
       total = jnp.sum(exponentials, axis=-1)
@@ -134,7 +141,10 @@ def _forward(form, hidden, unembedding, targets, temperature):
       picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
       entropy = None
       if form.with_entropy:
-        mean = jnp.sum(exponentials * (logits - top), axis=-1) / total
+        below = logits - top
+        if absent is not None:  # 0 log 0 is 0
+          below = jnp.where(absent, 0, below)
+        mean = jnp.sum(exponentials * below, axis=-1) / total
         entropy = jnp.log(total) - mean
       return None, (picked - normaliser, entropy, normaliser)
 
@@ -157,6 +167,7 @@ def _backward(form, residuals, cotangents):
   # several gradients, as large as the table and there until the last of them.
   zero = jnp.zeros((), normalisers.dtype)
   cotangents, (unembedding, zero) = _in_turn(cotangents[0], (unembedding, zero))
+  absent = _absent(form, unembedding)
 
   def local(
     hidden, unembedding, targets, temperature, normalisers, cotangents, zero
@@ -165,7 +176,7 @@ def _backward(form, residuals, cotangents):
     @jax.checkpoint
     def one_chunk(total, inputs):
       states, targets, normalisers, cotangents = inputs
-      logits = _logits(states, unembedding, temperature)
+      logits = _logits(states, unembedding, temperature, absent)
       token = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
       hit = (token == targets[..., None]).astype(logits.dtype)
       by_logits = (hit - jnp.exp(logits - normalisers[..., None])) * (
@@ -212,10 +223,19 @@ def _in_turn(before, large):
   return jax.lax.optimization_barrier((before, large))
 
 
-def _logits(states, unembedding, temperature):
+def _absent(form, unembedding):
+  """[1, 1, V] bool, whether an id has no token; None: they all have one."""
+  if not form.without_token:
+    return None
+  ids = np.arange(unembedding.shape[1])[None, None]
+  return np.isin(ids, list(form.without_token))
+
+
+def _logits(states, unembedding, temperature, absent):
   wide = jnp.promote_types(states.dtype, jnp.float32)
   logits = jnp.matmul(states, unembedding, preferred_element_type=wide)
-  return logits / temperature
+  logits /= temperature
+  return logits if absent is None else jnp.where(absent, -jnp.inf, logits)
 
 
 def _chunks(shape, positions):

@@ -57,6 +57,7 @@ def checked(
       f"prompt_ids must name each of the {prompts} prompts, "
       f"got shape {np.shape(requests.prompt_ids)}"
     )
+  _inside(policy, "eos_ids", np.asarray(requests.eos_ids))
   prefixes = requests.prefixes or ()
   if requests.prefixes is not None and len(prefixes) != total:
     raise errors.ConfigError(

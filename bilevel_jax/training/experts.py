@@ -106,12 +106,14 @@ def _load(
     opened = weights.open(wanted.weights, revision=wanted.revision)
     scratch = pathlib.Path(settings.run_dir) / "expert"
     files = opened.tokenizer_files(scratch)
-    _check_vocabulary(settings, model.tokenizer, files)
+    theirs = tokenizer_lib.of_settings(files, settings.tokenizer)
+    _check_vocabulary(settings, model.tokenizer, theirs)
     sources.check_positions(settings, opened.architecture)
     policy = policy_lib.make(
       opened.architecture,
       compute_dtype=dtype,
       attention=settings.model.attention,
+      without_token=theirs.ids_without_token(opened.architecture.vocab_size),
     )
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     base = opened.read(sharding.shardings(shapes, mesh))
@@ -129,9 +131,11 @@ def _load(
 
 
 def _check_vocabulary(
-  settings: config.Config, ours: tokenizer_lib.Tokenizer, files: pathlib.Path
+  settings: config.Config,
+  ours: tokenizer_lib.Tokenizer,
+  expert: tokenizer_lib.Tokenizer,
 ) -> None:
-  theirs = tokenizer_lib.of_settings(files, settings.tokenizer).vocabulary()
+  theirs = expert.vocabulary()
   for token, number in ours.vocabulary().items():
     if theirs.get(token) != number:
       raise errors.ConfigError(

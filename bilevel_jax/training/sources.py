@@ -79,11 +79,13 @@ def build_policy(
   settings: config.Config,
   architecture: presets.Architecture,
   rows: jax.sharding.NamedSharding | None = None,
+  without_token: frozenset[int] = frozenset(),
 ) -> Policy:
   """Returns the policy of an architecture, as the settings want it computed.
 
   Args:
     rows: of training batches, over the devices of a run; None: one device.
+    without_token: ids that the tokenizer has no token for.
 
   Raises:
     ConfigError: adapter targets or a kernel that it cannot have.
@@ -95,6 +97,7 @@ def build_policy(
     remat=settings.model.remat,
     adapter=lora.Spec(**vars(settings.adapter)),
     rows=rows,
+    without_token=without_token,
   )
 
 
@@ -113,8 +116,8 @@ def build_model(
     pathlib.Path(settings.run_dir) / "tokenizer"
   )
   tokenizer = tokenizer_lib.of_settings(files, settings.tokenizer)
-  tokenizer.check_fits(architecture.vocab_size)
-  policy = build_policy(settings, architecture, rows)
+  without_token = tokenizer.ids_without_token(architecture.vocab_size)
+  policy = build_policy(settings, architecture, rows, without_token)
   if (kv_cache_bytes := settings.rollout.kv_cache_bytes) is not None:
     engine.rows_that_fit(
       policy,

@@ -53,7 +53,7 @@ def build(
     tokenizer = tokenizer_lib.of_settings(
       opened.tokenizer_files(pathlib.Path(scratch)), prompt_format
     )
-  tokenizer.check_fits(architecture.vocab_size)
+  without_token = tokenizer.ids_without_token(architecture.vocab_size)
   rows, places = None, None
   if place is not None:
     shapes = jax.eval_shape(
@@ -66,6 +66,7 @@ def build(
     architecture,
     compute_dtype=dtype or ("float32" if on_cpu else "bfloat16"),
     rows=rows,
+    without_token=without_token,
   )
   weights = jax.jit(policy.merge)(opened.read(places), None)
   return Sampler(architecture, policy, weights, tokenizer)

@@ -267,9 +267,10 @@ def test_character_tokenizer_refuses_what_it_does_not_know(tmp_path):
 
 def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused(tmp_path):
   loaded = tokenizer.from_source(write(tmp_path / "t"))
-  loaded.check_fits(260)
+  assert loaded.ids_without_token(260) == set()
+  assert loaded.ids_without_token(263) == {260, 261, 262}
   with pytest.raises(errors.ConfigError, match=r"up to 259.*259$"):
-    loaded.check_fits(259)
+    loaded.ids_without_token(259)
 
 
 def test_tokenizer_json_wins_over_the_class_that_the_config_names(tmp_path):

@@ -194,6 +194,8 @@ def test_no_prompts_give_no_rows():
   [
     ({"prompts": [(1,), ()]}, "prompt 1 is empty"),
     ({"prompts": [(1, 6)]}, "prompt 0 holds token 6, .* vocabulary of 6"),
+    ({"eos_ids": (0, 6)}, "eos_ids holds token 6, .* vocabulary of 6"),
+    ({"eos_ids": (-1,)}, "eos_ids holds token -1, .* vocabulary of 6"),
     ({"prompts": [(-1, 2)]}, "prompt 0 holds token -1"),
     (
       {"prompts": [(1,), (1, 2, 3, 4, 5)]},

@@ -65,7 +65,7 @@ def test_directory_holds_the_files_weights_tokenizer_and_licence(
     base,
   )
   loaded = tokenizer.from_source(out)
-  loaded.check_fits(architecture.vocab_size)
+  loaded.ids_without_token(architecture.vocab_size)
   assert (out / "LICENSE").read_text() == "the licence"
   assert "Tiny.F32.gguf" in (out / "NOTICE").read_text()
   assert not list(tmp_path.glob("*.partial"))
@@ -260,4 +260,4 @@ def test_real_prompt_is_what_transformers_renders(directory):
   assert ours == dialogue[: len(ours)]
   assert theirs.decode(dialogue[len(ours) :]) == "\n"
   with pytest.raises(errors.ConfigError, match="must be below the number"):
-    loaded.check_fits(loaded.vocab_size - 1)
+    loaded.ids_without_token(loaded.vocab_size - 1)
