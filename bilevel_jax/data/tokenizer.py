@@ -19,6 +19,7 @@ from bilevel_jax.data import (
   chat_templates,
   json_lines,
   settings,
+  special_tokens,
   tokenizer_files,
 )
 
@@ -56,10 +57,17 @@ class Tokenizer:
     if tokenizer.eos_token_id is not None:
       eos_ids.append(tokenizer.eos_token_id)
     end_id = eos_ids[-1] if eos_ids else None
+    self._special = special_tokens.SpecialTokens(
+      {
+        str(added): token
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special
+      }
+    )
     self._before_end = self._after_solution = ""
     if self._chat:
       self._after_solution = self._template_tail()
-      before, turn_end = _first_special(tokenizer, self._after_solution)
+      before, turn_end = self._special.first(self._after_solution)
       if turn_end is not None:
         self._before_end, end_id = before, turn_end
         eos_ids.append(turn_end)
@@ -71,6 +79,18 @@ class Tokenizer:
       )
     self.end_id = end_id
     self.eos_ids = tuple(sorted(set(eos_ids)))
+    frame = self._render(_PROBE, None) if self._chat else wanted.prompt + "\n"
+    self._opening = special_tokens.opening_mark(
+      frame.rpartition(_PROBE if self._chat else "}")[2]
+    )
+    frame = frame.removesuffix(self._opening)
+    # In a solution the others are tokens: they neither begin nor end a turn.
+    ends = {*self.eos_ids, tokenizer.bos_token_id}
+    self._kept = {
+      token
+      for token, number in self._special.ids.items()
+      if number not in ends and token not in frame
+    }
     pad_id = tokenizer.pad_token_id
     self.pad_id: int = end_id if pad_id is None else pad_id
 
@@ -82,10 +102,12 @@ class Tokenizer:
     """
     text = self._user_text(question)
     if self._chat:
-      return self._array(self._encode(self._render(text, None)))
+      return self._array(
+        self._special.encode(self._render(text, None), self._encode)
+      )
     if self._system_prompt is not None:
       text = f"{self._system_prompt}\n{text}"
-    return self.text_tokens(text + "\n")
+    return self._after_bos(text + "\n")
 
   def text_tokens(self, text: str) -> np.ndarray:
     """Returns int32 ids [n] of a text to be continued, as it stands.
@@ -93,10 +115,7 @@ class Tokenizer:
     Raises:
       ConfigError: it cannot be encoded.
     """
-    ids = self._encode(text, add_special_tokens=True)
-    while ids and ids[-1] in self.eos_ids:  # some tokenizers end every text
-      ids.pop()
-    return self._array(ids)
+    return self._after_bos(self._special.escaped(text, self._special.ids))
 
   def solution_tokens(self, question: types.Question) -> np.ndarray:
     """Returns int32 ids [n] of the solution and the EOS that ends it.
@@ -104,20 +123,33 @@ class Tokenizer:
     Raises:
       ConfigError: the question has no solution, or it cannot be encoded.
     """
-    text = question.solution
-    if text is None:
+    if question.solution is None:
       raise errors.ConfigError(
         f"question {question.id} must have a solution to be a demonstration"
       )
+    solution = self._without_end(question.solution)
+    if question.solution.strip() and not solution.strip():
+      raise errors.ConfigError(
+        f"question {question.id} must have a solution with a text before its "
+        f"end, got {question.solution!r}"
+      )
+    solution = self._special.escaped(solution, self._kept)
+    text = special_tokens.without_mark(solution, self._opening)
     if self._chat:
       user_text = self._user_text(question)
-      dialogue = self._render(user_text, text)
-      prompt = self._render(user_text, None)
-      if dialogue.startswith(prompt):
-        text = dialogue[len(prompt) :].removesuffix(self._after_solution)
-      # Otherwise the template rewrites the prompt once it is answered, and
-      # the bare solution is what would follow the prompt that is sampled from.
-    return self._array([*self._encode(text + self._before_end), self.end_id])
+      dialogue = self._render(user_text, solution)
+      prompt, tail = self._render(user_text, None), self._after_solution
+      if dialogue.startswith(prompt) and dialogue.endswith(tail):
+        rendered = special_tokens.without_mark(
+          dialogue[len(prompt) : len(dialogue) - len(tail)], self._opening
+        )
+        if special_tokens.holds(rendered, text):
+          text = rendered
+      # Otherwise the template rewrites the prompt once it is answered, or
+      # leaves out a part of the answer, and the bare solution is what would
+      # follow the prompt that is sampled from.
+    text += self._before_end
+    return self._array([*self._special.encode(text, self._encode), self.end_id])
 
   def decode(self, tokens: Iterable[int]) -> str:
     """Returns the text of token ids, special tokens left out."""
@@ -151,7 +183,9 @@ class Tokenizer:
     # Neither the answer nor the solution: a prompt must not give them away.
     fields = {"id": question.id, **question.meta, "question": question.question}
     try:
-      return self._prompt.format(**fields)
+      return special_tokens.Fields(self._special).vformat(
+        self._prompt, (), fields
+      )
     except (LookupError, AttributeError, ValueError, TypeError) as error:
       raise errors.ConfigError(
         f"the prompt {self._prompt!r} must use only fields of the question "
@@ -180,19 +214,45 @@ class Tokenizer:
       ) from error
 
   def _template_tail(self) -> str:
-    _, solution, tail = self._render("question", _PROBE).rpartition(_PROBE)
-    if not solution:
+    rendered = self._render("question", _PROBE)
+    if (times := rendered.count(_PROBE)) != 1:
       raise errors.ConfigError(
-        "the chat template must render the assistant's turns, got one that "
-        "leaves them out"
+        "the chat template must render the assistant's turns once, got one "
+        + ("that leaves them out" if not times else f"with {times} of each")
       )
-    return tail
+    return rendered.partition(_PROBE)[2]
 
-  def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+  def _without_end(self, text: str) -> str:
+    """The text without the marks that end a turn where it ends in them."""
+    ends = [t for t, i in self._special.ids.items() if i in self.eos_ids]
+    while end := next(filter(text.rstrip().endswith, ends), None):
+      text = text.rstrip().removesuffix(end).removesuffix(self._before_end)
+    return text
+
+  def _after_bos(self, text: str) -> np.ndarray:
+    """Ids of a text with escapes, after what starts every text, once."""
+    bare = self._special.restored(text)
+    ids = self._encode(bare)
+    whole = self._encode(bare, add_special_tokens=True)
+    starts = range(len(whole) - len(ids) + 1 if ids else 0)
+    at = next((i for i in starts if whole[i : i + len(ids)] == ids), None)
+    if at is None:
+      while whole and whole[-1] in self.eos_ids:  # some end every text
+        whole.pop()
+      return self._array(whole)
+    begin, ids = whole[:at], self._special.encode(text, self._encode)
+    return self._array(ids if ids[:at] == begin else begin + ids)
+
+  def _encode(
+    self, text: str, as_text: bool = False, add_special_tokens: bool = False
+  ) -> list[int]:
     json_lines.check_text(text, "a prompt or a solution")
     try:
       return self._tokenizer.encode(
-        text, add_special_tokens=add_special_tokens, verbose=False
+        text,
+        add_special_tokens=add_special_tokens,
+        split_special_tokens=as_text,
+        verbose=False,
       )
     except Exception as error:  # what the `tokenizers` package raises
       raise errors.ConfigError(
@@ -302,15 +362,3 @@ def check_prompt(prompt: str, setting: str = "tokenizer.prompt") -> None:
     raise errors.ConfigError(
       f"{setting} must have a field such as {{question}}, got {prompt!r}"
     )
-
-
-def _first_special(tokenizer: Any, text: str) -> tuple[str, int | None]:
-  special = {
-    str(added): token
-    for token, added in tokenizer.added_tokens_decoder.items()
-    if added.special and str(added) in text
-  }
-  if not special:
-    return "", None
-  first = min(special, key=lambda token: (text.index(token), -len(token)))
-  return text[: text.index(first)], special[first]
