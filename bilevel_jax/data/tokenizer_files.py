@@ -97,7 +97,7 @@ def eos_ids(path: pathlib.Path, known: Container[int]) -> list[int]:
     return []
   try:
     eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-  except (ValueError, AttributeError, OSError) as error:
+  except (ValueError, RecursionError, AttributeError, OSError) as error:
     raise errors.ConfigError(
       f"{path} must be a JSON object, got: {one_line(error)}"
     ) from error

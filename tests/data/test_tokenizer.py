@@ -336,6 +336,9 @@ def test_bad_settings_are_refused_in_one_sentence(tmp_path, arguments, message):
     ({"tokenizer.json": "{"}, "must hold a readable tokenizer"),
     ({"generation_config.json": "["}, "must be a JSON object"),
     ({"generation_config.json": "[]"}, "must be a JSON object"),
+    ({"generation_config.json": "[" * 10**5}, "must be a JSON object"),
+    ({"tokenizer.json": "[" * 10**5}, "must hold a readable tokenizer"),
+    ({"tokenizer_config.json": "[" * 10**5}, "must hold a readable tokenizer"),
     (
       {"generation_config.json": '{"eos_token_id": "</s>"}'},
       "must be an integer or a list of integers, got",
