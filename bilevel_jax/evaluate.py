@@ -12,6 +12,7 @@ where it stopped; with --against, it says how much better it is than another.
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -158,7 +159,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     system=options.system,
     template=options.template,
   )
-  settings = _settings(options, opened, prompt_format, asked)
+  date = result_files.date_of(options.out, *(options.against or ()))
+  tokenizer = sampler.read_tokenizer(
+    opened, dataclasses.replace(prompt_format, date=date or prompt_format.date)
+  )
+  settings = _settings(options, opened, prompt_format, tokenizer, asked)
   together = result_files.merged(options.out, settings)
   earlier = {
     out: against.read_earlier(out, settings, asked)
@@ -168,7 +173,7 @@ def _evaluate(options: argparse.Namespace) -> None:
   with console.status(f"reading {options.weights}"):
     model = sampler.build(
       opened,
-      prompt_format,
+      tokenizer,
       dtype=options.dtype,
       place=functools.partial(meshes.for_sampling, devices=devices),
     )
@@ -250,6 +255,7 @@ def _settings(
   options: argparse.Namespace,
   opened: weights.Opened,
   prompt_format: config.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   asked: dict[str, list[types.Question]],
 ) -> dict[str, Any]:
   """What the scores depend on, as JSON."""
@@ -266,9 +272,8 @@ def _settings(
         if options.data
         else benchmark_table.BENCHMARKS[name].source.revision,
         "questions": len(questions),
-        "sha256": hashlib.sha256(
-          json.dumps([[q.question, q.answer] for q in questions]).encode()
-        ).hexdigest(),
+        "sha256": _hash([[q.question, q.answer] for q in questions]),
+        "prompts": _hash([tokenizer.prompt_text(q) for q in questions]),
       }
       for name, questions in asked.items()
     },
@@ -276,6 +281,7 @@ def _settings(
     "prompt": prompt_format.prompt,
     "chat_template": prompt_format.chat_template,
     "use_chat_template": prompt_format.use_chat_template,
+    "date": tokenizer.date,
     "samples": options.samples,
     "temperature": options.temperature,
     "top_p": options.top_p,
@@ -289,6 +295,10 @@ def _settings(
       for package in ("bilevel_jax", "jax", "math-verify")
     },
   }
+
+
+def _hash(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _check_length(

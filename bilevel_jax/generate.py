@@ -82,7 +82,8 @@ def load(
     system=system,
     template=template,
   )
-  return sampler.build(opened, prompt_format, dtype=dtype)
+  tokenizer = sampler.read_tokenizer(opened, prompt_format)
+  return sampler.build(opened, tokenizer, dtype=dtype)
 
 
 def complete(

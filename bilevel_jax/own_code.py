@@ -1,7 +1,9 @@
 """Functions of the user's own, which settings name by a dotted path."""
 
 import contextlib
+import hashlib
 import importlib
+import importlib.util
 import io
 import pathlib
 import sys
@@ -51,6 +53,14 @@ def function(
       f"{setting}: {path!r}: module {module} {what} {name}"
     )
   return found
+
+
+def file_hash(path: str) -> str:
+  """Returns a hash of the file that a path's module is in; "" without one."""
+  spec = importlib.util.find_spec(split(path)[0])
+  if spec is None or spec.origin is None or not spec.has_location:
+    return ""
+  return hashlib.sha256(pathlib.Path(spec.origin).read_bytes()).hexdigest()
 
 
 def split(path: str) -> tuple[str, str]:

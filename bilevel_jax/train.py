@@ -120,7 +120,8 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
     run_directory.claimed(directory.path, "run_dir"),
     _scorer(settings.reward) as scorer,
   ):
-    run = run_lib.gather(settings, scorer)
+    run = run_lib.gather(directory.dated(settings), scorer)
+    settings = run.settings if run.model.tokenizer.date else settings
     notes: list[str] = []
     checkpoints = checkpoint.Checkpoints(
       directory.checkpoints,
@@ -148,7 +149,7 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
         directory.path / "profile",
       ) as profile,
     ):
-      for note in (run_lib.opening(run), *notes):
+      for note in (run_lib.opening(run), *run_lib.changed_code(run), *notes):
         screen.note(note)
       before = None
       if first == 0:
@@ -323,6 +324,7 @@ def _resume(run: run_lib.Run, checkpoints: checkpoint.Checkpoints) -> int:
       "started with (their rows, or how the tokenizer and its template render "
       "them)"
     )
+  host.setdefault("code", run.host["code"])
   run.state, run.host = state, host
   return done
 

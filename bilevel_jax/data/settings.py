@@ -23,6 +23,11 @@ class Tokenizer:
   use_chat_template: bool = setting(
     True, "wrap the prompt in the chat template where there is one"
   )
+  date: str | None = setting(
+    None,
+    "date and time, as 2026-03-01T12:00:00, that a chat template which asks "
+    "for the present is told; default: the run's start, kept when it resumes",
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from bilevel_jax import errors, types
 from bilevel_jax.data import (
   chat_templates,
+  dates,
   json_lines,
   settings,
   special_tokens,
@@ -37,6 +38,8 @@ class Tokenizer:
     eos_ids: every id that ends a completion: those of generation_config.json,
       the tokenizer's own, and the one that the chat template ends a turn with.
     end_id: the one of them that ends a demonstration.
+    date: date and time that the chat template is told, as the setting has it;
+      None: it does not ask.
     pad_id: the padding token's id, `end_id` where there is none. Nothing may
       be inferred from it: it can be an EOS.
   """
@@ -64,6 +67,8 @@ class Tokenizer:
         if added.special
       }
     )
+    asks = self._chat and "strftime_now" in str(tokenizer.chat_template)
+    self.date = (wanted.date or dates.now()) if asks else None
     self._before_end = self._after_solution = ""
     if self._chat:
       self._after_solution = self._template_tail()
@@ -100,14 +105,18 @@ class Tokenizer:
     Raises:
       ConfigError: the question cannot be put into the prompt or encoded.
     """
-    text = self._user_text(question)
+    text = self._prompt_text(question)
     if self._chat:
-      return self._array(
-        self._special.encode(self._render(text, None), self._encode)
-      )
-    if self._system_prompt is not None:
-      text = f"{self._system_prompt}\n{text}"
-    return self._after_bos(text + "\n")
+      return self._array(self._special.encode(text, self._encode))
+    return self._after_bos(text)
+
+  def prompt_text(self, question: types.Question) -> str:
+    """Returns the text of the prompt, with what the template adds.
+
+    Raises:
+      ConfigError: the question cannot be put into the prompt.
+    """
+    return self._special.restored(self._prompt_text(question))
 
   def text_tokens(self, text: str) -> np.ndarray:
     """Returns int32 ids [n] of a text to be continued, as it stands.
@@ -179,6 +188,13 @@ class Tokenizer:
       self.vocabulary().values()
     )
 
+  def _prompt_text(self, question: types.Question) -> str:
+    text = self._user_text(question)
+    if self._chat:
+      return self._render(text, None)
+    system = self._system_prompt
+    return text + "\n" if system is None else f"{system}\n{text}\n"
+
   def _user_text(self, question: types.Question) -> str:
     # Neither the answer nor the solution: a prompt must not give them away.
     fields = {"id": question.id, **question.meta, "question": question.question}
@@ -200,8 +216,11 @@ class Tokenizer:
     if solution is not None:
       messages.append({"role": "assistant", "content": solution})
     try:
+      template = self._tokenizer.get_chat_template()
+      if self.date is not None:
+        template = dates.macro(self.date) + template
       return chat_templates.render(
-        self._tokenizer.get_chat_template(),
+        template,
         messages,
         add_generation_prompt=solution is None,
         variables=self._tokenizer.special_tokens_map,
@@ -286,6 +305,8 @@ def of_settings(
     ConfigError: nothing there, unreadable, or a bad template or prompt.
   """
   check_prompt(wanted.prompt)
+  if wanted.date is not None:
+    dates.parse(wanted.date)
   directory = tokenizer_files.directory(source, revision)
   tokenizer = tokenizer_files.read(directory)
   if wanted.chat_template is not None:

@@ -18,7 +18,7 @@ from bilevel_jax.evaluation import (
 # What two evaluations that are compared may differ in: who answered, and how
 # the numbers were computed. The questions are compared on their own.
 _FREE = {
-  *("weights", "weights_hash", "revision", "seed", "dtype", "versions"),
+  *("weights", "weights_hash", "revision", "seed", "dtype", "versions", "date"),
   "benchmarks",
 }
 

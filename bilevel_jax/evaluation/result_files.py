@@ -11,6 +11,9 @@ from bilevel_jax.data import json_lines
 from bilevel_jax.runs import directory
 from bilevel_jax.runs.records import write_atomically
 
+# Compared by what they name: questions, prompts, and the hash of the weights.
+_SPELLINGS = ("benchmarks", "weights", "revision")
+
 
 def merged(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
   """Returns settings, with the benchmarks that a directory has answers to.
@@ -29,7 +32,7 @@ def merged(out: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
   if old is None:
     return new
   for name, value in new.items():
-    if name != "benchmarks" and value != old.get(name):
+    if name not in _SPELLINGS and value != old.get(name):
       raise errors.ConfigError(
         f"--out {out} has results for another {name}: {old.get(name)!r}, not "
         f"{value!r}; name another directory"
@@ -59,13 +62,23 @@ def earlier_settings(out: pathlib.Path) -> dict[str, Any] | None:
   return found
 
 
+def date_of(*outs: pathlib.Path) -> str | None:
+  """Returns the date that the first one with a date rendered prompts with.
+
+  Raises:
+    ConfigError: the settings of an evaluation cannot be read.
+  """
+  dates = ((earlier_settings(out) or {}).get("date") for out in outs)
+  return next(filter(None, dates), None)
+
+
 def check_same(
   where: str,
   name: str,
   there: Mapping[str, Any],
   asked: Mapping[str, Any],
 ) -> None:
-  """Returns if the questions of a benchmark are the same.
+  """Returns if the questions and prompts of a benchmark are the same.
 
   Args:
     where: the others are, for messages.
@@ -73,12 +86,17 @@ def check_same(
     asked: what they say of ours.
 
   Raises:
-    ConfigError: they are others.
+    ConfigError: they are others, or put into other prompts.
   """
   if there["sha256"] != asked["sha256"]:
     raise errors.ConfigError(
       f"{where} asked other questions of {name}: {there['questions']} from "
       f"{there['from']}, not {asked['questions']} from {asked['from']}"
+    )
+  if there.get("prompts", asked["prompts"]) != asked["prompts"]:
+    raise errors.ConfigError(
+      f"{where} put the questions of {name} into other prompts: the tokenizer "
+      "and its chat template must render them to the same text"
     )
 
 

@@ -19,6 +19,7 @@ _OF_NO_INTEREST = (
   "checkpoints",
   "logging",
   "evaluation.every",
+  "tokenizer.date",
   "training.micro_batch_tokens",
   "training.row_tokens",
   "training.packing",

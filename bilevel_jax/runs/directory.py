@@ -1,6 +1,7 @@
 """Where a run's files are, and who may write to them."""
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib
 import importlib.metadata
@@ -17,7 +18,7 @@ import numpy as np
 
 import bilevel_jax
 from bilevel_jax import config, errors, processes
-from bilevel_jax.data import json_lines
+from bilevel_jax.data import dates, json_lines
 from bilevel_jax.runs import records, reward_failures
 
 # What a resumed run may change: none of it moves a number of a step, but for
@@ -26,6 +27,7 @@ MAY_CHANGE = (
   "run_dir",
   "resume",
   "steps",
+  "tokenizer.date",  # examples that it changes are refused
   "evaluation.every",
   "checkpoints",
   "logging",
@@ -83,6 +85,23 @@ class RunDirectory:
       # A run that starts at 0 evaluates its start again.
       records.drop_after(path, step or -1)
     reward_failures.drop_after(self.reward_failures, step or -1)
+
+  def dated(self, settings: config.Config) -> config.Config:
+    """Returns the settings with a date for prompts: the one of the run's start.
+
+    Every process must call it: where there is no date yet, the first one's
+    clock counts.
+    """
+    date = settings.tokenizer.date
+    if date is None and self.settings.exists():
+      then = json.loads(self.settings.read_text("utf-8"))
+      date = then["config"]["tokenizer"].get("date")
+    if date is None:
+      seconds = processes.gather(np.uint32(time.time()))[0]
+      date = dates.of_seconds(int(seconds))
+    return dataclasses.replace(
+      settings, tokenizer=dataclasses.replace(settings.tokenizer, date=date)
+    )
 
   def logged_at(self, step: int) -> dict[str, Any]:
     """Returns everything that was logged at a step; {} where nothing was."""
@@ -237,7 +256,14 @@ def _differences(then: Any, now: Any, path: str) -> Iterator[str]:
       inner = f"{path}.{name}" if path else name
       yield from _differences(then.get(name), now.get(name), inner)
     return
+  if isinstance(then, str) and isinstance(now, str) and _same_file(then, now):
+    return
   yield f"{path} must stay {then!r}, got {now!r}"
+
+
+def _same_file(one: str, other: str) -> bool:
+  real = [os.path.realpath(os.path.expanduser(path)) for path in (one, other)]
+  return real[0] == real[1] and os.path.exists(real[0])
 
 
 def _check_writable(path: pathlib.Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config, errors, processes
-from bilevel_jax.rewards import pool
+from bilevel_jax import config, errors, methods, own_code, processes
+from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import cache
 from bilevel_jax.training import experts, meshes, sharding, sources
 from bilevel_jax.training import learner as learner_lib
@@ -125,8 +125,25 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "method": {},  # the method's own memory
       "model": sources.checksum(base),
       "examples": examples,
+      "code": _code(settings),
     },
   )
+
+
+def changed_code(run: Run) -> list[str]:
+  """Returns a sentence for each file of the user's own code that changed."""
+  return [
+    f"the code of {path} is not what the run started with"
+    for path, code in _code(run.settings).items()
+    if run.host["code"].get(path) != code
+  ]
+
+
+def _code(settings: config.Config) -> dict[str, str]:
+  paths = [p for p in settings.reward.verifiers if p not in verifiers.NAMES]
+  if settings.method.name not in methods.METHODS:
+    paths.append(settings.method.name)
+  return {path: own_code.file_hash(path) for path in paths}
 
 
 def spent(run: Run) -> str | None:

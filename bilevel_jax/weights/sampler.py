@@ -33,7 +33,7 @@ class Sampler(NamedTuple):
 
 def build(
   opened: opening.Opened,
-  prompt_format: settings.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   *,
   dtype: str | None = None,
   place: Place | None = None,
@@ -49,10 +49,6 @@ def build(
     ConfigError: it cannot be read, or its tokenizer does not fit.
   """
   architecture = opened.architecture
-  with tempfile.TemporaryDirectory() as scratch:
-    tokenizer = tokenizer_lib.of_settings(
-      opened.tokenizer_files(pathlib.Path(scratch)), prompt_format
-    )
   without_token = tokenizer.ids_without_token(architecture.vocab_size)
   rows, places = None, None
   if place is not None:
@@ -70,6 +66,20 @@ def build(
   )
   weights = jax.jit(policy.merge)(opened.read(places), None)
   return Sampler(architecture, policy, weights, tokenizer)
+
+
+def read_tokenizer(
+  opened: opening.Opened, prompt_format: settings.Tokenizer
+) -> tokenizer_lib.Tokenizer:
+  """Returns the tokenizer of a model that was opened.
+
+  Raises:
+    ConfigError: it cannot be read.
+  """
+  with tempfile.TemporaryDirectory() as scratch:
+    return tokenizer_lib.of_settings(
+      opened.tokenizer_files(pathlib.Path(scratch)), prompt_format
+    )
 
 
 def prompt_format(

@@ -211,7 +211,9 @@ def _tests(
   export: pathlib.Path, settings: config.Config, study: plan.Study
 ) -> dict[str, Any]:
   """Returns, for each test, the greedy answers that are right, as 0 and 1."""
-  model = sampler.build(weights.open(str(export)), settings.tokenizer)
+  opened = weights.open(str(export))
+  prompt_format = sampler.prompt_format(opened, settings.tokenizer)
+  model = sampler.build(opened, sampler.read_tokenizer(opened, prompt_format))
   with pool.Scorer(
     {study.verifier: 1.0},
     deadline_s=settings.reward.deadline_s,
