@@ -40,21 +40,22 @@ def test_a_token_depends_on_earlier_tokens_of_its_segment_and_no_others(kernel):
 @pytest.mark.parametrize("kernel", ["xla", "chunked"])
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_packed_rows_equal_separate_rows(name, kernel):
-  policy = tiny.make(name, attention=kernel)
-  base, adapter = tiny.weights(policy)
-  tokens, positions, segments = tiny.row(
-    np.random.default_rng(1), policy.vocab_size, [7, 12, 5], padding=3
-  )
-  hidden = jax.jit(policy.hidden)
-  packed = hidden(base, adapter, tokens, positions, segments)[0]
-  for n in (1, 2, 3):
-    mine = segments[0] == n
-    alone = np.pad(tokens[0][mine], (0, 27 - mine.sum()))[None]
-    at = np.arange(27, dtype=np.int32)[None]
-    ids = (at < mine.sum()).astype(np.int32)
-    separate = hidden(base, adapter, alone, at, ids)[0, : mine.sum()]
-    np.testing.assert_allclose(packed[mine], separate, atol=2e-6)
-  assert np.isfinite(packed).all()
+  with jax.enable_x64(True):
+    policy = tiny.make(name, attention=kernel, compute_dtype="float64")
+    base, adapter = tiny.weights(policy, dtype=np.float64)
+    tokens, positions, segments = tiny.row(
+      np.random.default_rng(1), policy.vocab_size, [7, 12, 5], padding=3
+    )
+    hidden = jax.jit(policy.hidden)
+    packed = hidden(base, adapter, tokens, positions, segments)[0]
+    for n in (1, 2, 3):
+      mine = segments[0] == n
+      alone = np.pad(tokens[0][mine], (0, 27 - mine.sum()))[None]
+      at = np.arange(27, dtype=np.int32)[None]
+      ids = (at < mine.sum()).astype(np.int32)
+      separate = hidden(base, adapter, alone, at, ids)[0, : mine.sum()]
+      np.testing.assert_allclose(packed[mine], separate, atol=1e-12)
+    assert np.isfinite(packed).all()
 
 
 def test_left_padding_equals_right_padding():

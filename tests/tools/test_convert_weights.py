@@ -81,7 +81,10 @@ def test_a_gguf_file_comes_with_its_tokenizer(tmp_path):
   [
     (["no/such/place/at/all"], "no/such/place/at/all is not a directory"),
     (["missing.gguf"], "missing.gguf must be a GGUF file, got no such file"),
-    (["{source}", "--shard-gb", "0"], "--shard-gb must be above 0, got 0.0"),
+    (
+      ["{source}", "--shard-gb", "0"],
+      "--shard-gb must be above 0, below 2^31, got 0.0",
+    ),
     (["{source}", "--out", "{source}"], "--out must be empty or absent"),
     (
       ["{source}", "--out", "{source}", "--force"],
