@@ -244,7 +244,7 @@ def test_log_probs_that_came_with_the_data_stay_with_their_demonstrations():
   given = batches.Demonstrations(
     scored, Characters(), max_tokens=4, overlong="truncate", share=1.0, seed=3
   )
-  for _, _, solution, values in given.take(1, 5):
+  for _, _, solution, values, _ in given.take(1, 5):
     letters = int((solution > 0).sum())
     assert values.dtype == np.float32
     assert len(values) == len(solution)

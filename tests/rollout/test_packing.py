@@ -87,6 +87,7 @@ def test_the_transformer_gives_the_same_log_probs_and_gradients(kernel):
   rng = np.random.default_rng(1)
   batch = _batch(rng, 9)
   policy = tiny_run.make_policy(
+    without_token=frozenset(),
     attention=kernel,
     remat="everything" if kernel == "chunked" else "none",
   )

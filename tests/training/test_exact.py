@@ -54,6 +54,7 @@ def _gradient(batch, mesh=None, *, remat="none", chunk=64, attention="xla"):
   """The gradient of GSPO's loss: it couples the tokens of a sequence."""
   policy = tiny_run.make_policy(
     ARCHITECTURE,
+    without_token=frozenset(),
     attention=attention,
     remat=remat,
     rows=None if mesh is None else sharding.batch_sharding(mesh),
@@ -77,6 +78,7 @@ def _gradient(batch, mesh=None, *, remat="none", chunk=64, attention="xla"):
     )
     batch = sharding.place_batch(batch, mesh)
   found = jax.jit(accumulation.gradient(objective))(base, adapter, batch)
+  assert np.isfinite(found.loss)
   return jax.device_get(found._replace(aux=None))
 
 
