@@ -181,8 +181,10 @@ def test_weights_that_do_not_fit_are_refused(directory, tmp_path):
   fields = json.loads((policy / "config.json").read_text())
   (policy / "config.json").write_text(json.dumps(fields | {"vocab_size": 63}))
   assert "must have shape" in _refused(settings)
-  (policy / "config.json").write_text(json.dumps(fields | {"vocab_size": 9}))
+  small = tiny_run.weights(tmp_path / "small", vocab_size=9)
+  settings.model.weights = str(small)
   assert "the tokenizer" in _refused(settings)
+  settings.model.weights = str(policy)
   (policy / "config.json").write_text(
     json.dumps(fields | {"model_type": "mamba"})
   )
