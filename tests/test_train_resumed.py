@@ -171,7 +171,7 @@ def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
   assert (expected.number < 4) == (budget is not None)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(f"bilevel_jax.{killed}", _killed)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(_Killed):
       train.run(tiny_run.parsed(directory, name, **changes))
   resumed = tiny_run.parsed(directory, name, resume=True, **changes)
   step = train.run(resumed)
@@ -204,8 +204,12 @@ def test_a_run_that_is_to_have_no_more_steps_is_brought_to_its_end(directory):
   assert step.files.report.exists()
 
 
+class _Killed(BaseException):
+  """What no code of a run catches."""
+
+
 def _killed(*_, **__):
-  raise InterruptedError
+  raise _Killed
 
 
 def test_a_damaged_checkpoint_costs_its_steps_alone(directory, capsys):
@@ -242,7 +246,7 @@ def test_a_run_that_had_no_checkpoint_yet_says_that_it_starts_again(
   changes = {"checkpoints__every": None, "checkpoints__export": False}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr("bilevel_jax.train._stop_if_non_finite", _killed)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(_Killed):
       train.run(tiny_run.parsed(directory, "early", steps=1, **changes))
   resumed = tiny_run.parsed(directory, "early", steps=1, resume=True, **changes)
   assert train.run(resumed).number == 1

@@ -51,8 +51,8 @@ def earlier_settings(out: pathlib.Path) -> dict[str, Any] | None:
   path = out / "settings.json"
   if not path.is_file():
     return None
+  found = json_lines.parse(path.read_bytes(), str(path))
   try:
-    found = json_lines.parse(path.read_bytes(), str(path))
     for name in found["benchmarks"]:
       found["benchmarks"][name]["sha256"]
   except (ValueError, LookupError, TypeError) as error:

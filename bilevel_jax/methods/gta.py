@@ -7,7 +7,6 @@ apart, RL's alone is taken.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,12 +25,6 @@ class Options:
   guess_end: str | None = setting(
     None, "text that ends a guess, which SFT alone learns; None: there is none"
   )
-
-
-def rules(options: Options, settings: Any) -> Iterator[str]:
-  """Yields a sentence for each rule that the settings break."""
-  if options.guess_end == "":
-    yield "method.gta.guess_end must have a character, or be None, got ''"
 
 
 def build(options: Options, setup: contract.Setup) -> contract.Method:

@@ -263,7 +263,7 @@ def test_of_samples_that_begin_alike_trapo_learns_the_beginning_once():
   [
     ("trapo", {"shares": (0.0, 1.0)}, "for each micro-group, got 4, 2, 4"),
     ("trapo", {"sizes": (4, 2, 2, 0)}, r"sizes must be at least 1 each, got"),
-    ("gta", {"guess_end": ""}, "guess_end must have a character"),
+    ("gta", {"guess_end": ""}, "guess_end must not be empty"),
   ],
 )
 def test_settings_that_mean_nothing_are_refused(world, name, options, message):
