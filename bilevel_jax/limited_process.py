@@ -57,6 +57,34 @@ class LimitedProcess:
       start_new_session=True,
     )
 
+  @classmethod
+  def of_module(
+    cls,
+    module: str,
+    pass_fds: Sequence[int],
+    *,
+    memory: int | None,
+    env: Mapping[str, str],
+  ) -> "LimitedProcess":
+    """Starts a module as a script that can import what this process can.
+
+    What it prints is not held back, and is seen though the process is killed.
+
+    Args:
+      module: its dotted name, from where this process would import it.
+      pass_fds: file descriptors that it inherits; their numbers are its
+        arguments.
+      memory: as the constructor has it.
+      env: changes to this process's environment.
+    """
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    return cls(
+      [sys.executable, "-uP", "-m", module, *map(str, pass_fds)],
+      memory=memory,
+      pass_fds=pass_fds,
+      env={**os.environ, "PYTHONPATH": path, **env},
+    )
+
   @property
   def process_id(self) -> int:
     """Id of the process between, whose end is the end of all."""

@@ -9,7 +9,7 @@ import pathlib
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bilevel_jax import errors
@@ -91,6 +91,26 @@ def imported(module: str, path: str, setting: str, hint: str = "") -> Any:
     ) from error
   finally:
     sys.stderr.write(said.getvalue())
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+  """Makes one sentence of what the user's own code raises inside.
+
+  Args:
+    what: the sentence up to what was raised.
+
+  Raises:
+    ConfigError: it raised something, or ended the program.
+  """
+  try:
+    yield
+  except errors.ConfigError:
+    raise
+  except (Exception, SystemExit) as error:  # it may do anything
+    inside = error.__traceback__ and error.__traceback__.tb_next
+    raised = what_raised(error.with_traceback(inside))
+    raise errors.ConfigError(f"{what} {raised}") from error
 
 
 def what_raised(error: BaseException) -> str:

@@ -93,17 +93,11 @@ def _load(path: pathlib.Path, quick: bool) -> plan.Study:
   if spec is None or spec.loader is None or not path.is_file():
     raise errors.ConfigError(f"STUDY.py must be a Python file, got {path}")
   module = importlib.util.module_from_spec(spec)
-  try:
+  with own_code.told(f"{path} cannot be used:"):
     spec.loader.exec_module(module)
     if not callable(get_study := getattr(module, "get_study", None)):
       raise errors.ConfigError(f"{path} must have a function get_study(quick)")
     study = get_study(quick=quick)
-  except errors.ConfigError:
-    raise
-  except (Exception, SystemExit) as error:  # it may do anything
-    raise errors.ConfigError(
-      f"{path} cannot be used: {own_code.what_raised(error)}"
-    ) from error
   if not isinstance(study, plan.Study):
     raise errors.ConfigError(
       f"get_study of {path} must return an experiments.engine.plan.Study, got "

@@ -11,6 +11,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE_S = 600  # what takes longer has stopped, however busy the machine
 
 
+def alive(process_id: int) -> bool:
+  """Returns whether a process runs: it is there, and no zombie."""
+  try:
+    status = pathlib.Path(f"/proc/{process_id}/stat").read_text()
+  except FileNotFoundError:
+    return False
+  return status.rpartition(")")[2].split()[0] != "Z"
+
+
 @contextlib.contextmanager
 def own_port() -> Iterator[int]:
   """Yields a port of loopback that nobody else is given in the block.

@@ -16,7 +16,8 @@ _REPLACED = {
   r"(?<!with)drawn(?![a-z])": "sampled, plotted",
   r"(?<![a-z])wording(?![a-z])": "prompt_format",
   r"Layout|\.layout\b|\blayout\b(?!=\")": "PackedRows, RowSharding",
-  r"(?<![a-z])(house|rooms|chapters?)(?![a-z])": "package, module, part",
+  r"(?<![a-z])(house|chapters?)(?![a-z])": "package, module, part",
+  r"(?<![a-z])rooms?(?![a-z])": "space; a part of the package",
 }
 
 

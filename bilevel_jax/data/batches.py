@@ -157,7 +157,7 @@ class Demonstrations:
       max_tokens: longest prompt plus solution, in tokens.
       overlong: `drop` leaves longer ones out; `truncate` keeps the prompt and
         the start of the solution, and leaves out those whose prompt leaves no
-        room for it.
+        space for it.
       share: of those with a solution, in [0, 1]; the seed chooses which, and
         a smaller share is part of a larger one.
       seed: of the choice and of the order.

@@ -9,7 +9,6 @@ FILE_DESCRIPTOR` renders for the process that started it, one after the other.
 import atexit
 import contextlib
 import json
-import os
 import signal
 import sys
 import threading
@@ -67,13 +66,11 @@ class _Process:
 
   def __init__(self):
     self._pipe, remote = connection.Pipe()
-    self._process = limited_process.LimitedProcess(
-      [sys.executable, "-P", "-m", __name__, str(remote.fileno())],
+    self._process = limited_process.LimitedProcess.of_module(
+      __name__,
+      [remote.fileno()],
       memory=_MOST_BYTES,
-      pass_fds=[remote.fileno()],
-      env=os.environ
-      | {
-        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+      env={
         "TRANSFORMERS_VERBOSITY": "critical",  # it misses torch otherwise
         "OPENBLAS_NUM_THREADS": "1",
       },

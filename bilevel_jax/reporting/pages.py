@@ -57,7 +57,7 @@ def figure(title: str, unit: str, drawing: str) -> str:
 
 
 def grid(parts: str) -> str:
-  """Returns parts of a page side by side, as many as there is room for."""
+  """Returns parts of a page side by side, as many as fit."""
   return f'<div class="grid">{parts}</div>'
 
 

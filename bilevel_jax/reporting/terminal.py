@@ -4,7 +4,7 @@ import collections
 import importlib
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import rich.box
@@ -137,12 +137,11 @@ class Display:
       records: with prompt, completion, reward and finish_reason; answer too.
     """
     for record in records:
-      body = rich.table.Table.grid(padding=(0, 2))
-      body.add_column(style="bold", no_wrap=True)
-      body.add_column(overflow="fold")
-      for heading in ("prompt", "completion", "answer"):
-        if record.get(heading) is not None:
-          body.add_row(heading, _plain(str(record[heading]).strip()))
+      body = _texts(
+        (heading, record[heading])
+        for heading in ("prompt", "completion", "answer")
+        if record.get(heading) is not None
+      )
       worth, good = text.verdict(record)
       title = f"step {step}  {worth}  ended by {record['finish_reason']}"
       self._print(
@@ -193,16 +192,15 @@ class Display:
     """Shows some questions that were answered wrong before and right after."""
     self.note(changed.counts)
     for before, after in changed.gained[:_PAIRS]:
-      body = rich.table.Table.grid(padding=(0, 2))
-      body.add_column(style="bold", no_wrap=True)
-      body.add_column(overflow="fold")
-      for heading, words in (
-        ("question", after["prompt"]),
-        ("before", before["completion"]),
-        ("after", after["completion"]),
-      ):
-        body.add_row(f"  {heading}", _plain(str(words).strip()))
-      self._print(body)
+      self._print(
+        _texts(
+          [
+            ("  question", after["prompt"]),
+            ("  before", before["completion"]),
+            ("  after", after["completion"]),
+          ]
+        )
+      )
 
   def _print(self, shown: rich.console.RenderableType) -> None:
     # A line of a log stays one line, however long.
@@ -239,6 +237,16 @@ class NotebookOutput:
       self._shown = display(dict(content), raw=True, display_id=True)
     else:
       self._shown.update(dict(content), raw=True)
+
+
+def _texts(rows: Iterable[tuple[str, object]]) -> rich.table.Table:
+  """Returns texts, each beside its heading."""
+  grid = rich.table.Table.grid(padding=(0, 2))
+  grid.add_column(style="bold", no_wrap=True)
+  grid.add_column(overflow="fold")
+  for heading, words in rows:
+    grid.add_row(heading, _plain(str(words).strip()))
+  return grid
 
 
 def _plain(words: str) -> rich.text.Text:

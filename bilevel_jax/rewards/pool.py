@@ -8,7 +8,6 @@ import os
 import pickle
 import secrets
 import select
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -207,17 +206,12 @@ class _Worker:
     requests, self._requests = _pipe("wb")
     answers, self._answers = _pipe("rb")
     # Not multiprocessing.Process: fork is not safe beside JAX's threads, and
-    # spawn runs the parent's `__main__` again. -P: as in sys.path, no less
-    # and no more; -u: what is printed is seen though the process is killed.
-    self._process = limited_process.LimitedProcess(
-      [sys.executable, "-uP", "-m", _WORKER, str(requests), str(answers)],
+    # spawn runs the parent's `__main__` again.
+    self._process = limited_process.LimitedProcess.of_module(
+      _WORKER,
+      [requests, answers],
       memory=memory,
-      pass_fds=[requests, answers],
-      env=os.environ
-      | {
-        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
-        "JAX_PLATFORMS": "cpu",  # a user's verifier must not take the GPU
-      },
+      env={"JAX_PLATFORMS": "cpu"},  # a verifier must not take the GPU
     )
     os.close(requests)
     os.close(answers)
@@ -285,7 +279,7 @@ class _Worker:
     self._write()
 
   def _write(self) -> None:
-    """Writes what the pipe has room for: a process may have stopped reading."""
+    """Writes what the pipe can take: a process may have stopped reading."""
     try:
       while self._unsent and (count := self._requests.write(self._unsent)):
         self._unsent = self._unsent[count:]

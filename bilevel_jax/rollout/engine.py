@@ -154,10 +154,10 @@ def rows_that_fit(
   *,
   cache_step: int = 64,
 ) -> int:
-  """Returns the rows that a cache of so many bytes has room for.
+  """Returns the rows that a cache of so many bytes can hold.
 
   Raises:
-    ConfigError: there is no room for one row.
+    ConfigError: it cannot hold one row.
   """
   columns = cache_columns(prompt_tokens, new_tokens, cache_step=cache_step)
   row = caches.bytes_per_row(policy, columns)

@@ -98,7 +98,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
 
 
 def log_probs(columns: int, wanted: int) -> int:
-  """Returns K, the log-probs that there is room for on a device."""
+  """Returns K, the log-probs that a device can hold."""
   quarter = -(-columns // 4)
   return max(_up(wanted, quarter), quarter)
 
@@ -142,8 +142,8 @@ def _prefix_groups(
   found = []
   for members in alike.values():
     prefix = tokens[members[0], : spans.first[members[0]]]
-    room = columns - len(prefix)
-    for some in _fill([int(own[row]) for row in members], room):
+    space = columns - len(prefix)
+    for some in _fill([int(own[row]) for row in members], space):
       chosen = [members[i] for i in some]
       cost = len(prefix) + int(own[chosen].sum())
       found.append(_PrefixGroup(prefix, chosen, cost))
@@ -153,16 +153,16 @@ def _prefix_groups(
 def _fill(costs: Sequence[int], capacity: int) -> list[list[int]]:
   """Best fit, the largest first: bins of indices, each of cost <= capacity."""
   bins: list[list[int]] = []
-  left: list[tuple[int, int]] = []  # room, bin; in order
+  left: list[tuple[int, int]] = []  # space, bin; in order
   for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
     place = bisect.bisect_left(left, (costs[index], -1))
     if place == len(left):
-      room, number = capacity, len(bins)
+      space, number = capacity, len(bins)
       bins.append([])
     else:
-      room, number = left.pop(place)
+      space, number = left.pop(place)
     bins[number].append(index)
-    bisect.insort(left, (room - costs[index], number))
+    bisect.insort(left, (space - costs[index], number))
   return bins
 
 

@@ -34,7 +34,7 @@ MAY_CHANGE = (
   "mesh",
   "reward.memory",
 )
-_LEAST_BYTES = 2**18  # of room on the disk, for a start
+_LEAST_BYTES = 2**18  # free on the disk, for a start
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

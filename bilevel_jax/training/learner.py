@@ -157,14 +157,8 @@ def _made(method: config.Method, setup: contract.Setup) -> contract.Method:
   build = methods.find(method.name).build
   if method.name in methods.METHODS:
     return build(method.own, setup)
-  try:
+  with own_code.told(f"method.name: {method.name!r} raised"):
     made = build(method.own, setup)
-  except errors.ConfigError:
-    raise
-  except Exception as error:  # it is the user's own
-    raise errors.ConfigError(
-      f"method.name: {method.name!r} raised {own_code.what_raised(error)}"
-    ) from error
   if not isinstance(made, contract.Method):
     raise errors.ConfigError(
       f"method.name: {method.name!r} must return a methods.contract.Method, "

@@ -132,14 +132,14 @@ def for_sampling(
   """Returns where rows are and where each array is, to sample and no more.
 
   Each device has a copy of the weights and a part of the rows. Where a device
-  has no room for the weights as they are read, float32 and a copy in the
+  cannot hold the weights as they are read, float32 and a copy in the
   compute dtype, matrices are split over as few devices as it takes.
 
   Args:
     base: its arrays, or their shapes.
 
   Raises:
-    ConfigError: there is no room, however it is split.
+    ConfigError: no device can hold its part, however it is split.
   """
   limit = _reported_bytes(devices) or math.inf
   needed = 6 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(base))

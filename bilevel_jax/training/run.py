@@ -132,12 +132,10 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
 
 def changed_code(run: Run) -> list[str]:
   """Returns a sentence for each file of the user's own code that changed."""
-  now = _code(run.settings)
-  then = run.host.get("code", now)  # a checkpoint of an older version has none
   return [
     f"the code of {path} is not what the run started with"
-    for path, code in now.items()
-    if then.get(path) != code
+    for path, code in _code(run.settings).items()
+    if run.host["code"].get(path) != code
   ]
 
 

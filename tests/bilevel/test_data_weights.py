@@ -7,18 +7,9 @@ import optax
 import pytest
 
 from bilevel_jax.bilevel import data_weights, problem, unrolled
-from bilevel_jax.training import optimizers
+from tests.bilevel import steps
 
 TERMS, SIZE = 5, 4
-OPTIMIZERS = {
-  "sgd": optax.sgd(0.1),
-  "momentum": optax.sgd(0.1, momentum=0.9),
-  "adam": optax.adam(0.01, eps_root=1e-16),
-  "adamw": optax.adamw(0.01, eps_root=1e-16),
-  "clip, adam": optax.chain(
-    optimizers.clip_by_global_norm(0.5), optax.adam(0.01, eps_root=1e-16)
-  ),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -37,25 +28,12 @@ def _problem(seed=0):
   return losses, upper, lower, {"x": jnp.asarray(rng.normal(size=SIZE))}
 
 
-def _warm(optimizer, x):
-  state = optimizer.init(x)
-  for scale in (0.3, -0.1):
-    gradient = jax.tree.map(lambda v, k=scale: k * (1 + jnp.sin(3 * v)), x)
-    _, state = optimizer.update(gradient, state, x)
-  return state
-
-
-def _differences(function, s, step=1e-5):
-  one = lambda e: (function(s + step * e) - function(s - step * e)) / (2 * step)
-  return np.array([one(e) for e in np.eye(len(s))])
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", steps.OPTIMIZERS)
 @pytest.mark.parametrize("mixed_product", ["exact", "finite_difference"])
 def test_one_step_is_the_derivative_of_the_step(name, mixed_product):
   losses, upper, lower, x = _problem()
-  optimizer = OPTIMIZERS[name]
-  state = _warm(optimizer, x)
+  optimizer = steps.OPTIMIZERS[name]
+  state = steps.warm(optimizer, x)
   s = jnp.linspace(0.5, 1.5, TERMS)
   held = jax.grad(upper)(x)
 
@@ -70,18 +48,18 @@ def test_one_step_is_the_derivative_of_the_step(name, mixed_product):
   tolerance = 1e-6 if mixed_product == "exact" else 1e-3
   np.testing.assert_allclose(
     found,
-    _differences(along_held, s),
+    steps.differences(along_held, s),
     rtol=tolerance,
     atol=tolerance * np.abs(found).max(),
   )
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", steps.OPTIMIZERS)
 def test_unrolled_with_one_step_is_the_derivative_after_it(name):
   """And one_step is that to first order in the rate."""
   losses, upper, lower, x = _problem()
-  optimizer = OPTIMIZERS[name]
-  state = _warm(optimizer, x)
+  optimizer = steps.OPTIMIZERS[name]
+  state = steps.warm(optimizer, x)
   s = jnp.linspace(0.5, 1.5, TERMS)
 
   def after(s):
@@ -94,7 +72,7 @@ def test_unrolled_with_one_step_is_the_derivative_after_it(name):
   found = unrolled.unrolled(optimizer, steps=1)(
     of(lambda x, s: upper(x)), of(lower), x, s, None, None, state
   )
-  want = _differences(after, s)
+  want = steps.differences(after, s)
   np.testing.assert_allclose(
     found.gradient, want, rtol=1e-6, atol=1e-6 * np.abs(want).max()
   )

@@ -14,24 +14,15 @@ import optax
 import pytest
 
 from bilevel_jax.bilevel import data_weights, problem, unrolled
-from bilevel_jax.methods import demonstration_weights, terms
+from bilevel_jax.methods import terms, weighted_updates
 from bilevel_jax.objectives import policy_gradient
-from bilevel_jax.training import optimizers
 from tests import tiny_run
+from tests.bilevel import steps
 from tests.methods import conftest
 from tests.models import tiny
 
 ROWS = 4
 S = np.linspace(0.5, 1.5, ROWS)
-OPTIMIZERS = {
-  "sgd": optax.sgd(0.1),
-  "momentum": optax.sgd(0.1, momentum=0.9),
-  "adam": optax.adam(0.01, eps_root=1e-16),
-  "adamw": optax.adamw(0.01, eps_root=1e-16),
-  "clip, adam": optax.chain(
-    optimizers.clip_by_global_norm(0.5), optax.adam(0.01, eps_root=1e-16)
-  ),
-}
 
 
 class Task(NamedTuple):
@@ -65,7 +56,7 @@ def task():
     upper = jax.jit(lambda base: rl(base, None, batch.rl)[0])
 
     def of_rows(base, s):
-      rows = demonstration_weights.weighted(batch.sft, s)
+      rows = weighted_updates.weighted(batch.sft, s)
       return 0.75 * sft(base, None, rows)[0]
 
     losses = lambda base: jax.grad(lambda s: of_rows(base, s))(jnp.ones(ROWS))
@@ -84,48 +75,35 @@ def task():
     )
 
 
-def _warm(optimizer, base):
-  state = optimizer.init(base)
-  for scale in (0.3, -0.1):
-    gradient = jax.tree.map(lambda x, k=scale: k * (1 + jnp.sin(3 * x)), base)
-    _, state = optimizer.update(gradient, state, base)
-  return state
-
-
-def _differences(function, size=1e-5):
-  one = lambda e: (function(S + size * e) - function(S - size * e)) / (2 * size)
-  return np.array([one(e) for e in np.eye(ROWS)])
-
-
 def _close(found, want):
   np.testing.assert_allclose(
     found, want, rtol=1e-6, atol=1e-6 * np.abs(want).max()
   )
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", steps.OPTIMIZERS)
 def test_one_step_is_the_derivative_of_the_step_along_the_reward(task, name):
   with jax.enable_x64(True):
-    optimizer, base = OPTIMIZERS[name], task.base
-    state, held = _warm(optimizer, base), task.upper_gradient(base)
+    optimizer, base = steps.OPTIMIZERS[name], task.base
+    state, held = steps.warm(optimizer, base), task.upper_gradient(base)
     move = jax.jit(lambda gradient: optimizer.update(gradient, state, base)[0])
     direction = data_weights.direction(
       optimizer, state, base, task.lower_gradient(base, S), held
     )
     _close(
       task.along(base, direction),
-      _differences(
-        lambda s: problem.inner(held, move(task.lower_gradient(base, s)))
+      steps.differences(
+        lambda s: problem.inner(held, move(task.lower_gradient(base, s))), S
       ),
     )
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", steps.OPTIMIZERS)
 def test_unrolled_is_the_derivative_of_the_reward_after_the_step(task, name):
   """And one_step is that to first order in the rate."""
   with jax.enable_x64(True):
-    optimizer, base = OPTIMIZERS[name], task.base
-    state = _warm(optimizer, base)
+    optimizer, base = steps.OPTIMIZERS[name], task.base
+    state = steps.warm(optimizer, base)
     move = jax.jit(lambda gradient: optimizer.update(gradient, state, base)[0])
 
     def after(s):
@@ -144,7 +122,7 @@ def test_unrolled_is_the_derivative_of_the_reward_after_the_step(task, name):
       None,
       state,
     )
-    want = _differences(after)
+    want = steps.differences(after, S)
     _close(found.gradient, want)
     first = task.along(
       base,

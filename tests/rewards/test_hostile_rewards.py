@@ -29,19 +29,11 @@ def _score(scorer, *texts):
   return scorer.score(texts, [question] * len(texts))
 
 
-def _alive(process_id):
-  try:
-    status = pathlib.Path(f"/proc/{process_id}/stat").read_text()
-  except FileNotFoundError:
-    return False
-  return status.rpartition(")")[2].split()[0] != "Z"
-
-
 def _ends(*process_ids):
   end = time.monotonic() + processes.PATIENCE_S
-  while any(map(_alive, process_ids)) and time.monotonic() < end:
+  while any(map(processes.alive, process_ids)) and time.monotonic() < end:
     time.sleep(0.05)
-  return not any(map(_alive, process_ids))
+  return not any(map(processes.alive, process_ids))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import concurrent.futures
 import importlib
 import math
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -69,14 +68,6 @@ def _scorer(deadline_s=DEADLINE_S, workers=2):
 def _score(scorer, *texts):
   question = types.Question("", "", "a", None, {"key": "a"})
   return scorer.score(texts, [question] * len(texts))
-
-
-def _alive(process_id):
-  try:
-    status = pathlib.Path(f"/proc/{process_id}/stat").read_text()
-  except FileNotFoundError:
-    return False
-  return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_scores_keep_the_order_of_the_completions():
@@ -171,9 +162,9 @@ def test_what_a_verifier_started_ends_with_its_process(tmp_path):
     _score(scorer, f"child {file}")
     child = int(file.read_text())
     end = time.monotonic() + processes.PATIENCE_S
-    while _alive(child) and time.monotonic() < end:
+    while processes.alive(child) and time.monotonic() < end:
       time.sleep(0.05)
-    assert not _alive(child)
+    assert not processes.alive(child)
 
 
 def test_one_process_survives_many_hanging_completions():
@@ -202,7 +193,7 @@ def test_a_process_that_is_killed_between_batches_costs_nothing():
     killed = scorer.process_ids
     for process_id in killed:
       os.kill(process_id, signal.SIGKILL)
-    while any(map(_alive, killed)):
+    while any(map(processes.alive, killed)):
       time.sleep(0.01)
     assert _score(scorer, *["1"] * 10).scored.all()
     assert not set(killed) & set(scorer.process_ids)
@@ -285,8 +276,8 @@ def test_verifiers_that_cannot_hang_start_no_process():
 def test_closing_leaves_no_process_and_ends_scoring():
   with _scorer() as scorer:
     process_ids = scorer.process_ids
-    assert all(map(_alive, process_ids))
-  assert not any(map(_alive, process_ids))
+    assert all(map(processes.alive, process_ids))
+  assert not any(map(processes.alive, process_ids))
   with pytest.raises(RuntimeError, match="the scorer is closed"):
     _score(scorer, "1")
   scorer.close()
@@ -363,6 +354,6 @@ def test_no_process_outlives_a_parent_that_is_killed(tmp_path, doing):
   process_ids = re.findall(r"\d+", done.stdout)
   assert len(process_ids) == 2
   end = time.monotonic() + 30
-  while any(map(_alive, process_ids)) and time.monotonic() < end:
+  while any(map(processes.alive, process_ids)) and time.monotonic() < end:
     time.sleep(0.1)
-  assert not any(map(_alive, process_ids))
+  assert not any(map(processes.alive, process_ids))
