@@ -124,6 +124,11 @@ class _Peer:
     self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
       files, dtype=getattr(torch, settings["dtype"] or "float32")
     ).eval()
+    self._without_token = sorted(
+      self.tokenizer.ids_without_token(
+        self._model.get_output_embeddings().out_features
+      )
+    )
 
   @torch.inference_mode()
   def answer(
@@ -141,6 +146,7 @@ class _Peer:
       do_sample=False,
       eos_token_id=list(self.tokenizer.eos_ids),
       pad_token_id=0,
+      suppress_tokens=self._without_token or None,
     )[:, longest:].tolist()
     tokens = [self._until_end(row) for row in out]
     texts = [self.tokenizer.decode(row) for row in tokens]
@@ -183,7 +189,9 @@ class _Peer:
     question = types.Question("", record["question"], "", None, {})
     prompt = self.tokenizer.prompt_tokens(question).tolist()
     logits = self._model(torch.tensor([prompt + tokens[:parted]])).logits
-    first, second = logits[0, -1].float().topk(2).values.tolist()
+    logits = logits[0, -1].float()
+    logits[self._without_token] = -torch.inf
+    first, second = logits.topk(2).values.tolist()
     return parted, first - second
 
 

@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 
+import jax
+
 from bilevel_jax import config, train
 from tests import processes, tiny_run
 
@@ -55,8 +57,6 @@ def run(directory: pathlib.Path, kills: int, seed: int = 0) -> Campaign:
   Args:
     directory: an empty one.
   """
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory / "cache"))
-  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   # Its processes have all modules from the first one, which starts no device.
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(list(_PRELOADED))
@@ -94,6 +94,8 @@ def _train(directory: pathlib.Path, name: str, resume: bool) -> None:
   said = os.open(directory / name / "said", os.O_CREAT | os.O_WRONLY)
   os.dup2(said, 1)
   os.dup2(said, 2)
+  jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   c = tiny_run.settings(directory, name)
   c.steps, c.resume = STEPS, resume
   c.method.name = "grpo"

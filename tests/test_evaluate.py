@@ -181,12 +181,18 @@ def test_results_of_an_evaluation_are_not_written_over_when_broken(run):
     assert (code, err.count("\n")) == (2, 1)
     assert f"{path} line 2 " in err
     assert path.read_text() == lines[0] + line + lines[2]
-  for text in ("[1]", "{}", '{"benchmarks": {"gsm8k": 1}}', '{"a'):
+  broken = "settings.json must hold an evaluation's settings"
+  for text, said in {
+    "[1]": "settings.json must be a JSON object, got a list",
+    '{"a': "settings.json is not JSON",
+    "{}": broken,
+    '{"benchmarks": {"gsm8k": 1}}': broken,
+  }.items():
     (run.out / "settings.json").write_text(text)
     for arguments in ([], ["--out", "new", "--against", str(run.out)]):
       code, _, err = run(*arguments)
       assert (code, err.count("\n")) == (2, 1)
-      assert "settings.json must hold an evaluation's settings" in err
+      assert said in err
 
 
 def test_weights_that_were_trained_on_need_another_directory(

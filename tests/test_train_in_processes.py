@@ -51,7 +51,6 @@ class _Pair:
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
       "JAX_NUM_CPU_DEVICES": "2",
-      counted.DIRECTORY: str(directory),
     }
     command = [
       *(sys.executable, "-m", "bilevel_jax.main"),
@@ -67,7 +66,9 @@ class _Pair:
         subprocess.Popen(
           [*command, *flags],
           cwd=processes.ROOT,
-          env=environment | variables,
+          env=environment
+          | {counted.FILE: str(directory / f"calls-{index}")}
+          | variables,
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
           text=True,
@@ -171,8 +172,7 @@ def test_two_processes_train_as_one_through_a_kill_and_a_sigterm(tmp_path):
     assert _besides_gloo(silence) == ""
     assert "stopped" not in said[1][1]
     counts = [
-      len((tmp_path / f"calls-{member.pid}").read_text())
-      for member in pair.members
+      len((tmp_path / f"calls-{index}").read_text()) for index in range(2)
     ]
     assert counts == [COMPLETIONS // 2 * (last - first + 1)] * 2
 
