@@ -246,6 +246,10 @@ def test_a_reward_that_never_works_stops_the_run_and_says_why(
   said = capsys.readouterr().out
   assert said.count("KeyError: 'gold'") == 1  # the first one, once
   assert "12 not scored" in said
+  assert "reward 0.000" not in said  # it is no mean of anything
+  assert not [
+    x for x in tiny_run.logged(directory / "unscored") if "rl/reward" in x
+  ]
   failures = (directory / "unscored" / "reward_failures.txt").read_text()
   assert failures.count("KeyError: 'gold'") == 3 * 12
   assert "step 3: tests.tiny_run.broken raised" in failures

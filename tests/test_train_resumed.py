@@ -129,8 +129,9 @@ def test_a_cold_start_resumes_in_its_second_stage_to_the_bit(directory):
   assert ["rl/reward" in line for line in logged[1:]] == [False] * 2 + [
     True
   ] * 2
-  assert logged[3]["rl/kl_to_reference"] == 0.0
-  assert logged[4]["rl/kl_to_reference"] > 0.0
+  # Two programs take the two log-probs: the square of their rounding is left.
+  assert 0 <= logged[3]["rl/kl_to_reference"] < 1e-12
+  assert logged[4]["rl/kl_to_reference"] > 1e-6
 
 
 def test_stages_resume_to_the_bit_with_their_temperature(directory):

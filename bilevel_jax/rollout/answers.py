@@ -107,30 +107,29 @@ def answer(
 def measure(answers: Answers) -> dict[str, float]:
   """Returns what is logged about a step's rollouts.
 
-  Rewards are means over scored completions; pass@group is the share of
-  questions with a correct completion; lengths are in tokens, EOS included;
-  rollout/tokens are those that were sampled, and time/rollout_programs counts
-  what this process compiled for sampling so far. Where completions began with
-  given tokens: the share of those that did, and the accuracy of the others.
+  Rewards are means over scored completions, left out where there is none;
+  pass@group is the share of questions with a correct completion; lengths are in
+  tokens, EOS included; rollout/tokens are those that were sampled, and
+  time/rollout_programs counts what this process compiled for sampling so far.
+  Where completions began with given tokens: the share of those that did, and
+  the accuracy of the others.
   """
   rollout, scores = answers.rollout, answers.scores
-  counted = max(int(scores.scored.sum()), 1)
+  scored = scores.scored
   groups = scores.correct.reshape(-1, rollout.requests.samples_per_prompt)
   tokens = sampled_tokens(answers)
-  prefixed = rollout.prefix_lengths > 0
-  guided = {}
+  found = {}
+  if scored.any():
+    found["rl/reward"] = float(scores.rewards[scored].mean(dtype=np.float64))
+    found["rl/accuracy"] = float(scores.correct[scored].mean())
   if rollout.requests.prefixes is not None:
-    alone = scores.scored & ~prefixed
-    guided["rollout/guided_share"] = float(prefixed.mean())
-    guided["rollout/given_tokens"] = float(rollout.prefix_lengths.sum())
-    guided["rl/accuracy_unguided"] = float(
-      (scores.correct & alone).sum() / max(int(alone.sum()), 1)
-    )
+    prefixed = rollout.prefix_lengths > 0
+    found["rollout/guided_share"] = float(prefixed.mean())
+    found["rollout/given_tokens"] = float(rollout.prefix_lengths.sum())
+    if (alone := scored & ~prefixed).any():
+      found["rl/accuracy_unguided"] = float(scores.correct[alone].mean())
   return {
-    **guided,
-    "rl/reward": float(np.where(scores.scored, scores.rewards, 0).sum())
-    / counted,
-    "rl/accuracy": float((scores.correct & scores.scored).sum()) / counted,
+    **found,
     "rl/pass_at_group": float(groups.any(axis=1).mean()),
     "rl/groups_without_advantage": float(np.mean(~has_signal(answers))),
     "rl/unscorable": float((~scores.scored).sum()),
