@@ -1,13 +1,13 @@
 """BRIDGE's upper level as weights of demonstrations, learned from the reward.
 
-    base     <- base - lr [ (1 - penalty) sum_i s_i dL_i + penalty dL_RL ]
+    base     <- base - lr [ (1 - penalty) sum_i s_i dL_i + penalty dL_RL ] / m
     weights  by what L_i's part of that step does to L_RL
 
 L_i is demonstration i's share of the SFT loss and s_i its weight, 1 at the
-start. An adapter's upper level is absorbed by the base (docs/hypergradients.md,
-the identity); these weights are not. There is no RL-only copy: the cooperative
-gain's derivative by s does not contain it. How derivatives move weights is
-`bilevel.evidence`.
+start; m = max(1 - penalty, penalty). An adapter's upper level is absorbed by
+the base (docs/hypergradients.md, the identity); these weights are not. There is
+no RL-only copy: the cooperative gain's derivative by s does not contain it. How
+derivatives move weights is `bilevel.evidence`.
 """
 
 import dataclasses

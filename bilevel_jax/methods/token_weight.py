@@ -1,6 +1,7 @@
 """BRIDGE's upper level as one weight function of tokens, learned by reward.
 
-    base       <- base - lr [ (1 - penalty) dL_w + penalty dL_RL ]
+    base       <- base - lr [ (1 - penalty) dL_w + penalty dL_RL ] / m
+    m           = max(1 - penalty, penalty)
     L_w         = -sum_t w_t omega(t) log p(t)
     omega(t)    = c p^a (1 - p)^b e^(d H)
     a, b, d    by what each token's part of that step does to L_RL

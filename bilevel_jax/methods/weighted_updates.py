@@ -1,9 +1,12 @@
 """Updates by a weighted SFT loss and by RL, and what the weights do to L_RL.
 
-    base  <- base - lr [ (1 - penalty) sum_i s_i dL_i + penalty dL_RL ]
+    base  <- base - lr [ (1 - penalty) sum_i s_i dL_i + penalty dL_RL ] / m
+    m       = max(1 - penalty, penalty)
 
 L_i is a demonstration's share of the SFT loss, or a token's, and s_i its
-weight. `one_step` serves both; the others are of demonstrations.
+weight. m makes the larger coefficient 1, as in `sft`, `grpo` and `mixed`: a
+clipped step is that of `mixed` where the penalty is 1/2 and all weights are 1.
+`one_step` serves both; the others are of demonstrations.
 """
 
 import dataclasses
@@ -87,7 +90,9 @@ def one_step(
     if per == "token":
       shape = batch.sft.tokens.shape
       sft = _normalised(sft, weigh, batch.sft)
-    total = penalty_form.mix(penalty, sft.by_lower, rl.by_lower)
+    total = _scaled(
+      penalty, penalty_form.mix(penalty, sft.by_lower, rl.by_lower)
+    )
     mean = jax.tree.map(
       lambda m, g: jnp.where(says, decay * m + (1 - decay) * g, m),
       state.extra["direction"],
@@ -150,7 +155,12 @@ def by_estimator(options: Any, setup: contract.Setup) -> Form:
     base = state.base
     _, aux = plain(base, None, batch.sft)
     s = jnp.ravel(weigh(aux["logprobs"], None, batch.sft))
-    both = cooperative.joint(sft_gradient, rl_gradient, penalty)
+    joint = cooperative.joint(sft_gradient, rl_gradient, penalty)
+
+    def both(lower: Tree, upper: Tree, batch: Any) -> problem.Gradient:
+      *gradients, aux = joint(lower, upper, batch)
+      return problem.Gradient(*_scaled(penalty, gradients), aux=aux)
+
     found = estimate(
       rl_gradient,
       both,
@@ -217,9 +227,8 @@ def swapped_penalty(options: Any, setup: contract.Setup) -> Form:
     }
     rl, sft = found.of_upper, found.of_lower
     agreement = problem.agreement(sft.by_lower, rl.by_lower)
-    state, norms = contract.advance(
-      state, {"base": optimizer}, {"base": moves.lower}
-    )
+    lower = _scaled(penalty, moves.lower)
+    state, norms = contract.advance(state, {"base": optimizer}, {"base": lower})
     return Moved(state, norms, kept, moves.upper, rl, sft, agreement)
 
   return Form(init, move, gradients=contract.Gradients(sft=2))
@@ -354,6 +363,11 @@ def weighted(batch: TokenBatch, s: jax.Array) -> TokenBatch:
   """
   s = s.reshape(len(s), -1)
   return dataclasses.replace(batch, weights=batch.weights * s)
+
+
+def _scaled(penalty: jax.Array, tree: Any) -> Any:
+  """What is weighed by 1 - penalty and by penalty, with the larger one at 1."""
+  return optax.tree.scale(1 / jnp.maximum(1 - penalty, penalty), tree)
 
 
 def _levels(

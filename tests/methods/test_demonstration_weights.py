@@ -11,7 +11,7 @@ import pytest
 
 from bilevel_jax import errors, types
 from bilevel_jax.bilevel import evidence
-from bilevel_jax.methods import contract
+from bilevel_jax.methods import contract, weighted_updates
 from bilevel_jax.rollout import packing
 from bilevel_jax.training import sharding
 from tests.methods import conftest, sgd
@@ -75,7 +75,7 @@ def test_a_step_says_what_each_row_does_to_the_reward(world, hypergradient):
 
 
 def test_a_row_of_a_known_weight_counts_that_much(world):
-  """The base moves by (1 - penalty) sum s_i grad L_i + penalty grad L_RL."""
+  """The base moves by sum s_i grad L_i, and by grad L_RL a third of that."""
   method = _method(world, penalty=0.25)
   state = world.start(method)
   s = np.linspace(0.2, 1.8, len(world.sft.tokens)).astype(np.float32)
@@ -89,13 +89,37 @@ def test_a_row_of_a_known_weight_counts_that_much(world):
   batch = dataclasses.replace(world.sft, weights=world.sft.weights * s[:, None])
   sft, rl = world.problem().upper, world.rl_loss()
   loss = lambda base: (
-    0.75 * sft(base, None, batch)[0] + 0.25 * rl(base, None, world.rl)[0]
+    sft(base, None, batch)[0] + 0.25 / 0.75 * rl(base, None, world.rl)[0]
   )
   want = sgd.descended(world.base, sgd.gradient(loss, world.base))
   for got, one in zip(
     jax.tree.leaves(after.base), jax.tree.leaves(want), strict=True
   ):
     np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    *({"hypergradient": form} for form in weighted_updates.FORMS),
+    {"upper": "token_weight"},
+  ],
+  ids=lambda options: "-".join(options.values()),
+)
+def test_weights_of_one_are_one_weighted_loss(world, options):
+  """The gradient has the size of `mixed`'s: a norm clips both alike."""
+  old, _ = sgd.scores(world, world.base, world.rl)
+  after = {}
+  for name, own in (
+    ("mixed", {}),
+    ("bridge", {"upper": "demonstrations"} | options),
+  ):
+    method = world.method(name, **own)
+    batch = _batch(world, old_logprobs=np.asarray(old))
+    after[name], _ = sgd.run(method, world.start(method), batch)
+  chex.assert_trees_all_close(
+    after["bridge"].base, after["mixed"].base, rtol=1e-5, atol=1e-6
+  )
 
 
 def test_rewards_that_say_nothing_move_no_weight(world):

@@ -62,7 +62,7 @@ def test_both_bases_move_by_their_own_losses(world):
   after, _ = sgd.run(method, state, world.batch())
   sft = lambda base: jnp.sum(WEIGHTS * _losses(world, base))
   rl = lambda base: world.rl_loss()(base, None, world.rl)[0]
-  joint = lambda base: (1 - PENALTY) * sft(base) + PENALTY * rl(base)
+  joint = lambda base: sft(base) + PENALTY / (1 - PENALTY) * rl(base)
   copy = state.extra["sft_only_base"]
   for found, start, loss in (
     (after.base, world.base, joint),
