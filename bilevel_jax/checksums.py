@@ -47,7 +47,7 @@ def damage(directory: pathlib.Path, pattern: str = "*") -> str | None:
     written = {name: (size, crc) for name, (size, crc) in sums.items()}
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, TypeError, AttributeError):
+  except (OSError, ValueError, RecursionError, TypeError, AttributeError):
     return f"{FILE} cannot be read"
   names = fnmatch.filter(sorted(written), pattern)
   mine = names[jax.process_index() :: jax.process_count()]

@@ -11,8 +11,10 @@ square of the step's y, R the geometric mean of all r so far; the mean is
 weighted by the weights themselves. Two things are learned of z:
 
   pooled  a = gamma' x, x what is known of a term beforehand (less its mean),
-          gamma by ridge regression; times max(0, 1 - doubt se^2 / a^2), with
-          the standard error of a sandwich estimate clustered by step
+          gamma by ridge regression; times max(0, 1 - t^2 se^2 / a^2), with
+          the standard error of a sandwich estimate clustered by step, and
+          Student's t for sqrt(doubt) standard errors: t^2 = n (e^(doubt / n) -
+          1) of n = steps - P degrees of freedom
   own     b_i, the mean of z_i - a_i, shrunk by a one-way analysis of variance:
           0 unless terms differ by more than `excess` times what noise explains
 
@@ -22,7 +24,8 @@ so a weight stays at 1 until there is evidence. Only relative worth moves a
 weight: the level of d follows from how an optimiser normalises a step, where
 more of one gradient is less of all others. docs/hypergradients.md has the
 reasons. Source: ours, of textbook parts; the variance of gamma is Liang
-and Zeger's (Biometrika 73, 1986).
+and Zeger's (Biometrika 73, 1986), t^2 Wallace's approximation (Annals of
+Mathematical Statistics 30, 1959).
 """
 
 import dataclasses
@@ -46,6 +49,8 @@ class Form(NamedTuple):
   own_rate: float
   doubt: float = 4.0
   excess: float = 1.5
+  dependence: float = 1.0
+  """Variance of a mean of steps, over that of a mean of independent ones."""
   bound: float = 2.0  # largest weight, above 1
 
   def weights(self, pooled: jax.Array, own: jax.typing.ArrayLike) -> jax.Array:
@@ -252,8 +257,10 @@ def _pooled(evidence: Evidence, form: Form, features: jax.Array) -> jax.Array:
   share = evidence.known * (evidence.weights + _FLOOR)
   x = features - _mean(share, evidence.features)[None]
   effects = x @ gamma
-  squared_error = jnp.einsum("ij,jk,ik->i", x, covariance, x)
-  doubt = form.doubt * squared_error / jnp.maximum(effects**2, 1e-20)
+  squared_error = jnp.einsum("ij,jk,ik->i", x, covariance, x) * form.dependence
+  free = jnp.maximum(steps - p, 1)
+  t_squared = free * jnp.expm1(form.doubt / free)
+  doubt = t_squared * squared_error / jnp.maximum(effects**2, 1e-20)
   return jnp.where(steps > p + 2, effects * jnp.maximum(0, 1 - doubt), 0.0)
 
 

@@ -1,11 +1,11 @@
 """report.html: a run as one page that needs nothing else."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import config
+from bilevel_jax.data import json_lines
 from bilevel_jax.reporting import charts, demonstrations, held_out, pages, text
 from bilevel_jax.runs import directory, records
 
@@ -20,7 +20,9 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
   steps = records.by_step(files.metrics)
   settings = {}
   if files.settings.exists():
-    settings = json.loads(files.settings.read_text(encoding="utf-8"))
+    settings = json_lines.parse(
+      files.settings.read_bytes(), str(files.settings)
+    )
   sections = [
     _accuracies(steps),
     _charts(steps),

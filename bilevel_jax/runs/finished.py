@@ -1,7 +1,6 @@
 """A run as it was left: its settings, and what it logged."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bilevel_jax import config, errors
+from bilevel_jax.data import json_lines
 from bilevel_jax.runs import directory, records
 
 # What learning curves are plotted against, and the number that is logged of it.
@@ -101,7 +101,9 @@ def read_settings(path: str | pathlib.Path) -> dict[str, Any]:
   """
   files = directory.RunDirectory(path)
   try:
-    given = json.loads(files.settings.read_text("utf-8"))["config"]
+    given = json_lines.parse(files.settings.read_bytes(), files.settings.name)[
+      "config"
+    ]
     settings = dict(config.flat(given))
   except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
     raise errors.ConfigError(
