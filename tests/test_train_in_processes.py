@@ -20,6 +20,11 @@ from tests import counted, processes, tiny_run
 
 STEPS = 16
 COMPLETIONS = 8  # of a step
+_WEIGHTS = {
+  "steps": 6,
+  "method.bridge.upper": "demonstrations",
+  "method.bridge.own_rate": 40.0,
+}
 _CONFIG = """
 import pathlib
 from tests import test_train_in_processes
@@ -199,6 +204,38 @@ def test_two_processes_train_as_one_through_a_kill_and_a_sigterm(tmp_path):
   for ours, theirs in weights:
     for name, array in theirs.items():
       np.testing.assert_allclose(ours[name], array, rtol=0, atol=1e-5)
+
+
+def test_two_processes_learn_the_weights_that_one_does(tmp_path):
+  """BRIDGE's weights of demonstrations, and the file that they leave."""
+  tiny_run.weights(tmp_path)
+  (tmp_path / "config.py").write_text(_CONFIG)
+
+  def launcher(index, port):
+    flags, variables = _by_flags(index, port)
+    changes = [f"--config.{name}={value}" for name, value in _WEIGHTS.items()]
+    return [*flags, *changes], variables
+
+  with _Pair(tmp_path, launcher=launcher) as pair:
+    codes, said = pair.ends()
+  assert codes == [0, 0], said
+  c = settings(tmp_path, "one")
+  c.update_from_flattened_dict(_WEIGHTS)
+  train.run(config.parse(c))
+  pair, one = (
+    tiny_run.logged(tmp_path / name, "demonstrations.jsonl")
+    for name in ("pair", "one")
+  )
+  assert len(one) == 10
+  assert max(row["times_seen"] for row in one) > 1
+  assert np.ptp([row["weight"] for row in one]) > 0.01
+  for ours, theirs in zip(pair, one, strict=True):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+      if isinstance(value, float):
+        np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-4)
+      else:
+        assert ours[name] == value
 
 
 def test_a_process_with_other_settings_ends_all_with_one_sentence(tmp_path):

@@ -13,8 +13,7 @@ weighted by the weights themselves. Two things are learned of z:
   pooled  a = gamma' x, x what is known of a term beforehand (less its mean),
           gamma by ridge regression; times max(0, 1 - t^2 se^2 / a^2), with
           the standard error of a sandwich estimate clustered by step, and
-          Student's t for sqrt(doubt) standard errors: t^2 = n (e^(doubt / n) -
-          1) of n = steps - P degrees of freedom
+          Student's t as rare as sqrt(doubt) standard errors
   own     b_i, the mean of z_i - a_i, shrunk by a one-way analysis of variance:
           0 unless terms differ by more than `excess` times what noise explains
 
@@ -24,8 +23,7 @@ so a weight stays at 1 until there is evidence. Only relative worth moves a
 weight: the level of d follows from how an optimiser normalises a step, where
 more of one gradient is less of all others. docs/hypergradients.md has the
 reasons. Source: ours, of textbook parts; the variance of gamma is Liang
-and Zeger's (Biometrika 73, 1986), t^2 Wallace's approximation (Annals of
-Mathematical Statistics 30, 1959).
+and Zeger's (Biometrika 73, 1986).
 """
 
 import dataclasses
@@ -258,10 +256,18 @@ def _pooled(evidence: Evidence, form: Form, features: jax.Array) -> jax.Array:
   x = features - _mean(share, evidence.features)[None]
   effects = x @ gamma
   squared_error = jnp.einsum("ij,jk,ik->i", x, covariance, x) * form.dependence
-  free = jnp.maximum(steps - p, 1)
-  t_squared = free * jnp.expm1(form.doubt / free)
-  doubt = t_squared * squared_error / jnp.maximum(effects**2, 1e-20)
+  squared_error *= _t_squared(form.doubt, jnp.maximum(steps - p, 1))
+  doubt = squared_error / jnp.maximum(effects**2, 1e-20)
   return jnp.where(steps > p + 2, effects * jnp.maximum(0, 1 - doubt), 0.0)
+
+
+def _t_squared(z_squared: float, free: jax.Array) -> jax.Array:
+  """Student's t squared that is as rare as a normal z, of `free` degrees.
+
+  Source: D. L. Wallace, Annals of Mathematical Statistics 30, 1959.
+  """
+  z_squared = z_squared * ((8 * free + 3) / (8 * free + 1)) ** 2
+  return free * jnp.expm1(z_squared / free)
 
 
 def _own(evidence: Evidence, form: Form, pooled: jax.Array) -> jax.Array:

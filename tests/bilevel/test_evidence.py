@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from bilevel_jax.bilevel import evidence
 
@@ -68,6 +69,58 @@ def test_noise_alone_leaves_weights_near_one(kinds):
   _, truth, features = kinds
   found = _learned(0 * truth, features)
   assert np.abs(found.weights - 1).mean() < 0.1
+
+
+@pytest.mark.parametrize("z", [1.0, 2.0, 3.0])
+def test_few_steps_are_doubted_as_students_t(z):
+  free = np.array([3, 5, 10, 40, 1000])  # fewer are not listened to
+  want = stats.t.isf(stats.norm.sf(z), free) ** 2
+  found = evidence._t_squared(z**2, jnp.asarray(free))
+  np.testing.assert_allclose(found, want, rtol=0.15)
+
+
+def test_a_mean_of_steps_is_doubted_as_one():
+  """Chance alone moves weights as rarely as two standard errors say: 4.6%.
+
+  What demonstrations are measured against is a mean over steps: its errors
+  last, and would be taken for an effect of the features.
+  """
+  decay, steps = 0.5, 30
+
+  def moved(key, dependence):
+    form = FORM._replace(own_rate=0.0, dependence=dependence)
+    a, b, c, own = jax.random.split(key, 4)
+    features = jax.random.normal(a, (TERMS, 1))
+    upper = jax.random.normal(b, (steps, 1))
+    noise = 0.1 * jax.random.normal(c, (steps, ROWS))
+
+    def step(carry, given):
+      found, mean = carry
+      number, upper, noise = given
+      mean = decay * mean + (1 - decay) * upper
+      order = jax.random.permutation(jax.random.fold_in(own, number), TERMS)
+      rows = order[:ROWS]
+      found = evidence.observe(
+        found,
+        form,
+        rows,
+        features[rows] @ mean + noise,
+        features[rows],
+        real=jnp.ones(ROWS, bool),
+        says=jnp.bool_(True),
+      )
+      return (found, mean), None
+
+    start = evidence.nothing(TERMS, 1), jnp.zeros(1)
+    (found, _), _ = jax.lax.scan(step, start, (jnp.arange(steps), upper, noise))
+    return jnp.any(found.weights != 1)
+
+  def share(dependence):
+    keys = jax.random.split(jax.random.key(0), 400)
+    return jax.jit(jax.vmap(lambda key: moved(key, dependence)))(keys).mean()
+
+  assert 0.02 < share((1 + decay) / (1 - decay)) < 0.1
+  assert share(1.0) > 0.2
 
 
 def test_the_mean_weight_is_over_all_steps_and_silent_ones(kinds):
