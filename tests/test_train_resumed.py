@@ -160,13 +160,13 @@ def test_resuming_a_finished_run_says_so_and_fails(directory):
 @pytest.mark.parametrize(
   "killed", ["training.sources.export", "reporting.run_report.write_report"]
 )
-@pytest.mark.parametrize("budget", [None, 60])
+@pytest.mark.parametrize(("steps", "budget"), [(4, None), (10**9, 60)])
 def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
-  directory, killed, budget
+  directory, killed, steps, budget
 ):
   """The last checkpoint is there; weights or the page are not."""
   name = f"{killed}-{budget}"
-  changes = {"training__max_sampled_tokens": budget}
+  changes = {"steps": steps, "training__max_sampled_tokens": budget}
   whole = tiny_run.parsed(directory, f"{name}-whole", **changes)
   expected = train.run(whole)
   assert (expected.number < 4) == (budget is not None)

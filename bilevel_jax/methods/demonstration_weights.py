@@ -114,8 +114,7 @@ def build(
     pooled_rate=options.pooled_rate,
     own_rate=options.own_rate if "demonstration" in options.per else 0.0,
     doubt=options.weight_doubt,
-    # Of a mean with this decay, whose parts are independent.
-    dependence=(1 + options.direction_decay) / (1 - options.direction_decay),
+    dependence=weighted_updates.dependence(options),
     bound=options.weight_bound,
   )
   own_groups = len(groups.names) if "group" in options.per else 0

@@ -78,10 +78,10 @@ def build(
   """
   by = weighted_updates.one_step(options, setup, per="token")
 
+  doubt = options.weight_doubt * weighted_updates.dependence(options)
+
   def exponents(known: slopes.Slopes) -> jax.Array:
-    found = slopes.values(
-      known, rate=options.token_rate, doubt=options.weight_doubt
-    )
+    found = slopes.values(known, rate=options.token_rate, doubt=doubt)
     return jnp.clip(found, jnp.array(LOW), jnp.array(HIGH))
 
   def init(base: Tree, adapter: Tree | None) -> TrainState:

@@ -337,6 +337,16 @@ def updated(
   )
 
 
+def dependence(options: Any) -> float:
+  """Returns how a mean of derivatives over steps varies, over independent ones.
+
+  `one_step` measures against a decaying mean of gradients, so that its steps
+  have errors in common; in the other forms each step has its own.
+  """
+  decay = options.direction_decay if options.form == "one_step" else 0.0
+  return (1 + decay) / (1 - decay)
+
+
 def mean_one(weights: jax.Array, batch: TokenBatch) -> jax.Array:
   """Returns [], what makes the mean of the tokens' weights 1.
 
