@@ -17,9 +17,9 @@ BRIDGE learns a weight for each demonstration from what it does to the reward.
 weight 1; `--config.method.name=grpo` is RL alone. Another `--config.seed` has
 other demonstrations, too.
 
-Hardware: 2 CPU cores, no download. Cost: a minute. Expected
-(docs/results/spoiled_demonstrations.md), of 500 held-out questions, with guesses
-and seeds 1 to 3: BRIDGE 46, 36, 45%, one loss 9, 15, 7%, and 2% before.
+Hardware: 2 CPU cores, no download. Cost: a minute. Expected, of 500 held-out
+questions, with guesses and seeds 1 to 3: BRIDGE 46, 36, 45%, one loss 9, 15 and
+7%, and 2% before (docs/results/spoiled_demonstrations.md).
 """
 
 import importlib.resources
