@@ -266,8 +266,8 @@ def _t_squared(z_squared: float, free: jax.Array) -> jax.Array:
 
   Source: D. L. Wallace, Annals of Mathematical Statistics 30, 1959.
   """
-  z_squared = z_squared * ((8 * free + 3) / (8 * free + 1)) ** 2
-  return free * jnp.expm1(z_squared / free)
+  corrected = z_squared * ((8 * free + 3) / (8 * free + 1)) ** 2
+  return free * jnp.expm1(corrected / free)
 
 
 def _own(evidence: Evidence, form: Form, pooled: jax.Array) -> jax.Array:

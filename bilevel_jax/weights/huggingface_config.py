@@ -96,7 +96,7 @@ def read_architecture(directory: str | pathlib.Path) -> presets.Architecture:
   if not family.attention_bias:  # the others have biases whatever a file says
     only["attention_bias"] = (False,)
   refuse_unsupported(fields, only, where)
-  _refuse_unknown(fields, {*_READ, *_ONLY, *_WITHOUT_EFFECT}, where)
+  refuse_unknown(fields, {*_READ, *_ONLY, *_WITHOUT_EFFECT}, where)
   classes = fields.get("architectures")
   if classes is not None and classes != [family.transformers_class]:
     raise errors.ConfigError(
@@ -249,9 +249,14 @@ def refuse_unsupported(
       )
 
 
-def _refuse_unknown(
+def refuse_unknown(
   fields: Mapping[str, Any], known: Collection[str], where: str
 ) -> None:
+  """Returns nothing where every field that is not null is a known one.
+
+  Raises:
+    ConfigError: naming the first other one.
+  """
   for name, value in fields.items():
     if name not in known and value is not None:
       raise errors.ConfigError(
@@ -300,7 +305,7 @@ def _rope_of(
   known = {"rope_type", "type", "rope_theta", *_ROPE_ONLY}
   if kind == "llama3":
     known |= set(_LLAMA3_FIELDS.values())
-  _refuse_unknown(rope, known, inside)
+  refuse_unknown(rope, known, inside)
   theta = positive_number({**fields, **rope}, "rope_theta", where, 10000.0)
   beside = fields.get("rope_theta")
   if beside is not None and beside != theta:

@@ -23,6 +23,10 @@ _ONLY = {
   "bias": ("none", None),
   "use_rslora": (False, None),
   "use_dora": (False, None),
+  "use_qalora": (False, None),
+  # The others, such as pissa, also take a part out of the base.
+  "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+  "alora_invocation_tokens": (None, []),
   "fan_in_fan_out": (False, None),
   "lora_bias": (False, None),
   "rank_pattern": ({}, None),
@@ -30,6 +34,15 @@ _ONLY = {
   "modules_to_save": (None, []),
   "layer_replication": (None, []),
 }
+
+# Those that we read, that were of use in training, or that the tensors show.
+_OTHERS = """
+  auto_mapping base_model_name_or_path ensure_weight_tying eva_config
+  exclude_modules inference_mode layers_pattern layers_to_transform lora_alpha
+  lora_dropout megatron_config megatron_core peft_version qalora_group_size r
+  revision runtime_config target_modules target_parameters task_type
+  trainable_token_indices
+""".split()  # noqa: SIM905 -- a list would take 21 lines
 
 
 class LoadedAdapter(NamedTuple):
@@ -130,6 +143,8 @@ def load_adapter(
   where = f"{directory / CONFIG}: "
   named = {"peft_type": None} | fields
   huggingface_config.refuse_unsupported(named, _ONLY, where)
+  used = {k: v for k, v in fields.items() if v not in (False, {}, [])}
+  huggingface_config.refuse_unknown(used, {*_ONLY, *_OTHERS}, where)
   rank = huggingface_config.positive_count(fields, "r", where)
   alpha = huggingface_config.positive_number(fields, "lora_alpha", where)
   if not (directory / _WEIGHTS).exists():

@@ -60,6 +60,15 @@ def test_adapter_export_and_import_is_bitwise(tmp_path):
     ({"use_dora": True}, "use_dora True is not supported, only False"),
     ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported, only 'LORA'"),
     ({"rank_pattern": {"q": 4}}, "rank_pattern {'q': 4} is not supported"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supp"),
+    (
+      {"alora_invocation_tokens": [1]},
+      "alora_invocation_tokens .* is not supp",
+    ),
+    (
+      {"use_future": True},
+      "use_future is not known and might change the model",
+    ),
     ({"r": None}, "r must be a positive integer, got None"),
     ({"r": 4.5}, "r must be a positive integer, got 4.5"),
     ({"r": 10**12}, r"must have shape \[1000000000000, 16\], got \[4, 16\]"),
@@ -74,6 +83,19 @@ def test_an_adapter_we_cannot_run_is_refused_by_name(
   directories.edit_json(tmp_path / "adapter_config.json", **changes)
   with pytest.raises(errors.ConfigError, match=sentence):
     huggingface.load_adapter(tmp_path, LLAMA)
+
+
+def test_fields_that_change_nothing_are_let_be(tmp_path):
+  export_adapter(tmp_path, directories.adapter(LLAMA, ("q",)), ("q",))
+  directories.edit_json(
+    tmp_path / "adapter_config.json",
+    init_lora_weights=True,
+    lora_dropout=0.1,
+    loftq_config={},
+    use_future=False,
+    peft_version="0.19",
+  )
+  assert huggingface.load_adapter(tmp_path, LLAMA).spec.rank == 4
 
 
 def test_half_an_adapter_is_refused(tmp_path):
