@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _show(compared)
 
-  return command_line.exit_code(
-    work, "interrupted: the same command goes on from here"
-  )
+  return command_line.exit_code(work, "the same command goes on from here")
 
 
 def compare(evaluation: pathlib.Path, rows: int) -> dict[str, Any]:

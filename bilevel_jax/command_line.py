@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -18,6 +19,10 @@ SAMPLING = {
   "seed": {"at_least": 0, "below": 2**32},
 }
 """Bounds of the options that say how tokens are sampled."""
+_OF_DISKS = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+  *(errno.EROFS, errno.EIO, errno.ESTALE),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,11 +63,14 @@ def let_go_of_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def exit_code(work: Callable[[], object], when_interrupted: str = "") -> int:
+def exit_code(work: Callable[[], object], kept: str = "") -> int:
   """Returns the exit code of a command.
 
   That is 0, 2 for what the user can mend, 130 when interrupted, 141 where the
   reader of its output has gone.
+
+  Args:
+    kept: what remains of the work where it was interrupted, or a disk failed.
   """
   show_any_text()
   try:
@@ -72,10 +80,13 @@ def exit_code(work: Callable[[], object], when_interrupted: str = "") -> int:
     let_go_of_stdout()
     return 141
   except (errors.ConfigError, OSError) as error:
-    print(f"error: {sentence(error)}", file=sys.stderr)
+    said = sentence(error)
+    if kept and isinstance(error, OSError) and error.errno in _OF_DISKS:
+      said = f"{said}; {kept}"
+    print(f"error: {said}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print(f"\n{when_interrupted}".rstrip(), file=sys.stderr)
+    print(f"\ninterrupted: {kept}" if kept else "", file=sys.stderr)
     return 130
   return 0
 

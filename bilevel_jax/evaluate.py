@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = _parse(arguments)
   return command_line.exit_code(
     lambda: _evaluate(options),
-    when_interrupted="interrupted: the same command goes on from here",
+    kept="the same command goes on from here",
   )
 
 

@@ -1,7 +1,8 @@
-"""Processes that a test starts, and pairs that compute together."""
+"""Processes that a test starts, pairs that compute together, and limits."""
 
 import contextlib
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
@@ -45,3 +46,14 @@ def run_pair(module: str, *files: pathlib.Path) -> None:
       pair.append(ends.enter_context(process))
       ends.callback(process.kill)
     assert [process.wait(timeout=PATIENCE_S) for process in pair] == [0, 0]
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+  """A full disk for those who may mount none: its error has another number."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -21,7 +21,7 @@ from bilevel_jax.rewards import verifiers
 from bilevel_jax.rollout import answers, engine
 from bilevel_jax.training import meshes
 from bilevel_jax.weights import huggingface
-from tests import tiny_run
+from tests import processes, tiny_run
 
 BUDGET = 8
 
@@ -193,6 +193,19 @@ def test_results_of_an_evaluation_are_not_written_over_when_broken(run):
       code, _, err = run(*arguments)
       assert (code, err.count("\n")) == (2, 1)
       assert said in err
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(run):
+  run()
+  whole = (run.out / "scores.json").read_text()
+  shutil.rmtree(run.out)
+  with processes.files_of_at_most(1200):
+    code, _, err = run()
+  assert code == 2
+  (error,) = [x for x in err.splitlines() if x.startswith("error: ")]
+  assert error.endswith("File too large; the same command goes on from here")
+  assert run()[0] == 0
+  assert (run.out / "scores.json").read_text() == whole
 
 
 def test_weights_that_were_trained_on_need_another_directory(

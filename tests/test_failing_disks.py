@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import pathlib
-import resource
 import shutil
 import time
 
@@ -12,24 +11,13 @@ import pytest
 
 from bilevel_jax import errors, train
 from bilevel_jax.training import checkpoint
-from tests import tiny_run
+from tests import processes, tiny_run
 
 pytestmark = pytest.mark.usefixtures("programs_of_any_name")
 _GOES_ON = (
   "; the checkpoint of step {} is complete: mend that, then continue with "
   "--config.resume=True"
 )
-
-
-@contextlib.contextmanager
-def _files_of_at_most(size: int):
-  """A full disk for those who may mount none: its error has another number."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextlib.contextmanager
@@ -107,7 +95,7 @@ def test_a_full_disk_ends_the_run_and_a_resume_has_one_sentence(
   steps = _until(directory, "full", 2)
   path = directory / "full"
   full = os.strerror(errno.EFBIG)
-  with _files_of_at_most(25_000):
+  with processes.files_of_at_most(25_000):
     _assert_ends(
       steps,
       f"a checkpoint cannot be written to {path}/checkpoints: {full}"
@@ -125,7 +113,7 @@ def test_a_disk_that_is_full_to_the_last_byte_ends_the_run(directory, whole):
   """A line of a log is torn; a resume drops it."""
   steps = _until(directory, "torn", 3)
   log = directory / "torn" / "completions.jsonl"
-  with _files_of_at_most(log.stat().st_size + 10):
+  with processes.files_of_at_most(log.stat().st_size + 10):
     full = os.strerror(errno.EFBIG)
     why = f"[Errno {errno.EFBIG}] {full}"
     _assert_ends(steps, why + _GOES_ON.format(3))

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   jax.config.update("jax_platforms", "cpu")
   return command_line.exit_code(
     lambda: _convert(options),
-    when_interrupted=f"interrupted: {options.out} is as it was",
+    kept=f"{options.out} is as it was",
   )
 
 

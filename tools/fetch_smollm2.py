@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       table.add_row(name, f"{value:,}" if type(value) is int else str(value))
     rich.console.Console().print(table)
 
-  return command_line.exit_code(work, "interrupted: the same command continues")
+  return command_line.exit_code(work, "the same command continues")
 
 
 def fetch(
