@@ -105,6 +105,7 @@ th, td { text-align: left; padding: .25rem 1.2rem .25rem 0;
 table.figures :is(th, td):not(:first-child) { text-align: right;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 table.figures td:not(:first-child) { white-space: nowrap; }
+table.figures :is(th, td):first-child { min-width: 5.5em; }
 section { overflow-x: auto; }
 article { border-left: 3px solid var(--bad); background: var(--soft);
   border-radius: 0 8px 8px 0; padding: .5rem .9rem; margin: .6rem 0; }
