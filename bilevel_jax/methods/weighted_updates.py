@@ -4,9 +4,8 @@
     m       = max(1 - penalty, penalty)
 
 L_i is a demonstration's share of the SFT loss, or a token's, and s_i its
-weight. m makes the larger coefficient 1, as in `sft`, `grpo` and `mixed`: a
-clipped step is that of `mixed` where the penalty is 1/2 and all weights are 1.
-`one_step` serves both; the others are of demonstrations.
+weight. m makes the larger coefficient 1: with penalty 1/2 and weights of 1 a
+step is `mixed`'s, clipped or not. Only `one_step` serves tokens, too.
 """
 
 import dataclasses
@@ -90,9 +89,8 @@ def one_step(
     if per == "token":
       shape = batch.sft.tokens.shape
       sft = _normalised(sft, weigh, batch.sft)
-    total = _scaled(
-      penalty, penalty_form.mix(penalty, sft.by_lower, rl.by_lower)
-    )
+    total = penalty_form.mix(penalty, sft.by_lower, rl.by_lower)
+    total = _scaled(penalty, total)
     mean = jax.tree.map(
       lambda m, g: jnp.where(says, decay * m + (1 - decay) * g, m),
       state.extra["direction"],
@@ -338,10 +336,10 @@ def updated(
 
 
 def dependence(options: Any) -> float:
-  """Returns how a mean of derivatives over steps varies, over independent ones.
+  """Returns the variance of a mean of steps, over that of independent ones.
 
-  `one_step` measures against a decaying mean of gradients, so that its steps
-  have errors in common; in the other forms each step has its own.
+  `one_step` measures against a decaying mean of gradients: its steps have
+  errors in common.
   """
   decay = options.direction_decay if options.form == "one_step" else 0.0
   return (1 + decay) / (1 - decay)

@@ -9,6 +9,14 @@ from bilevel_jax import main, train
 from bilevel_jax.training import termination
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_raises():
+  """A shell starts what it runs in the background with Ctrl-C ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_asks_and_what_was_there_before_comes_back(signum):
   before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
