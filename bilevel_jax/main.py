@@ -89,6 +89,8 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
   _find_neighbours(arguments)
   arguments, changes = _set_aside(arguments)
   sys.argv = arguments  # where config_flags looks for more
+  # config_flags would load a second file into the module of the first.
+  sys.modules.pop("config_config", None)
   try:
     left = flags.FLAGS(arguments)
     settings = _CONFIG.value
@@ -129,6 +131,9 @@ def _what_is_wrong(error: BaseException) -> str:
     return str(error)
   if isinstance(error, flags.Error):
     return _one_sentence(error)
+  if isinstance(error, AttributeError) and error.name == "get_config":
+    file = getattr(error.obj, "__file__", None)
+    return f"--config must name a file with a get_config(), {file} has none"
   said = own_code.what_raised(error)
   # Words of a ConfigDict about a field that it does not have.
   frames = traceback.extract_tb(error.__traceback__)

@@ -410,6 +410,20 @@ def test_what_a_config_file_raises_about_its_name_is_said_as_it_is(read):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_second_config_file_has_nothing_of_the_first(tmp_path):
+  (tmp_path / "one.py").write_text(
+    "from bilevel_jax import config\nget_config = config.default_config\n"
+  )
+  (tmp_path / "two.py").write_text("LIMIT = 3\n")
+  with flagsaver.flagsaver():
+    main.parse_flags(["main", f"--config={tmp_path}/one.py"])
+  with (
+    flagsaver.flagsaver(),
+    pytest.raises(errors.ConfigError, match="get_con"),
+  ):
+    main.parse_flags(["main", f"--config={tmp_path}/two.py"])
+
+
 def test_fields_can_be_none_and_groups_of_ones_own_can_grow(read):
   settings = read(
     "--config.rl.importance_cap=None",
