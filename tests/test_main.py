@@ -424,6 +424,7 @@ def test_a_second_config_file_has_nothing_of_the_first(tmp_path):
     main.parse_flags(["main", f"--config={tmp_path}/two.py"])
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_fields_can_be_none_and_groups_of_ones_own_can_grow(read):
   settings = read(
     "--config.rl.importance_cap=None",
