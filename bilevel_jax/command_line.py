@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import io
 import os
 import sys
@@ -19,10 +18,6 @@ SAMPLING = {
   "seed": {"at_least": 0, "below": 2**32},
 }
 """Bounds of the options that say how tokens are sampled."""
-_OF_DISKS = (
-  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-  *(errno.EROFS, errno.EIO, errno.ESTALE),
-)
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +76,7 @@ def exit_code(work: Callable[[], object], kept: str = "") -> int:
     return 141
   except (errors.ConfigError, OSError) as error:
     said = sentence(error)
-    if kept and isinstance(error, OSError) and error.errno in _OF_DISKS:
+    if kept and isinstance(error, OSError) and error.errno in errors.OF_DISKS:
       said = f"{said}; {kept}"
     print(f"error: {said}", file=sys.stderr)
     return 2

@@ -130,6 +130,7 @@ def check_differentiable(
   try:
     at_random = jax.vjp(update, random)[1](random)[0]
     at_zero = jax.vjp(update, optax.tree.zeros_like(random))[1](random)[0]
+  # What JAX raises of a step that has no derivative, by its reason.
   except (TypeError, ValueError, NotImplementedError) as error:
     raise errors.ConfigError(
       f"{name} cannot be differentiated ({error}): the unrolled hypergradient "

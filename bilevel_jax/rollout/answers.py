@@ -132,7 +132,7 @@ def measure(answers: Answers) -> dict[str, float]:
     **found,
     "rl/pass_at_group": float(groups.any(axis=1).mean()),
     "rl/groups_without_advantage": float(np.mean(~has_signal(answers))),
-    "rl/unscorable": float((~scores.scored).sum()),
+    "rl/unscorable": float((~scored).sum()),
     "rollout/length": float(rollout.lengths.mean()),
     "rollout/truncated_share": rollout.share_ended_by("length"),
     "rollout/errors": float(

@@ -101,10 +101,8 @@ def read_settings(path: str | pathlib.Path) -> dict[str, Any]:
   """
   files = directory.RunDirectory(path)
   try:
-    given = json_lines.parse(files.settings.read_bytes(), files.settings.name)[
-      "config"
-    ]
-    settings = dict(config.flat(given))
+    given = json_lines.parse(files.settings.read_bytes(), files.settings.name)
+    settings = dict(config.flat(given["config"]))
   except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
     raise errors.ConfigError(
       f"{path} must be a run directory with a config.json, got: {error}"

@@ -268,8 +268,8 @@ class Checkpoints:
 
 
 _DISK = (
-  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
-  *(errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EIO),
+  *errors.OF_DISKS,
+  *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR),
 )
 
 
