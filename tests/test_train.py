@@ -144,6 +144,52 @@ def test_updates_that_stay_non_finite_end_the_run(directory):
     train.run(settings)
 
 
+def test_a_share_of_the_questions_is_of_those_with_a_demonstration(
+  directory, capsys
+):
+  """One question in ten has one, and half of those that are asked."""
+  changes = {
+    "method__name": "hpt",
+    "data__demonstration_share": 0.1,
+    "data__questions__count": 10,
+    "data__prompts_per_step": 4,
+  }
+  settings = tiny_run.parsed(
+    directory, "share", data__paired_questions_share=0.5, **changes
+  )
+  train.run(settings)
+  logged = [line for line in _logged(settings) if line["step"]]
+  assert {line["mix/demonstrated_questions"] for line in logged} == {0.5}
+  for line in logged:
+    learned = 4 * line["mix/sft_questions"]
+    assert line["sft/demonstrations"] == learned <= 2
+  opening = " ".join(capsys.readouterr().out.split())
+  assert "1 of 10 questions" in opening
+  assert "from which 50% of those asked come" in opening
+
+
+@pytest.mark.parametrize(
+  ("share", "having", "told"),
+  [
+    (0.5, 0.0, "needs a question with a demonstration of its own, got 0 of"),
+    (0.5, 1.0, "needs a question without a demonstration of its own, got 10"),
+  ],
+)
+def test_a_share_of_questions_that_are_not_there_is_refused(
+  directory, share, having, told
+):
+  settings = tiny_run.parsed(
+    directory,
+    "refused-share",
+    method__name="mixed",
+    data__questions__count=10,
+    data__demonstration_share=having,
+    data__paired_questions_share=share,
+  )
+  with pytest.raises(errors.ConfigError, match=told):
+    train.run(settings)
+
+
 @pytest.mark.parametrize("method", ["sft", "luffy"])
 def test_every_method_runs_by_its_name(directory, method):
   settings = tiny_run.parsed(

@@ -79,6 +79,14 @@ class Data:
     "drop", "what becomes of longer prompts and demonstrations"
   )
   prompts_per_step: int = setting(16, "questions per step", at_least=1)
+  paired_questions_share: float | None = setting(
+    None,
+    "share of the questions asked, evenly spread, that come from those with a "
+    "demonstration of their own: the dose of methods that learn from these "
+    "(hpt, luffy and their like); default: as they come",
+    at_least=0,
+    at_most=1,
+  )
   demonstrations_per_step: int = setting(
     16, "demonstrations per step", at_least=0
   )

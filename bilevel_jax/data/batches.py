@@ -1,11 +1,14 @@
 """Seeded streams whose whole state is one integer: examples sampled so far.
 
 Position p of a stream over n examples is example `p % n` of epoch `p // n`,
-in an order that the seed and the epoch determine. Nothing else is remembered,
-so a run that is resumed at a position sees exactly what it would have seen.
+in an order that the seed and the epoch determine. A stream with a share of some
+examples is two such streams whose turns the position determines. Nothing else
+is remembered, so a run that is resumed at a position sees exactly what it would
+have seen.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
@@ -68,7 +71,11 @@ def order(size: int, start: int, count: int, seed: int) -> np.ndarray:
 
 
 class Prompts:
-  """A stream of questions with their encoded prompts."""
+  """A stream of questions with their encoded prompts.
+
+  Attributes:
+    questions: those that were kept, in the order in which they were given.
+  """
 
   def __init__(
     self,
@@ -99,20 +106,37 @@ class Prompts:
         f"{len(encoded)} prompts has {min(map(len, encoded))} tokens"
       )
     self._seed = seed
-    self._examples = [
-      (question, np.asarray(tokens[-max_tokens:], np.int32))
-      for question, tokens, kept in zip(questions, encoded, keep, strict=True)
-      if kept
+    self.questions = list(itertools.compress(questions, keep))
+    self._tokens = [
+      np.asarray(tokens[-max_tokens:], np.int32)
+      for tokens in itertools.compress(encoded, keep)
     ]
+    self.set_share(np.ones(len(self)), 1.0)
     self.counts = Counts(
       given=len(encoded),
       dropped=keep.count(False),
       truncated=fits.count(False) - keep.count(False),
-      kept=len(self._examples),
+      kept=len(self),
     )
 
   def __len__(self) -> int:
-    return len(self._examples)
+    return len(self.questions)
+
+  def set_share(self, chosen: Sequence[bool], share: float) -> None:
+    """Makes a share of the stream's positions, evenly spread, of some examples.
+
+    Of any n positions in a row, share * n rounded down or up are of the chosen
+    ones; these and the others have epochs of their own.
+
+    Args:
+      chosen: of each of `questions`, whether it is one.
+      share: in [0, 1]; at 0 there must be others, at 1 chosen ones, between
+        them both.
+    """
+    is_chosen = np.asarray(chosen, bool)
+    self._share = share
+    self._chosen = np.flatnonzero(is_chosen)
+    self._others = np.flatnonzero(~is_chosen)
 
   def take(
     self, position: int, count: int
@@ -124,10 +148,34 @@ class Prompts:
       that name their random streams: the positions, so that a question that
       is sampled twice does not sample the same tokens twice.
     """
-    indices = order(len(self), position, count, self._seed)
-    chosen = [self._examples[i] for i in indices]
-    ids = np.arange(position, position + count).astype(np.uint32)
-    return [q for q, _ in chosen], [tokens for _, tokens in chosen], ids
+    positions = np.arange(position, position + count + 1)
+    before = np.floor(self._share * positions).astype(np.int64)
+    is_chosen = np.diff(before) > 0
+    indices = np.empty(count, np.int64)
+    for examples, rows, start in (
+      (self._chosen, is_chosen, before[0]),
+      (self._others, ~is_chosen, position - before[0]),
+    ):
+      if rows.any():
+        places = order(len(examples), start, rows.sum(), self._seed)
+        indices[rows] = examples[places]
+    return *self._at(indices), positions[:-1].astype(np.uint32)
+
+  def every(self) -> tuple[list[types.Question], list[np.ndarray]]:
+    """Returns each example once, whatever has a share of the stream.
+
+    Returns:
+      The questions, and their prompts, arrays of int32.
+    """
+    return self._at(order(len(self), 0, len(self), self._seed))
+
+  def _at(
+    self, indices: np.ndarray
+  ) -> tuple[list[types.Question], list[np.ndarray]]:
+    return (
+      [self.questions[i] for i in indices],
+      [self._tokens[i] for i in indices],
+    )
 
 
 class Demonstrations:

@@ -187,6 +187,8 @@ class Host:
       group_advantages=group_advantages,
       with_logprobs=learner.method.needs.expert == "demonstrations",
     )
+    given = self.logged.get("sft/demonstrations", 0.0)
+    self.log({"sft/demonstrations": given + len(demonstrations)})
     packed = packing.pack(batch, learner.packing)
     self.made.append(packed)
     return sharding.place_batch(packed, self._run.mesh)

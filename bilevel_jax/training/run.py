@@ -187,6 +187,8 @@ def opening(run: Run) -> str:
       f"{streams.pairs} of {len(streams.prompts)} questions have a "
       "demonstration of their own"
     )
+    if (share := settings.data.paired_questions_share) is not None:
+      lines[-1] += f", from which {share:.0%} of those asked come"
   if streams.held_out is not None:
     lines.append(f"held out: {streams.held_out.counts}")
   return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -49,8 +50,7 @@ class Streams(NamedTuple):
         content.update(len(part).to_bytes(8, "little") + part)
 
     for prompts in filter(None, (self.prompts, self.held_out)):
-      questions, tokens, _ = prompts.take(0, len(prompts))
-      for question, prompt in zip(questions, tokens, strict=True):
+      for question, prompt in zip(*prompts.every(), strict=True):
         add(prompt.tobytes(), repr(question).encode("utf-8", "surrogatepass"))
     if self.demonstrations is not None:
       for example in self.demonstrations.examples:
@@ -199,11 +199,30 @@ def build_streams(
   held_out = None
   if is_set(data.evaluation):
     held_out = prompts(corpora.load(data.evaluation), settings.seed)
-  asked, pairs = prompts(questions, settings.seed), 0
+  asked = prompts(questions, settings.seed)
+  paired = [False] * len(asked)
   if demonstrations is not None:
-    chosen, _, _ = asked.take(0, len(asked))
-    pairs = sum(own is not None for own in demonstrations.of(chosen))
-  return Streams(asked, demonstrations, held_out, pairs)
+    paired = [own is not None for own in demonstrations.of(asked.questions)]
+  _set_share(asked, paired, data.paired_questions_share)
+  return Streams(asked, demonstrations, held_out, sum(paired))
+
+
+def _set_share(
+  asked: batches.Prompts, paired: Sequence[bool], share: float | None
+) -> None:
+  """Makes `share` of the questions those with a demonstration of their own."""
+  if share is None:
+    return
+  for needed, found, what in (
+    (share > 0, any(paired), "a question with"),
+    (share < 1, not all(paired), "a question without"),
+  ):
+    if needed and not found:
+      raise errors.ConfigError(
+        f"data.paired_questions_share {share:g} needs {what} a demonstration "
+        f"of its own, got {sum(paired)} of {len(paired)} questions with one"
+      )
+  asked.set_share(paired, share)
 
 
 def demonstration_groups(

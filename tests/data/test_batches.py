@@ -1,5 +1,6 @@
 """Streams: what is sampled depends on the position alone."""
 
+import collections
 import itertools
 
 import hypothesis
@@ -80,6 +81,47 @@ def test_prompts_can_be_resumed_at_every_position():
     assert question == questions[position]
     np.testing.assert_array_equal(prompt, prompts[position])
     assert one_id == ids[position]
+
+
+@hypothesis.given(
+  examples=strategies.lists(strategies.booleans(), min_size=2, max_size=9),
+  share=strategies.floats(0.02, 0.98),
+  start=strategies.integers(0, 50),
+)
+def test_a_share_of_the_stream_is_of_the_chosen(examples, share, start):
+  hypothesis.assume(any(examples) and not all(examples))
+  questions = [_question("q" * n) for n in range(1, len(examples) + 1)]
+  stream = batches.Prompts(questions, Characters(), max_tokens=9, seed=5)
+  stream.set_share(examples, share)
+  asked, prompts, _ = stream.take(start, 200)
+  is_chosen = np.array([examples[len(q.question) - 1] for q in asked])
+  assert [len(q.question) for q in asked] == [len(p) for p in prompts]
+  # Of every window, share * n rounded down or up.
+  for n in (1, 8, 200):
+    windows = np.convolve(is_chosen, np.ones(n), mode="valid")
+    assert np.abs(windows - share * n).max() < 1
+  # Each part of the stream has each of its examples as often as any other.
+  for part, size in ((is_chosen, sum(examples)), (~is_chosen, len(examples))):
+    times = collections.Counter(
+      q.question for q, is_one in zip(asked, part, strict=True) if is_one
+    )
+    assert len(times) <= size
+    if len(times) > 1 and start == 0:
+      assert max(times.values()) - min(times.values()) <= 1
+  for position in (0, 7, 100):  # what is asked depends on the position alone
+    again, _, ids = stream.take(start + position, 9)
+    assert again == asked[position:][:9]
+    assert ids.tolist() == list(range(start + position, start + position + 9))
+
+
+def test_every_example_is_in_the_stream_s_hash_whatever_its_share():
+  stream = batches.Prompts(QUESTIONS, Characters(), max_tokens=9, seed=5)
+  before = stream.every()
+  stream.set_share([True] + [False] * 6, 1.0)
+  assert stream.take(0, 3)[0] == QUESTIONS[:1] * 3
+  after = stream.every()
+  assert after[0] == before[0]
+  assert {q.id for q in after[0]} == {q.id for q in QUESTIONS}
 
 
 def test_a_question_that_comes_twice_has_two_prompt_ids():
