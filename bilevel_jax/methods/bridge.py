@@ -228,6 +228,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     found = proposal.metrics
     # How far the joint policy is from the RL-only one, in reward.
     gap = -found.get("bilevel/cooperative_gain", jnp.nan)
+    # Of a step of which nothing could be scored it is not known.
+    gap = jnp.where(jnp.any(batch.rl.scored > 0), gap, jnp.nan)
     state, norms = contract.advance(
       proposal.state, levels.optimizers, proposal.gradients
     )

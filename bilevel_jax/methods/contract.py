@@ -86,6 +86,18 @@ class Groups(NamedTuple):
     """[P] bool: the question has a demonstration of its own."""
     return np.array([d is not None for d in self.demonstrations])
 
+  @property
+  def accuracy(self) -> np.ndarray:
+    """[P] float, the right share of a question's scored samples.
+
+    nan where none could be scored: no comparison with it holds, so what could
+    not be judged is neither solved nor failed.
+    """
+    scored = self.scored.sum(axis=1)
+    right = (self.correct & self.scored).sum(axis=1)
+    unknown = np.full(len(scored), np.nan)
+    return np.divide(right, scored, out=unknown, where=scored > 0)
+
 
 class Host(Protocol):
   """What a method's host-side program may ask of the run, in one step."""

@@ -23,17 +23,15 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
 
   A question whose samples are right more often than `method.hpt.gate` is
   learned from by RL; any other by SFT on its own demonstration. Ours: a
-  question without one stays with RL; each question counts the same on either
-  route, so that a lone demonstration does not weigh as much as all rollouts.
+  question without one stays with RL; one of which nothing could be scored is
+  on no route; each question counts the same on either, so that a lone
+  demonstration does not weigh as much as all rollouts.
   """
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    scored = groups.scored.sum(axis=1)
-    right = (groups.correct & groups.scored).sum(axis=1)
-    accuracy = right / np.maximum(scored, 1)
-    to_sft = groups.demonstrated & (accuracy <= options.gate)
+    to_sft = groups.demonstrated & (groups.accuracy <= options.gate)
     advantages, _ = setup.advantages(groups.rewards, groups.scored)
-    share = to_sft.mean()
+    share = to_sft.sum() / np.isfinite(groups.accuracy).sum().clip(min=1)
     return routing.Route(
       rollouts=np.broadcast_to(~to_sft[:, None], groups.rewards.shape),
       advantages=advantages * np.float32(1 - share),

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from bilevel_jax.methods import contract, diagnostics, routing, updates
@@ -16,16 +15,15 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns RL on all of a step's rollouts, then SFT on its unsolved questions.
 
   Each has its own optimiser; SFT learns from the demonstrations of questions
-  of which no sample was right, and where there is none it does nothing. One
-  of the recipes of arXiv 2507.07562, whose definition could not be read: this
-  one is ours.
+  whose scored samples are all wrong, and where there is none it does nothing.
+  One of the recipes of arXiv 2507.07562, whose definition could not be read:
+  this one is ours.
   """
   init, turn = updates.by_turns(setup, options)
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
     advantages, _ = setup.advantages(groups.rewards, groups.scored)
-    solved = np.any(groups.correct & groups.scored, axis=1)
-    return routing.Route(advantages, demonstrations=~solved)
+    return routing.Route(advantages, demonstrations=groups.accuracy == 0)
 
   def update(state: TrainState, batch: StepBatch[RLBatch, TokenBatch]):
     by_rl = turn(state, batch)

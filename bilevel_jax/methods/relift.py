@@ -8,8 +8,6 @@ ends with an update of SFT on the oldest, with an optimiser of its own.
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
-
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 from bilevel_jax.types import StepBatch
@@ -35,9 +33,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   def batches(host: contract.Host) -> Iterator[StepBatch]:
     answers = host.sample()
     groups = host.groups(answers)
-    right = (groups.correct & groups.scored).any(axis=1)
-    # What could not be judged did not fail.
-    failed = np.logical_and(groups.scored.any(axis=1), ~right)
+    failed = groups.accuracy == 0
     waiting = host.memory.setdefault("waiting", [])
     waiting += [
       demonstration.id

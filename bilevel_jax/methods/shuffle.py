@@ -47,7 +47,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     )
     counts = np.zeros(advantages.size)
     counts[pairs] = sampled[:, None]
-    counts = counts.reshape(advantages.shape)
+    # A pair may have a member that could not be scored: it is no row.
+    counts = counts.reshape(advantages.shape) * groups.scored
     mean = counts.sum() / max((counts > 0).sum(), 1)
     by_count = (advantages * counts / max(mean, 1)).astype(np.float32)
     return routing.Route(by_count, rollouts=counts > 0)

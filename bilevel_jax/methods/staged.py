@@ -123,9 +123,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     if now < stages - options.unfiltered_stages:
       kept = kept & ~groups.truncated
     advantages, _ = setup.advantages(groups.rewards, groups.scored)
-    right = (groups.correct & groups.scored).sum(axis=1)
-    accuracy = right / groups.scored.sum(axis=1).clip(min=1)
-    hard = accuracy <= options.highest_accuracy[now]
+    hard = groups.accuracy <= options.highest_accuracy[now]
     return routing.Route(advantages, rollouts=kept & hard[:, None])
 
   return inner._replace(

@@ -398,3 +398,17 @@ def test_adaptive_penalty_follows_the_measured_gain(world):
   logits = np.log(np.array(seen) / (1 - np.array(seen)))
   np.testing.assert_allclose(np.diff(logits), 0.1 * push, rtol=1e-4)
   assert seen[0] == pytest.approx(0.5)
+
+
+def test_adaptive_penalty_rests_where_nothing_could_be_scored(world):
+  method = world.method("bridge", penalty=0.5, penalty_schedule="adaptive")
+  rl = dataclasses.replace(
+    world.rl,
+    weights=np.zeros_like(world.rl.weights),
+    scored=np.zeros_like(world.rl.scored),
+  )
+  batch = dataclasses.replace(world.batch(), rl=rl)
+  state, update = world.start(method), jax.jit(method.update)
+  for _ in range(2):
+    state, metrics, _ = update(state, batch)
+  assert float(metrics["bilevel/penalty"]) == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Which rollouts and demonstrations hpt, luffy and shuffle learn from."""
+"""Which rollouts and demonstrations methods that route learn from."""
 
 import numpy as np
 import pytest
@@ -57,6 +57,50 @@ def test_hpt_with_a_gate_of_one_is_sft_where_there_are_demonstrations(world):
   assert not host.rl_asked["counted"].any()
   assert asked["ids"] == [10, 11, 12, 13, 14]
   np.testing.assert_array_equal(asked["coefficients"], 1.0)
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("hpt", {}),
+    ("hpt", {"gate": 0.5}),
+    ("interleaved", {}),
+    ("relift", {"buffer": 1}),
+    ("staged", {"sft_share": 0.0}),
+  ],
+)
+def test_a_question_that_could_not_be_scored_is_as_if_it_was_not_asked(
+  world, name, options
+):
+  """None of its samples says that it is solved, or that it is not."""
+  rewards = np.concatenate([REWARDS, np.zeros((1, 3))])
+  scored = np.concatenate([SCORED, np.zeros((1, 3), bool)])
+  more = conftest.groups(
+    rewards, scored=scored, demonstrated=[*GROUPS.demonstrated, True]
+  )
+  method = world.method(name, **options)
+  host, expected = world.host(method, more), world.host(method, GROUPS)
+  assert [asked["ids"] for asked in host.sft_asked] == [
+    asked["ids"] for asked in expected.sft_asked
+  ]
+  # Those that are learned from are counted with what they count without it.
+  for asked, as_before in zip(host.sft_asked, expected.sft_asked, strict=True):
+    if asked.get("coefficients") is not None:
+      np.testing.assert_allclose(
+        asked["coefficients"], as_before["coefficients"], rtol=1e-6
+      )
+  for what, values in expected.rl_asked.items():
+    if values is not None:
+      np.testing.assert_array_equal(host.rl_asked[what][:5], values)
+
+
+def test_shuffle_counts_no_sample_that_could_not_be_scored(world):
+  """Of a group of two the pair is all there is, scored or not."""
+  scored = np.array([[True, True], [True, False], [True, True]])
+  rewards = np.array([[1.0, 0], [1, 0], [0, 1]])
+  method = world.method("shuffle", kept_share=1.0, rounds=1)
+  asked = world.host(method, conftest.groups(rewards, scored=scored)).rl_asked
+  np.testing.assert_array_equal(asked["counted"], scored)
 
 
 def test_luffy_counts_a_demonstration_as_one_more_sample(world):
