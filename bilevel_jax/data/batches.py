@@ -111,7 +111,7 @@ class Prompts:
       np.asarray(tokens[-max_tokens:], np.int32)
       for tokens in itertools.compress(encoded, keep)
     ]
-    self.set_share(np.ones(len(self)), 1.0)
+    self.set_share([True] * len(self), 1.0)
     self.counts = Counts(
       given=len(encoded),
       dropped=keep.count(False),
