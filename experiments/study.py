@@ -137,15 +137,16 @@ def _regime(
   regime = study.regimes[name]
   for job in plan.stages(study, regime):
     perform([job])
+  source = regime.searched_in or name
   needed = {regime.arms[a].tuned_as or a for a in arms if a in regime.arms}
   needed |= {
     source for arm in needed for source, _ in regime.arms[arm].takes.values()
   }
   while True:
-    chosen = _points(_searches(out, study, name))
+    chosen = _points(_searches(out, study, source))
     left = [
       job
-      for arm, jobs in plan.tuning(study, name, chosen).items()
+      for arm, jobs in plan.tuning(study, source, chosen).items()
       if arm in needed
       for job in jobs
       if not work.done(out, job)
@@ -161,7 +162,9 @@ def _regime(
     for place, (seed, job) in enumerate(jobs.get(arm, {}).items())
     if options.seeds is None or place < options.seeds
   ]
-  perform([job for _, job in sorted(wanted, key=lambda pair: pair[0])])
+  ordered = [job for _, job in sorted(wanted, key=lambda pair: pair[0])]
+  perform([job for job in ordered if job.after is None])
+  perform([job for job in ordered if job.after is not None])
 
 
 def _points(searches: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -200,20 +203,22 @@ def _write(
   """Writes results.json, results.md and the pages, of what is done."""
   regimes, done, wanted, seconds = {}, 0, 0, 0.0
   for name, regime in study.regimes.items():
-    searches = _searches(out, study, name)
+    source = regime.searched_in or name
+    searches = _searches(out, study, source)
     chosen = _points(searches)
     jobs = plan.final(study, name, chosen)
+    searched = plan.tuning(study, name, chosen) if source == name else {}
     found = {
       arm: dict(
         zip(seeds, work.results(out, list(seeds.values())), strict=True)
       )
       for arm, seeds in jobs.items()
-      if _decided(regime, arm, searches)
+      if _decided(study.regimes[source], regime, arm, searches)
     }
     regimes[name] = numbers.summarise(study, name, searches, found)
     every = [
       *plan.stages(study, regime),
-      *(j for jobs in plan.tuning(study, name, chosen).values() for j in jobs),
+      *(job for searches in searched.values() for job in searches),
       *(job for seeds in jobs.values() for job in seeds.values()),
     ]
     results = [r for r in work.results(out, every) if r is not None]
@@ -252,12 +257,18 @@ def _write(
     path.write_text(text, encoding="utf-8")
 
 
-def _decided(regime: plan.Regime, arm: str, searches: dict[str, Any]) -> bool:
-  """Returns whether it is known with what settings the arm is to run."""
+def _decided(
+  source: plan.Regime, regime: plan.Regime, arm: str, searches: dict[str, Any]
+) -> bool:
+  """Returns whether it is known with what settings the arm is to run.
+
+  Args:
+    source: the regime whose searches choose.
+  """
   given = regime.arms[arm]
   searched = given.tuned_as or arm
-  needed = {source for source, _ in given.takes.values()}
-  if len(regime.arms[searched].search) > 1:
+  needed = {taken for taken, _ in given.takes.values()}
+  if searched in source.arms and len(source.arms[searched].search) > 1:
     needed.add(searched)
   return needed <= set(searches)
 

@@ -19,7 +19,9 @@ from bilevel_jax import errors, types
 
 DEFAULT_COUNT = 10_000
 SPLITS = ("train", "test")
-_SHARES = ("guess_share", "slip_share")
+_SHARES = (
+  "guess_share", "slip_share", "wrong_answer_share", "other_operation_share"
+)  # fmt: skip
 _LONGEST = 100  # steps, or numbers, of a question
 _PATIENCE = 10_000  # draws in a row without a new question that end a corpus
 
@@ -83,13 +85,17 @@ def arithmetic(
   min_value: int = 0,
   guess_share: float = 0.0,
   slip_share: float = 0.0,
+  wrong_answer_share: float = 0.0,
+  other_operation_share: float = 0.0,
 ) -> types.Question | None:
   """Returns a chain of operations on integers, or None for a bad draw.
 
   `17+25*2-8` has the solution `25*2=50;17+50=67;67-8=59;#59`: one operation at
   a time, products and quotients first, then from left to right. Every value
   written is an integer from `min_value` to `max_value`. The meta has the number
-  of `steps` and the `kind` of solution: `worked`, `guess` or `slip`.
+  of `steps` and the `kind` of solution: `worked`, `guess`, `slip`,
+  `wrong_answer` or `other_operation`. The same questions are spoiled, in
+  whatever way; one that cannot be is not drawn.
 
   Args:
     steps: operations, or the least and the most of them.
@@ -103,6 +109,10 @@ def arithmetic(
       last, is wrong by 1 to 9. What follows is that of the right solution and
       not computed from the wrong result, so the final answer is right and no
       check of answers finds the slip. A question of one step has none.
+    wrong_answer_share: share of solutions whose last result, and with it the
+      answer, is wrong by 1 to 9.
+    other_operation_share: share of solutions that are right for the question
+      with one operator changed for another of `operators`.
   """
   length = _between(rng, steps)
   values = [rng.randint(1, max_operand) for _ in range(length + 1)]
@@ -110,34 +120,69 @@ def arithmetic(
   text = str(values[0]) + "".join(
     f"{sign}{value}" for sign, value in zip(signs, values[1:], strict=True)
   )
-  lines = []
+  lowest, highest = min_value, max_value
+  lines = _worked(values, signs, lowest, highest)
+  if lines is None:
+    return None
+  answer = written = lines[-1].split("=")[1]
+  shares = {
+    "guess": guess_share,
+    "slip": slip_share if length > 1 else 0.0,
+    "wrong_answer": wrong_answer_share,
+    "other_operation": other_operation_share,
+  }
+  place = rng.random() if any((*shares.values(), slip_share)) else 1.0
+  ends = itertools.accumulate(shares.values())
+  kind = next(
+    (k for k, end in zip(shares, ends, strict=True) if place < end), "worked"
+  )
+  # Its own stream: the same questions are spoiled, in whatever way.
+  choices = random.Random(text)
+  if kind == "guess":
+    lines = []
+  elif kind == "other_operation":
+    others = [
+      changed
+      for at, sign in enumerate(signs)
+      for other in operators
+      if other != sign
+      and (changed := [*signs[:at], other, *signs[at + 1 :]])
+      and _worked(values, changed, lowest, highest)
+    ]
+    if not others:
+      return None
+    lines = _worked(values, choices.choice(others), lowest, highest) or []
+    written = lines[-1].split("=")[1]
+  elif kind != "worked":
+    last = len(lines) - 1
+    wrong = last if kind == "wrong_answer" else choices.randrange(last)
+    operation, right = lines[wrong].split("=")
+    near = range(max(int(right) - 9, lowest), min(int(right) + 9, highest) + 1)
+    results = [value for value in near if value != int(right)]
+    if not results:
+      return None
+    result = choices.choice(results)
+    lines[wrong] = f"{operation}={result}"
+    written = str(result) if wrong == last else answer
+  solution = ";".join([*lines, f"#{written}"])
+  meta = {"steps": length, "kind": kind}
+  return types.Question("", text, answer, solution, meta)
+
+
+def _worked(
+  values: Sequence[int], signs: Sequence[str], lowest: int, highest: int
+) -> list[str] | None:
+  """Returns `a+b=c` for each operation in turn; None: a value out of bounds."""
+  values, signs, lines = list(values), list(signs), []
   while signs:
     at = next((i for i, s in enumerate(signs) if s in "*/"), 0)
     value = _apply(signs[at], values[at], values[at + 1])
-    if value.denominator != 1 or not min_value <= value <= max_value:
+    if value.denominator != 1 or not lowest <= value <= highest:
       return None
     lines.append(f"{values[at]}{signs[at]}{values[at + 1]}={value}")
     values[at : at + 2] = [int(value)]
     del signs[at]
-  answer = str(values[0])
-  kind = "worked"
-  place = rng.random() if guess_share or slip_share else 1.0
-  if place < guess_share:
-    kind, lines = "guess", []
-  elif place < guess_share + slip_share and length > 1:
-    # Its own stream: the same questions are spoiled as by guess_share.
-    kind, slips = "slip", random.Random(text)
-    wrong = slips.randrange(len(lines) - 1)
-    operation, right = lines[wrong].split("=")
-    lowest = max(int(right) - 9, min_value)
-    near = range(lowest, min(int(right) + 9, max_value) + 1)
-    others = [value for value in near if value != int(right)]
-    if not others:
-      return None
-    lines[wrong] = f"{operation}={slips.choice(others)}"
-  solution = ";".join([*lines, f"#{answer}"])
-  meta = {"steps": length, "kind": kind}
-  return types.Question("", text, answer, solution, meta)
+  return lines
 
 
 def countdown(

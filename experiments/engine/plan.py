@@ -1,8 +1,10 @@
 """What a study consists of: regimes, ways of training, seeds, questions."""
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import ml_collections
 
@@ -10,6 +12,14 @@ from bilevel_jax import config, errors
 from bilevel_jax.rewards import verifiers
 
 MAIN = "methods"
+
+Prepare: TypeAlias = Callable[
+  [ml_collections.ConfigDict, pathlib.Path, pathlib.Path | None], None
+]
+"""(settings, directory, earlier) -> None: changes data.questions and
+data.demonstrations of the settings, by files that it writes into the directory;
+earlier: the directory of the run of `Arm.after`. A function of a module that
+can be imported, for runs side by side are processes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,14 +46,20 @@ class Arm:
   tuned_as: str | None = None  # the arm whose choice is taken, with no search
   table: str = MAIN  # of Study.tables
   start: str | None = None  # the stage it starts from; None: the regime's last
+  prepare: Prepare | None = None
+  after: str | None = None  # the arm whose run of the same seed it needs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regime:
-  """A policy to start from, and what is tried on it."""
+  """A policy to start from and data, and what is tried on it."""
 
   about: str  # a sentence
   arms: Mapping[str, Arm]
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """To the study's settings, by dotted names."""
+  searched_in: str | None = None
+  """The regime whose searches choose for its arms, in place of their own."""
   stages: Sequence[str] = ()
   """Names of Study.stages, of which the last leaves the policy; none: it is
   the study's `settings.model.weights`."""
@@ -67,6 +83,11 @@ class Study:
     default_factory=dict
   )
   """Runs that make the policies, each from the export of the one before."""
+  good: str | None = None
+  """The group of demonstrations whose weights should be the largest."""
+  base: str | None = None
+  """The arm without training by whose pass rates tests are told apart."""
+  pass_rate_samples: int = 16  # of each test question, for those
   findings: str = ""
   """What was found, in Markdown; its numbers are places in the results, which
   `findings.fill` fills."""
@@ -90,6 +111,9 @@ class Job:
   start: str | None  # path of the job whose export it starts from, if any
   train: bool = True
   tested: bool = False  # whether the tests are scored
+  sampled: bool = False  # whether their pass rates are measured
+  prepare: Prepare | None = None
+  after: str | None = None  # path of the job whose run `prepare` reads
 
 
 def check(study: Study) -> None:
@@ -121,12 +145,18 @@ def check(study: Study) -> None:
       _check_names(f"table {name}: reference", [reference], dict(arms))
   for name, regime in study.regimes.items():
     _check_names(f"regime {name}: stages", regime.stages, study.stages)
+    _check_names(
+      f"regime {name}: searched_in",
+      [regime.searched_in],
+      [None, *study.regimes],
+    )
     for arm, given in regime.arms.items():
       where = f"arm {arm} of regime {name}:"
       sources = [source for source, _ in given.takes.values()]
       _check_names(f"{where} table", [given.table], study.tables)
       _check_names(f"{where} start", [given.start], [None, *study.stages])
       _check_names(f"{where} tuned_as", [given.tuned_as], [None, *regime.arms])
+      _check_names(f"{where} after", [given.after], [None, *regime.arms])
       _check_names(f"{where} takes", sources, regime.arms)
     try:
       for jobs in final(study, name, {}).values():
@@ -172,7 +202,7 @@ def tuning(
         name,
         f"tuning/{arm}-{n}",
         (given.changes, _taken(given, chosen), point),
-        start=given.start,
+        given,
       )
       for n, point in enumerate(given.search)
     ]
@@ -208,9 +238,11 @@ def final(
         name,
         f"{arm}/seed-{seed}",
         ({"seed": seed}, point, _taken(given, chosen), given.changes or {}),
-        start=given.start,
+        given,
         train=given.changes is not None,
         tested=True,
+        sampled=arm == study.base,
+        after=given.after and f"{name}/{given.after}/seed-{seed}",
       )
       for seed in study.seeds(given)
     }
@@ -222,20 +254,19 @@ def _job(
   regime: str,
   path: str,
   changes: Sequence[Mapping[str, Any]],
-  *,
-  start: str | None,
-  train: bool = True,
-  tested: bool = False,
+  arm: Arm,
+  **more: Any,
 ) -> Job:
-  settings: Any = study.settings.copy_and_resolve_references()
+  # References between settings hold until every change is made.
+  settings: Any = copy.deepcopy(study.settings)
   settings.seed = study.tuning_seed
-  for change in changes:
+  for change in (study.regimes[regime].changes, *changes):
     settings.update_from_flattened_dict(dict(change))
-  stage = start or next(reversed(study.regimes[regime].stages), None)
+  stage = arm.start or next(reversed(study.regimes[regime].stages), None)
   return Job(
     path=f"{regime}/{path}",
-    settings=settings,
+    settings=settings.copy_and_resolve_references(),
     start=stage and f"policies/{stage}",
-    train=train,
-    tested=tested,
+    prepare=arm.prepare,
+    **more,
   )

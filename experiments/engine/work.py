@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import hashlib
 import json
 import math
 import multiprocessing
@@ -22,7 +24,7 @@ from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers
 from bilevel_jax.runs import finished, records
 from bilevel_jax.weights import sampler
-from experiments.engine import plan
+from experiments.engine import learned, plan
 
 WATCHED = (
   "bilevel/cooperative_gain",
@@ -31,11 +33,13 @@ WATCHED = (
   "bilevel/direct_norm",
   "bilevel/implicit_norm",
   "bilevel/parts_cosine",
+  "mix/sft_share",
 )
 LAST = ("bilevel/adapter_delta_norm", "bilevel/kl_to_rl_only", "sft/loss")
 RESULT = "result.json"  # written last: the job is done
 # Settings that a job may find changed: set here, or how devices are laid out.
 _FREE = ("run_dir", "resume", "tokenizer.path", "mesh.")
+_PREPARED = ("data.questions.", "data.demonstrations.")
 
 
 def results(out: pathlib.Path, jobs: Sequence[plan.Job]) -> list[Any]:
@@ -73,6 +77,9 @@ def perform_all(
       perform(out, study, job)
       report(job.path)
     return
+  # References between settings cannot be sent; a job's are resolved.
+  resolved = study.settings.copy_and_resolve_references()
+  study = dataclasses.replace(study, settings=resolved)
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(
     min(side_by_side, max(len(left), 1)),
@@ -107,17 +114,23 @@ def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
     characters = out / "tokenizer"
     tokenizer.character_tokenizer(characters)
     settings.tokenizer.path = str(characters)
+  if job.prepare is not None:
+    files = directory.with_name(f"{directory.name}-data")
+    files.mkdir(parents=True, exist_ok=True)
+    job.prepare(settings, files, out / job.after if job.after else None)
   parsed = config.parse(settings)
   if job.train:
     _train(directory, parsed)
-  found: dict[str, Any] = {"seed": parsed.seed}
+  found: dict[str, Any] = {"seed": parsed.seed, "settings": fingerprint(job)}
   if job.train:
     found |= _spent(finished.read_run(directory))
+    if weights_of := learned.weights(directory, study.good):
+      found["weights"] = weights_of
     export = directory / "export"
   else:
     export = pathlib.Path(str(parsed.model.weights))
   if job.tested:
-    found["tests"] = _tests(export, parsed, study)
+    found["tests"] = _tests(export, parsed, study, job.sampled)
   directory.mkdir(parents=True, exist_ok=True)
   # The weights that count are exported.
   shutil.rmtree(directory / "checkpoints", ignore_errors=True)
@@ -134,18 +147,41 @@ def done(out: pathlib.Path, job: plan.Job) -> bool:
   path = out / job.path
   if not (path / RESULT).exists():
     return False
-  if job.train:
-    then = finished.read_settings(path)
-    free = _FREE if job.start is None else (*_FREE, "model.")
-    now = dict(config.flat(config.to_dict(config.parse(job.settings))))
-    for name in now:
-      value = json.loads(json.dumps(now[name]))
-      if not name.startswith(free) and then.get(name) != value:
-        raise errors.ConfigError(
-          f"{path} was done with {name} {then.get(name)!r}, and the study now "
-          f"has {value!r}: name another --out"
-        )
+  then = json.loads((path / RESULT).read_text("utf-8"))["settings"]
+  if job.train and then != fingerprint(job):
+    differ = ""
+    if (path / "config.json").exists():
+      now = _own_settings(config.to_dict(config.parse(job.settings)), job)
+      was = _own_settings(finished.read_settings(path), job)
+      name = min(n for n in {*was, *now} if was.get(n) != now.get(n))
+      differ = f" ({name})"
+    raise errors.ConfigError(
+      f"{path} was done with other settings than the study now has{differ}: "
+      "name another --out"
+    )
   return True
+
+
+def fingerprint(job: plan.Job) -> str:
+  """Returns a hash of a job's settings that are not the defaults.
+
+  Those that it may find changed are left out.
+  """
+  settings = config.to_dict(config.parse(job.settings))
+  text = json.dumps(_own_settings(settings, job), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _own_settings(settings: Any, job: plan.Job) -> dict[str, Any]:
+  free = _FREE if job.start is None else (*_FREE, "model.")
+  free += _PREPARED if job.prepare is not None else ()
+  defaults = config.defaults()
+  flat = dict(config.flat(json.loads(json.dumps(settings))))
+  return {
+    name: value
+    for name, value in flat.items()
+    if not name.startswith(free) and defaults.get(name) != value
+  }
 
 
 def _settle(places: Any, side_by_side: int) -> None:
@@ -195,7 +231,12 @@ def _spent(run: finished.FinishedRun) -> dict[str, Any]:
   watched = {name: run.curve(name, "steps")[1] for name in WATCHED}
   return {
     "steps": int(last["step"]),
-    "spent": {name: float(spent[-1]) for name, spent in run.cost.items()},
+    "spent": {
+      **{name: float(spent[-1]) for name, spent in run.cost.items()},
+      "demonstrations": sum(
+        logged.get("sft/demonstrations", 0.0) for logged in run.steps.values()
+      ),
+    },
     "validation": float(accuracy[-1]) if len(accuracy) else None,
     "curve": {
       "steps": x.tolist(),
@@ -208,49 +249,69 @@ def _spent(run: finished.FinishedRun) -> dict[str, Any]:
 
 
 def _tests(
-  export: pathlib.Path, settings: config.Config, study: plan.Study
+  export: pathlib.Path,
+  settings: config.Config,
+  study: plan.Study,
+  sampled: bool,
 ) -> dict[str, Any]:
-  """Returns, for each test, the greedy answers that are right, as 0 and 1."""
+  """Returns, for each test, the greedy answers that are right, as 0 and 1.
+
+  Args:
+    sampled: whether pass rates of sampled answers are wanted, too.
+  """
   opened = weights.open(str(export))
   prompt_format = sampler.prompt_format(opened, settings.tokenizer)
   model = sampler.build(opened, sampler.read_tokenizer(opened, prompt_format))
+  found = {}
   with pool.Scorer(
     {study.verifier: 1.0},
     deadline_s=settings.reward.deadline_s,
     workers=settings.reward.workers,
   ) as scorer:
-    return {
-      name: _test(model, scorer, corpora.load(source), study.test_tokens)
-      for name, source in study.tests.items()
-    }
+    for name, source in study.tests.items():
+      questions = corpora.load(source)
+      answered = _answers(model, scorer, questions, study.test_tokens)
+      right = answered.scores.correct & answered.scores.scored
+      lengths = answered.rollout.lengths
+      found[name] = {
+        "accuracy": list(scoring.accuracy(right)),
+        "right": "".join(str(int(r)) for r in right),
+        "tokens": float(lengths.mean()),
+        "lengths": " ".join(map(str, lengths)),
+      }
+      if sampled:
+        samples = study.pass_rate_samples
+        answered = _answers(
+          model, scorer, questions, study.test_tokens, samples, 1.0
+        )
+        right = answered.scores.correct & answered.scores.scored
+        counts = right.reshape(-1, samples).sum(axis=1)
+        found[name]["right_of_samples"] = " ".join(map(str, counts))
+  return found
 
 
-def _test(
+def _answers(
   model: sampler.Sampler,
   scorer: pool.Scorer,
   questions: list[types.Question],
   longest: int,
-) -> dict[str, Any]:
-  answered = answers.answer(
+  samples: int = 1,
+  temperature: float = 0.0,
+) -> answers.Answers:
+  return answers.answer(
     model.policy,
     model.weights,
     questions,
     types.Requests(
       prompts=[model.tokenizer.prompt_tokens(q) for q in questions],
       prompt_ids=np.arange(len(questions)),
-      samples_per_prompt=1,
+      samples_per_prompt=samples,
       max_new_tokens=longest,
       eos_ids=model.tokenizer.eos_ids,
-      sampling=types.Sampling(temperature=0.0),
+      sampling=types.Sampling(temperature=temperature),
       key=jax.random.key(0),
     ),
     model.tokenizer,
     scorer,
     max_rows=1024,
   )
-  right = answered.scores.correct & answered.scores.scored
-  return {
-    "accuracy": list(scoring.accuracy(right)),
-    "right": "".join(str(int(r)) for r in right),
-    "tokens": float(answered.rollout.lengths.mean()),
-  }
