@@ -5,7 +5,8 @@
 STUDY.py has a function `get_study(quick)`. First the policies are made, then
 each method's learning rates are searched on validation questions, then every
 seed is trained and tested. A study that was stopped or killed goes on with the
-same command; what is done is not done again, and what is not done yet is named
+same command, and on another machine with the results of the first (`--known`);
+what is done is not done again, and what is not done yet is named
 in the results. Writes OUT/results.json (every number), OUT/results.md (made
 from it) and a page of curves for each regime, OUT/REGIME/comparison.html.
 """
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   code = 0
   try:
+    if options.known is not None:
+      work.take_over(out, options.known)
     try:
       for name in regimes if not options.report_only else ():
         _regime(out, study, name, arms, options, report)
@@ -82,6 +85,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add("--regimes", help="these alone, with semicolons between")
   add("--arms", help="these alone, with semicolons between")
   add("--seeds", type=int, help="the first so many alone")
+  add(
+    "--known",
+    type=pathlib.Path,
+    metavar="JSON",
+    help="results.json of another session, whose runs are not done again",
+  )
   add("--report-only", action="store_true", help="train nothing")
   add("--json", type=pathlib.Path, help="another place for results.json")
   add("--document", type=pathlib.Path, help="another place for results.md")
@@ -191,7 +200,11 @@ def _searches(
       searches[arm] = {
         "chosen": dict(points[numbers.best_point(found)]),
         "points": [
-          {"changes": dict(point), "validation": result["validation"]}
+          {
+            "changes": dict(point),
+            "validation": result["validation"],
+            "settings": result["settings"],
+          }
           for point, result in zip(points, found, strict=True)
         ],
       }
@@ -282,7 +295,9 @@ def _page(out: pathlib.Path, study: plan.Study, name: str, jobs: Any) -> None:
     and arms[arm].changes is not None
     and (
       finished := [
-        job for job in seeds.values() if (out / job.path / work.RESULT).exists()
+        job
+        for job in seeds.values()
+        if work.done(out, job) and (out / job.path / "metrics.jsonl").exists()
       ]
     )
   ]

@@ -249,11 +249,11 @@ def _draws(task: str, seed: int, options: dict[str, Any]) -> _Draws:
       )
     if rule := _broken_rule(name, value):
       raise errors.ConfigError(f"task {task}: {name} {rule}, got {value!r}")
-  shares = [options.get(name, 0) for name in _SHARES]
-  if sum(shares) > 1:
+  shares = {name: options[name] for name in _SHARES if name in options}
+  if sum(shares.values()) > 1:
     raise errors.ConfigError(
-      f"task {task}: {' + '.join(_SHARES)} must be at most 1, got "
-      f"{' + '.join(map(str, shares))}"
+      f"task {task}: {' + '.join(shares)} must be at most 1, got "
+      f"{' + '.join(map(str, shares.values()))}"
     )
 
   rng = random.Random(f"{task}/{seed}")

@@ -56,6 +56,31 @@ def results(out: pathlib.Path, jobs: Sequence[plan.Job]) -> list[Any]:
   ]
 
 
+def take_over(out: pathlib.Path, known: pathlib.Path) -> None:
+  """Writes the results of a study's JSON where a job has none yet.
+
+  What a run left beside its result is not there: no report, no weights.
+
+  Raises:
+    ConfigError: it is not the JSON of a study.
+  """
+  try:
+    whole = json.loads(known.read_text("utf-8"))
+  except ValueError as error:
+    raise errors.ConfigError(f"{known} is no results.json: {error}") from error
+  for name, regime in whole["regimes"].items():
+    for arm, given in regime["arms"].items():
+      points = (given["search"] or {}).get("points", [])
+      for path, found in (
+        *((f"{arm}/seed-{seed}", run) for seed, run in given["runs"].items()),
+        *((f"tuning/{arm}-{n}", point) for n, point in enumerate(points)),
+      ):
+        result = out / name / path / RESULT
+        if not result.exists() and "settings" in found:
+          result.parent.mkdir(parents=True, exist_ok=True)
+          records.write_atomically(result, json.dumps(found))
+
+
 def perform_all(
   out: pathlib.Path,
   study: plan.Study,
@@ -176,7 +201,9 @@ def _own_settings(settings: Any, job: plan.Job) -> dict[str, Any]:
   free = _FREE if job.start is None else (*_FREE, "model.")
   free += _PREPARED if job.prepare is not None else ()
   defaults = config.defaults()
-  flat = dict(config.flat(json.loads(json.dumps(settings))))
+  here = str(pathlib.Path(__file__).parents[2])  # wherever that is
+  text = json.dumps(settings).replace(json.dumps(here)[1:-1], "")
+  flat = dict(config.flat(json.loads(text)))
   return {
     name: value
     for name, value in flat.items()

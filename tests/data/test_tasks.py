@@ -97,14 +97,60 @@ def test_slips_and_guesses_spoil_the_same_questions():
   guesses = _spoiled(guess_share=0.75, **worked)
   slips = _spoiled(slip_share=0.75, **worked)
   both = _spoiled(guess_share=0.25, slip_share=0.5, **worked)
-  for guess, slip, either in zip(guesses, slips, both, strict=True):
-    assert guess.question == slip.question == either.question
+  wrong = _spoiled(wrong_answer_share=0.75, **worked)
+  for guess, slip, either, miss in zip(
+    guesses, slips, both, wrong, strict=True
+  ):
+    assert guess.question == slip.question == either.question == miss.question
+    assert (miss.meta["kind"] == "worked") == (guess.meta["kind"] == "worked")
     spoiled = guess.meta["kind"] == "guess"
     assert guess.solution == f"#{guess.answer}" or not spoiled
     assert slip.meta["kind"] == ("slip" if spoiled else "worked")
     assert either in (guess, slip)
   kinds = collections.Counter(question.meta["kind"] for question in both)
   assert set(kinds) == {"guess", "slip", "worked"}
+
+
+@pytest.mark.parametrize("operators", ["+-", "+-*/"])
+def test_a_wrong_answer_is_a_wrong_last_result(operators):
+  kinds = collections.Counter()
+  for question in _spoiled(wrong_answer_share=0.5, operators=operators):
+    assert question.solution is not None
+    *lines, last = question.solution.split(";")
+    misses = [int(b) - _value(a) for a, b in (x.split("=") for x in lines)]
+    assert last == f"#{lines[-1].split('=')[1]}"
+    assert _value(question.question) == int(question.answer)
+    assert not any(misses[:-1])
+    assert abs(misses[-1]) <= 9
+    kind = question.meta["kind"]
+    assert (misses[-1] != 0) == (last[1:] != question.answer)
+    assert (misses[-1] != 0) == (kind == "wrong_answer")
+    kinds[kind] += 1
+  assert 0.42 < kinds["wrong_answer"] / kinds.total() < 0.58
+
+
+def test_another_operation_is_the_solution_of_a_question_that_differs_by_one():
+  kinds = collections.Counter()
+  options = {"other_operation_share": 0.5, "steps": (2, 3), "operators": "+-*"}
+  for question in _spoiled(**options):
+    assert question.solution is not None
+    *lines, last = question.solution.split(";")
+    assert all(_value(a) == int(b) for a, b in (x.split("=") for x in lines))
+    solved = {
+      changed: _value(changed)
+      for at, sign in enumerate(question.question)
+      if sign in "+-*"
+      for changed in (
+        question.question[:at] + other + question.question[at + 1 :]
+        for other in "+-*"
+      )
+    }
+    assert int(last[1:]) in solved.values()
+    kind = question.meta["kind"]
+    if kind == "worked":
+      assert last[1:] == question.answer
+    kinds[kind] += 1
+  assert 0.42 < kinds["other_operation"] / kinds.total() < 0.58
 
 
 @pytest.mark.parametrize("task", ["arithmetic", "countdown"])

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from bilevel_jax import config, errors
+from bilevel_jax.runs import records
 from experiments import study as tool
 from experiments.engine import document, findings, numbers, plan, work
 from tests import tiny_run
@@ -297,10 +298,18 @@ def test_a_study_runs_once_and_goes_on_where_it_was(tmp_path, capsys):
   capsys.readouterr()
   assert tool.main(command) == 0
   assert not re.findall(r"s  (\S+)", capsys.readouterr().out)
+  # Elsewhere what its JSON knows is not done again; the policy is made anew.
+  elsewhere = [str(file), "--out", str(tmp_path / "elsewhere")]
+  assert tool.main([*elsewhere, "--known", str(out / "results.json")]) == 0
+  assert re.findall(r"s  (\S+)", capsys.readouterr().out) == ["policies/start"]
+  again = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
+  assert again["regimes"] == whole["regimes"]
+  assert tool.main([*elsewhere, "--known", str(file)]) == 2
+  assert "is no results.json" in capsys.readouterr().err
   # A report of an edited study is refused as its runs are.
   file.write_text(file.read_text().replace('"steps": 2', '"steps": 3'))
   assert tool.main([*command, "--report-only"]) == 2
-  assert "was done with steps 2" in capsys.readouterr().err
+  assert "than the study now has (steps)" in capsys.readouterr().err
 
 
 def test_runs_of_an_edited_study_are_not_taken_for_its_own(tmp_path):
@@ -314,11 +323,66 @@ def test_runs_of_an_edited_study_are_not_taken_for_its_own(tmp_path):
   plain = config.to_dict(config.parse(settings))
   (directory / "config.json").write_text(json.dumps({"config": plain}))
   (directory / "metrics.jsonl").write_text('{"step": 0}\n')
-  (directory / work.RESULT).write_text('{"seed": 0}')
-  assert work.results(tmp_path / "out", [job]) == [{"seed": 0}]
+  result = {"seed": 0, "settings": work.fingerprint(job)}
+  (directory / work.RESULT).write_text(json.dumps(result))
+  assert work.results(tmp_path / "out", [job]) == [result]
   study.settings.adapter.rank = 3
-  with pytest.raises(errors.ConfigError, match=r"adapter\.rank 2.* has 3"):
+  with pytest.raises(errors.ConfigError, match=r"now has \(adapter\.rank\)"):
     work.results(tmp_path / "out", [job])
+
+
+def told(settings, directory, earlier):
+  """Writes what it was given; one demonstration is left."""
+  named = earlier and earlier.relative_to(directory.parents[2])
+  (directory / "told.txt").write_text(f"{settings.seed} {named}")
+  settings.data.demonstrations.count = 1
+
+
+def test_an_arm_may_change_its_data_after_another_of_the_same_seed(tmp_path):
+  arms = {
+    "bridge": plan.Arm(changes={"method.name": "mixed", "steps": 1}),
+    "changed": plan.Arm(
+      changes={"method.name": "mixed", "steps": 1},
+      search=({"steps": 1}, {"steps": 2}),
+      tuned_as="bridge",
+      prepare=told,
+      after="bridge",
+    ),
+  }
+  both = {
+    "B": plan.Regime(about="a start", arms=arms),
+    "C": plan.Regime(
+      about="other data",
+      arms=arms,
+      changes={"data.demonstrations.task_options.max_operand": 7},
+      searched_in="B",
+    ),
+  }
+  tiny_run.weights(tmp_path)
+  settings = tiny_run.settings(tmp_path)
+  source = settings.data.demonstrations
+  source.task, source.count = "arithmetic", 4
+  source.task_options = {"steps": 1, "max_operand": 9}
+  source.first = 10 * settings.get_ref("seed")
+  study = make_study(settings, arms, regimes=both, tests={})
+  plan.check(study)
+  jobs = plan.final(study, "C", {})["changed"]
+  given = [job.settings.data.demonstrations for job in jobs.values()]
+  assert [source.first for source in given] == [10, 20]
+  assert {source.task_options.max_operand for source in given} == {7}
+  assert settings.data.demonstrations.task_options.max_operand == 9
+  out = tmp_path / "out"
+  work.perform(out, study, jobs[2])
+  said = out / "C" / "changed" / "seed-2-data" / "told.txt"
+  assert said.read_text() == "2 C/bridge/seed-2"
+  assert work.done(out, jobs[2])  # what it changed is not another's
+  (found,) = work.results(out, [jobs[2]])
+  logged = records.read_records(out / jobs[2].path / "metrics.jsonl")
+  assert found["spent"]["demonstrations"] == sum(
+    line.get("sft/demonstrations", 0) for line in logged
+  )
+  assert found["spent"]["demonstrations"] > 0
+  assert 0 < found["means"]["mix/sft_share"] < 1
 
 
 def test_a_study_may_start_from_weights_that_are_there(tmp_path):
@@ -342,10 +406,11 @@ def test_a_study_may_start_from_weights_that_are_there(tmp_path):
   plain = config.to_dict(config.parse(job.settings))
   (out / job.path / "config.json").write_text(json.dumps({"config": plain}))
   (out / job.path / "metrics.jsonl").write_text('{"step": 0}\n')
-  (out / job.path / work.RESULT).write_text('{"seed": 1}')
+  result = {"seed": 1, "settings": work.fingerprint(job)}
+  (out / job.path / work.RESULT).write_text(json.dumps(result))
   assert work.done(out, job)
   other = make_study(tiny_run.settings(tmp_path / "other"), ARMS)
-  with pytest.raises(errors.ConfigError, match=r"model\.weights.*other"):
+  with pytest.raises(errors.ConfigError, match=r"\(model\.weights\)"):
     work.done(out, plan.final(other, "B", {})["grpo"][1])
 
 
