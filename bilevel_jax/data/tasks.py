@@ -95,7 +95,7 @@ def arithmetic(
   written is an integer from `min_value` to `max_value`. The meta has the number
   of `steps` and the `kind` of solution: `worked`, `guess`, `slip`,
   `wrong_answer` or `other_operation`. The same questions are spoiled, in
-  whatever way; one that cannot be is not drawn.
+  whatever way; one that cannot be is left out.
 
   Args:
     steps: operations, or the least and the most of them.

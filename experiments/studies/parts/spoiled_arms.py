@@ -55,7 +55,7 @@ def tables(seeds):
     CONTROLS: plan.Table(
       about="`mixed` with weights that stay: the means over its run of what "
       "`bridge, demonstrations` learned on the same seed, each with its own "
-      "demonstration, and with another, drawn at random.",
+      "demonstration, and with another at random.",
       seeds=seeds,
     ),
   }
@@ -219,7 +219,7 @@ def learned_weights(settings, directory, earlier):
 
 
 def permuted_weights(settings, directory, earlier):
-  """Gives them the same weights, each to a demonstration drawn at random."""
+  """Gives them the same weights, each to a demonstration at random."""
   rows = records.read_records(earlier / "demonstrations.jsonl")
   order = np.random.default_rng(settings.seed).permutation(len(rows))
   permuted = [
