@@ -77,10 +77,18 @@ def _regime(
       head, [_quality(*row, arms, tests) for row in rows.items()]
     )
     costs = {arm: row["cost"] for arm, row in rows.items() if row["cost"]}
+    shown = {
+      heading: column
+      for heading, column in _COSTS.items()
+      if any(cost.get(column[0]) is not None for cost in costs.values())
+    }
     yield ""
     yield from _table(
-      ["", *_COSTS], [_cells(*row, _COSTS) for row in costs.items()]
+      ["", *shown], [_cells(*row, shown) for row in costs.items()]
     )
+  for test in tests:
+    yield from _pass_rates(name, arms, test)
+  yield from _weights(name, arms)
   inside = {
     arm: row["cost"]
     for arm, row in arms.items()
@@ -97,6 +105,8 @@ def _regime(
 _COSTS = {
   "steps": ("steps", ",.0f"),
   "sampled tokens": ("tokens", ",.0f"),
+  "demonstrations seen": ("demonstrations", ",.0f"),
+  "SFT's share": ("mix/sft_share", ".2f"),
   "update FLOPs": ("flops", ".3g"),
   "seconds of training": ("seconds", ".1f"),
 }
@@ -120,13 +130,88 @@ _ABOUT_INSIDE = (
 )
 
 
+def _pass_rates(name: str, arms: Mapping[str, Any], test: str) -> Iterator[str]:
+  """Yields accuracy and length of answers by what the base can do."""
+  rows = {
+    arm: found
+    for arm, given in arms.items()
+    if (found := (given.get("by_pass_rate") or {}).get(test))
+  }
+  if not rows:
+    return
+  yield from ("", f"### {name}: {test}, by what the base can do", "")
+  yield (
+    "Questions by the share of the base's sampled answers that are right. "
+    "Accuracy, and in brackets the mean tokens of an answer; means over seeds."
+  )
+  yield ""
+  bins = next(iter(rows.values()))
+  head = [
+    (f"up to {b['up_to']:.0%}" if b["up_to"] else "never right")
+    + f", {b['questions']} questions"
+    for b in bins
+  ]
+  yield from _table(
+    ["", *head],
+    [
+      [arm, *(f"{b['accuracy']:.1%} ({b['tokens']:.0f})" for b in found)]
+      for arm, found in rows.items()
+    ],
+  )
+
+
+def _weights(name: str, arms: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what runs learned of their demonstrations."""
+  learned = {
+    arm: [run["weights"] for run in given["runs"].values() if "weights" in run]
+    for arm, given in arms.items()
+  }
+  learned = {arm: found for arm, found in learned.items() if found}
+  if not learned:
+    return
+  yield from ("", f"### {name}: learned weights", "", _ABOUT_WEIGHTS, "")
+  each = lambda values: " ".join(f"{value:.2f}" for value in values)
+  yield from _table(
+    ["", "AUROC, mean weight", "AUROC, final weight", "final weight by group"],
+    [
+      [
+        arm,
+        *(
+          each(run["auroc"][of] for run in found if of in run["auroc"])
+          for of in ("mean_weight", "weight")
+        ),
+        "; ".join(
+          f"{group} {each(run['groups'][group]['weight'] for run in found)}"
+          for group in found[0]["groups"]
+        ),
+      ]
+      for arm, found in learned.items()
+    ],
+  )
+
+
+_ABOUT_WEIGHTS = (
+  "AUROC: how often a good demonstration has a larger weight than a spoiled "
+  "one, of the mean weight over the run and of the final one; and the mean "
+  "final weight of each group, one value for each seed."
+)
+
+
 def _quality(
   arm: str, given: Mapping[str, Any], arms: Mapping[str, Any], tests: Any
 ) -> list[str]:
   searched = arms[given["tuned_as"] or arm]["search"]
   rate = ""
   if given["changes"] is not None and searched is not None:
-    rate = f"{next(iter(searched['chosen'].values())):g}"
+    (_, first), *others = searched["chosen"].items()
+    rate = ", ".join(
+      [f"{first:g}"]
+      + [
+        f"{name.split('.')[-1]} {value:g}"
+        for name, value in others
+        if not name.startswith("optimizer.adapter.")
+      ]
+    )
   cells = [arm, str(len(given["seeds"])), rate]
   for test in tests:
     against = given.get("reference_minus_this", {}).get(test)

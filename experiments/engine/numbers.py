@@ -1,5 +1,6 @@
 """Every number of a study, as one JSON, from what its jobs found."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,9 @@ import numpy as np
 from bilevel_jax.evaluation import paired
 from bilevel_jax.reporting import comparison
 from experiments.engine import plan
+
+PASS_RATES = (0.0, 0.25, 0.75, 1.0)
+"""Of the base, by which questions are told apart: 0, and up to each other."""
 
 Results = Mapping[str, Mapping[int, Any]]  # arm -> seed -> what a job found
 
@@ -44,6 +48,11 @@ def summarise(
       else None,
       "cost": _cost(done),
     }
+    if (base := results.get(study.base or "")) and done:
+      arms[arm]["by_pass_rate"] = {
+        test: _by_pass_rate(next(iter(base.values())), done, test, study)
+        for test in study.tests
+      }
   references = study.references()
   for test in study.tests:
     for table, reference in references.items():
@@ -64,6 +73,35 @@ def _accuracy(done: Mapping[int, Any], test: str) -> list[float]:
   if len(each) == 1:
     return each[0]
   return list(comparison.over_seeds([value for value, _, _ in each]))
+
+
+def _by_pass_rate(
+  base: Any, done: Mapping[int, Any], test: str, study: plan.Study
+) -> list[dict[str, Any]] | None:
+  """Returns accuracy and tokens of an answer by what the base can do.
+
+  Bins of the share of the base's sampled answers to a question that are right.
+  """
+  if base is None:
+    return None
+  counts = base["tests"][test]["right_of_samples"].split()
+  rates = np.array([int(n) for n in counts]) / study.pass_rate_samples
+  found = [result["tests"][test] for result in done.values()]
+  right = np.mean([[int(bit) for bit in f["right"]] for f in found], axis=0)
+  lengths = np.mean([[int(n) for n in f["lengths"].split()] for f in found], 0)
+  bins = [(-1.0, 0.0), *itertools.pairwise(PASS_RATES)]
+  inside = [(low, high, (rates > low) & (rates <= high)) for low, high in bins]
+  return [
+    {
+      "above": max(low, 0.0),
+      "up_to": high,
+      "questions": int(rows.sum()),
+      "accuracy": float(right[rows].mean()),
+      "tokens": float(lengths[rows].mean()),
+    }
+    for low, high, rows in inside
+    if rows.any()
+  ]
 
 
 def _against(

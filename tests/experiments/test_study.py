@@ -13,7 +13,14 @@ from scipy import stats
 from bilevel_jax import config, errors
 from bilevel_jax.runs import records
 from experiments import study as tool
-from experiments.engine import document, findings, numbers, plan, work
+from experiments.engine import (
+  document,
+  findings,
+  learned,
+  numbers,
+  plan,
+  work,
+)
 from tests import tiny_run
 
 TESTS = ("same", "harder")
@@ -170,6 +177,53 @@ def test_the_numbers_are_those_of_the_runs(tmp_path):
   # A table may have a reference of its own.
   assert arms["rank 2"]["reference_minus_this"]["same"]["difference"][0] == 0.25
   assert (arms["grpo"]["seeds"], arms["grpo"]["seeds_wanted"]) == ([1], 2)
+
+
+def test_questions_are_told_apart_by_what_the_base_can_do(tmp_path):
+  study = make_study(
+    tiny_run.settings(tmp_path), ARMS, base="base", pass_rate_samples=4
+  )
+  sampled = {"right_of_samples": "0 0 1 4", "lengths": "1 1 1 1"}
+  results = {
+    "base": {1: found("0001", "0000")},
+    "bridge": {1: found("1011", "1100"), 2: found("1101", "1000")},
+  }
+  for name in TESTS:
+    results["base"][1]["tests"][name] |= sampled
+    for seed, lengths in ((1, "2 4 6 8"), (2, "4 4 8 8")):
+      results["bridge"][seed]["tests"][name]["lengths"] = lengths
+  arms = numbers.summarise(study, "B", {}, results)["arms"]
+  assert arms["bridge"]["by_pass_rate"]["same"] == [
+    {
+      "above": above,
+      "up_to": up_to,
+      "questions": questions,
+      "accuracy": accuracy,
+      "tokens": tokens,
+    }
+    for above, up_to, questions, accuracy, tokens in (
+      (0.0, 0.0, 2, 0.75, 3.5),
+      (0.0, 0.25, 1, 0.5, 7.0),
+      (0.75, 1.0, 1, 1.0, 8.0),
+    )
+  ]
+
+
+def test_what_was_learned_of_demonstrations_is_by_their_group(tmp_path):
+  row = '{{"group": "{}", "weight": {}, "mean_weight": 1, "times_seen": {}}}\n'
+  rows = [("good", 2, 3), ("bad", 0, 1), ("bad", 3, 1), ("bad", 9, 0)]
+  text = "".join(row.format(*values) for values in rows)
+  (tmp_path / "demonstrations.jsonl").write_text(text)
+  assert learned.weights(tmp_path, "good") == {
+    "seen": 3,
+    "most_seen": 3,
+    "groups": {
+      "bad": {"weight": 1.5, "mean_weight": 1.0},
+      "good": {"weight": 2.0, "mean_weight": 1.0},
+    },
+    "auroc": {"weight": 0.5, "mean_weight": 0.5},
+  }
+  assert learned.weights(tmp_path / "none", "good") is None
 
 
 def test_the_document_has_no_number_of_its_own(tmp_path):
