@@ -149,6 +149,19 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
         directory.path / "profile",
       ) as profile,
     ):
+
+      def step_of(number, metrics, sampled, before, after):
+        completions = answers.records(sampled) if sampled else []
+        return Step(
+          number=number,
+          metrics=metrics,
+          completions=completions,
+          before=before,
+          after=after,
+          files=directory,
+          run=run,
+        )
+
       for note in (run_lib.opening(run), *run_lib.changed_code(run), *notes):
         screen.note(note)
       before = None
@@ -164,15 +177,7 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
         else:  # it was to have more steps then
           after = _evaluate(run, first, directory, writers, screen)
         _finish(run, directory, screen, before, after)
-        yield Step(
-          number=first,
-          metrics=logged,
-          completions=[],
-          before=before,
-          after=after,
-          files=directory,
-          run=run,
-        )
+        yield step_of(first, logged, None, before, after)
         return
       for done in range(first + 1, settings.steps + 1):
         profile.before(done)
@@ -203,15 +208,7 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
           checkpoints.wait()
           _finish(run, directory, screen, before, after)
         try:
-          yield Step(
-            number=done,
-            metrics=logged,
-            completions=answers.records(taken.answers) if taken.answers else [],
-            before=before,
-            after=after,
-            files=directory,
-            run=run,
-          )
+          yield step_of(done, logged, taken.answers, before, after)
         except GeneratorExit:
           save()  # nothing happens where this step is saved already
           raise

@@ -55,7 +55,8 @@ def report(arguments: Sequence[str]) -> None:
   if architecture is None:
     architecture = sources.open_model(settings).architecture
   sources.check_positions(settings, architecture)
-  chosen = meshes.choose(settings, architecture, devices, memory)
+  used = jax.devices() if _COMPILE.value else None
+  chosen = meshes.choose(settings, architecture, devices, memory, used)
   print(f"mesh: {chosen.sizes}, {chosen.reason}")
   print(memory_plan.table(chosen.plan))
   if memory is not None:

@@ -94,7 +94,6 @@ def cooperative(
   weight: jax.typing.ArrayLike,
   optimizer_state: Tree = None,
   lower_only_state: Tree = None,
-  inner_batches: tuple[Any, Any] | None = None,
   lower_only_batch: Callable[[Any, Tree], Any] = lambda batch, aux: batch,
 ) -> Cooperative:
   """Returns the derivative of F.
@@ -109,22 +108,20 @@ def cooperative(
     weight: the penalty, in [0, 1].
     optimizer_state: live state of lower's optimiser, a constant.
     lower_only_state: live state of lower_only's optimiser, a constant.
-    inner_batches: (upper, lower) data of the moves, where it is not that of
-      the objectives: [K, ...] for an estimator with a batch per step.
     lower_only_batch: (lower batch, lower aux of U's moves) -> the same batch
       as V needs it.
   """
-  outer = (upper_batch, lower_batch)
-  inner = outer if inner_batches is None else inner_batches
+  batches = (upper_batch, lower_batch)
   both = joint(upper_gradient, lower_gradient, weight)
-  moved = estimate(both, both, lower, upper, outer, inner, optimizer_state)
+  moved = estimate(both, both, lower, upper, batches, batches, optimizer_state)
+  alone_batch = lower_only_batch(lower_batch, moved.lower_aux.lower)
   alone = lower_only_estimate(
     lower_gradient,
     lower_gradient,
     lower_only,
     upper,
-    lower_only_batch(lower_batch, moved.lower_aux.lower),
-    lower_only_batch(inner[1], moved.lower_aux.lower),
+    alone_batch,
+    alone_batch,
     lower_only_state,
   )
   return Cooperative(

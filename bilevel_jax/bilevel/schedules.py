@@ -39,14 +39,7 @@ def scheduled(schedule: optax.ScalarOrSchedule) -> Penalty:
   return Penalty(lambda: jnp.zeros((), jnp.int32), update)
 
 
-def adaptive(
-  *,
-  start: float,
-  target: float,
-  rate: float = 0.1,
-  lowest: float = BOUNDS[0],
-  highest: float = BOUNDS[1],
-) -> Penalty:
+def adaptive(*, start: float, target: float, rate: float = 0.1) -> Penalty:
   """Returns the rule that raises lambda while the gap is above a target.
 
       logit(lambda) <- logit(lambda) + rate clip(gap / target - 1, -1, 1)
@@ -61,12 +54,12 @@ def adaptive(
     rate: largest change of the logit in a step.
 
   Raises:
-    ConfigError: where 0 < lowest <= start <= highest < 1 or target > 0 fails.
+    ConfigError: `start` is not within `BOUNDS`, or target > 0 fails.
   """
-  if not 0 < lowest <= start <= highest < 1:
+  lowest, highest = BOUNDS
+  if not lowest <= start <= highest:
     raise errors.ConfigError(
-      "the penalty needs 0 < lowest <= start <= highest < 1, got "
-      f"lowest {lowest}, start {start}, highest {highest}"
+      f"start must be from {lowest} to {highest}, got {start}"
     )
   if not target > 0:
     raise errors.ConfigError(

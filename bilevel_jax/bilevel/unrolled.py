@@ -32,7 +32,6 @@ def unrolled(
   optimizer: optax.GradientTransformation,
   *,
   steps: int,
-  batch_per_step: bool = False,
   mixed_product: mixed_mode.MixedProduct = "exact",
 ) -> Estimator:
   """Returns the estimator that differentiates through `steps` updates.
@@ -46,8 +45,6 @@ def unrolled(
 
   Args:
     optimizer: of the lower level, differentiable (`check_differentiable`).
-    batch_per_step: leaves of `lower_batch` are [K, ...], a batch for each
-      step; else all steps see the whole of it.
     mixed_product: how products with second derivatives are taken.
 
   Raises:
@@ -70,10 +67,9 @@ def unrolled(
     )
 
     def descend(upper):
-      def step(carry, batch):
+      def step(carry, _):
         lower, state = carry
-        batch = batch if batch_per_step else lower_batch
-        grad, report = inner_gradient(lower, upper, batch)
+        grad, report = inner_gradient(lower, upper, lower_batch)
         updates, state = optimizer.update(grad, state, lower)
         return (optax.apply_updates(lower, updates), state), report
 
@@ -82,7 +78,6 @@ def unrolled(
         # barriers of a checkpoint would have to keep from being merged.
         jax.checkpoint(step, prevent_cse=False),
         (lower, optimizer_state),
-        lower_batch if batch_per_step else None,
         length=steps,
       )
       return final, (state, reports)

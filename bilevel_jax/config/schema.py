@@ -7,7 +7,7 @@ from bilevel_jax import methods
 from bilevel_jax.config import losses
 from bilevel_jax.data.settings import Demonstrations, Source, Tokenizer
 from bilevel_jax.fields import section, setting
-from bilevel_jax.models import presets
+from bilevel_jax.models import lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +35,6 @@ class Model:
   logprob_chunk: int = setting(
     1024, "tokens whose logits are in memory at once", at_least=1
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapter:
-  rank: int = setting(16, "rank of the LoRA factors", at_least=1)
-  alpha: float = setting(16.0, "A @ B is scaled by alpha / rank", above=0)
-  targets: tuple[str, ...] = setting(
-    presets.PROJECTIONS, "projections with an adapter"
-  )
-
-  @property
-  def scale(self) -> float:
-    """What A @ B is multiplied by."""
-    return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +329,7 @@ class Config:
   )
   steps: int = setting(100, "steps: one rollout batch each", at_least=1)
   model: Model = section(Model, "the language model")
-  adapter: Adapter = section(Adapter, "LoRA factors of the policy")
+  adapter: lora.Spec = section(lora.Spec, "LoRA factors of the policy")
   tokenizer: Tokenizer = section(Tokenizer, "text to tokens")
   data: Data = section(Data, "questions and demonstrations")
   reward: Reward = section(Reward, "how a completion is scored")

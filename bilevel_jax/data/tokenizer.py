@@ -283,17 +283,13 @@ class Tokenizer:
     return np.asarray(ids, np.int32)
 
 
-def from_source(
-  source: str | pathlib.Path, *, revision: str | None = None, **fields: Any
-) -> Tokenizer:
+def from_source(source: str | pathlib.Path, **fields: Any) -> Tokenizer:
   """Returns what `of_settings` does, of settings with these fields."""
-  return of_settings(source, settings.Tokenizer(**fields), revision)
+  return of_settings(source, settings.Tokenizer(**fields))
 
 
 def of_settings(
-  source: str | pathlib.Path,
-  wanted: settings.Tokenizer,
-  revision: str | None = None,
+  source: str | pathlib.Path, wanted: settings.Tokenizer
 ) -> Tokenizer:
   """Returns the tokenizer of a directory or of a model on the hub.
 
@@ -307,21 +303,19 @@ def of_settings(
   check_prompt(wanted.prompt)
   if wanted.date is not None:
     dates.parse(wanted.date)
-  directory = tokenizer_files.directory(source, revision)
+  directory = tokenizer_files.directory(source)
   tokenizer = tokenizer_files.read(directory)
   if wanted.chat_template is not None:
     tokenizer.chat_template = wanted.chat_template
   return Tokenizer(tokenizer, directory, wanted)
 
 
-def character_tokenizer(
-  directory: str | pathlib.Path, alphabet: str = CHARACTERS
-) -> None:
+def character_tokenizer(directory: str | pathlib.Path) -> None:
   """Writes a tokenizer with one token per character, for tiny policies.
 
-  Id 0 is <pad>, 1 is <eos>, then come the characters in order. There is no
-  unknown token: a character outside the alphabet is a ConfigError when it is
-  encoded, for a policy cannot learn from what it cannot see.
+  Id 0 is <pad>, 1 is <eos>, then come `CHARACTERS` in order. There is no
+  unknown token: any other character is a ConfigError when it is encoded, for a
+  policy cannot learn from what it cannot see.
 
   Args:
     directory: where to write; made if need be.
@@ -332,11 +326,7 @@ def character_tokenizer(
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   special = ["<pad>", "<eos>"]
-  vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
-  if len(vocabulary) != len(special) + len(alphabet):
-    raise errors.ConfigError(
-      f"the alphabet must have each character once, got {alphabet!r}"
-    )
+  vocabulary = {token: i for i, token in enumerate([*special, *CHARACTERS])}
   tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary))
   tokenizer.pre_tokenizer = pre_tokenizers.Split(
     tokenizers.Regex(r"[\s\S]"), "isolated"

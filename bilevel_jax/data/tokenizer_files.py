@@ -20,7 +20,7 @@ _HUB_FILES = (
 )
 
 
-def directory(source: str | pathlib.Path, revision: str | None) -> pathlib.Path:
+def directory(source: str | pathlib.Path) -> pathlib.Path:
   """Returns the directory that a source names, fetched if it is a hub id.
 
   Raises:
@@ -38,7 +38,7 @@ def directory(source: str | pathlib.Path, revision: str | None) -> pathlib.Path:
   try:
     return pathlib.Path(
       huggingface_hub.snapshot_download(
-        str(source), revision=revision, allow_patterns=list(_HUB_FILES)
+        str(source), allow_patterns=list(_HUB_FILES)
       )
     )
   except Exception as error:  # network, rights, names: a zoo of exceptions

@@ -46,7 +46,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
   return low, high
 
 
-def accuracy(scores: np.ndarray, *, seed: int = 0) -> Estimate:
+def accuracy(scores: np.ndarray) -> Estimate:
   """Returns the mean accuracy over questions with its interval.
 
   Several answers to one question are not independent, so the question is what
@@ -62,10 +62,10 @@ def accuracy(scores: np.ndarray, *, seed: int = 0) -> Estimate:
   if np.isin(scores, (0.0, 1.0)).all():
     low, high = wilson_interval(int(scores.sum()), len(scores))
     return Estimate(float(scores.mean()), low, high)
-  return bootstrap(scores, seed=seed)
+  return bootstrap(scores)
 
 
-def bootstrap(values: np.ndarray, *, seed: int = 0) -> Estimate:
+def bootstrap(values: np.ndarray) -> Estimate:
   """Returns the mean of values with its bootstrap interval.
 
   Efron's BCa interval, over questions; where all values are equal it is that
@@ -85,7 +85,7 @@ def bootstrap(values: np.ndarray, *, seed: int = 0) -> Estimate:
     np.mean,
     n_resamples=_RESAMPLES,
     confidence_level=CONFIDENCE,
-    rng=np.random.default_rng(seed),
+    rng=np.random.default_rng(0),
   ).confidence_interval
   return Estimate(mean, float(found.low), float(found.high))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bilevel_jax import errors
+from bilevel_jax.fields import setting
 from bilevel_jax.models import presets
 from bilevel_jax.types import Tree
 
@@ -21,9 +22,11 @@ _INIT_A = nn.initializers.variance_scaling(
 class Spec:
   """Which adapter a model has; hashable, so it can be static."""
 
-  rank: int  # r, the columns of A
-  alpha: float
-  targets: tuple[str, ...]  # of `Architecture.projections`
+  rank: int = setting(16, "rank of the LoRA factors", at_least=1)
+  alpha: float = setting(16.0, "A @ B is scaled by alpha / rank", above=0)
+  targets: tuple[str, ...] = setting(
+    presets.PROJECTIONS, "projections with an adapter"
+  )
 
   @property
   def scale(self) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import types
 from typing import Any
+from unittest import mock
 
 from bilevel_jax.rewards import extraction
 
@@ -55,35 +55,44 @@ def _delimited(answer: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _parse(latex: str) -> list[Any]:
-  return _math_verify().parse(latex, parsing_timeout=None)
+  from latex2sympy2_extended import latex2sympy2
+
+  with mock.patch.object(latex2sympy2, "PSParser", _in_two_stages()):
+    return _math_verify().parse(latex, parsing_timeout=None)
 
 
 @functools.cache
 def _math_verify() -> Any:
-  """math-verify, which reads LaTeX in two stages from here on.
+  import math_verify
+
+  # A warning that the limits are off, and one for each text it cannot read.
+  for name in ("math_verify", "latex2sympy2_extended"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  return math_verify
+
+
+@functools.cache
+def _in_two_stages() -> type:
+  """The parser of math-verify's grammar, which reads LaTeX in two stages.
 
   ALL(*) parsers have a mode, SLL, that ignores what was read before where it
   predicts what comes next. What it accepts it reads as the full mode does, and
   all that it finds out can be kept for the next text (Parr, Harwell, Fisher
   2014, section 3.2). What it refuses is read again in full.
   """
-  import math_verify
-  from antlr4.atn import PredictionMode
+  from antlr4.atn.PredictionMode import PredictionMode
   from latex2sympy2_extended import latex2sympy2
 
-  # A warning that the limits are off, and one for each text it cannot read.
-  for name in ("math_verify", "latex2sympy2_extended"):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
-
-  class InTwoStages(latex2sympy2._Latex2Sympy):
-    def create_parser(self, latex_str: str) -> Any:
-      parser = super().create_parser(latex_str)
-      parser._interp.predictionMode = PredictionMode.PredictionMode.SLL
+  class InTwoStages(latex2sympy2.PSParser):
+    def math(self) -> Any:
+      tokens: Any = self.getTokenStream()
+      tokens.fill()  # what it cannot cut up is refused once
+      self._interp.predictionMode = PredictionMode.SLL
       try:
-        tree = parser.math()
+        return super().math()
       except Exception:  # whatever the listener of syntax errors raises
-        return super().create_parser(latex_str)
-      return types.SimpleNamespace(math=lambda: tree)
+        self.reset()
+        self._interp.predictionMode = PredictionMode.LL
+        return super().math()
 
-  latex2sympy2._Latex2Sympy = InTwoStages
-  return math_verify
+  return InTwoStages

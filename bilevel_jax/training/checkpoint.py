@@ -124,9 +124,9 @@ class Checkpoints:
       )
 
   def restore(
-    self, abstract_state: types.TrainState, step: int | None = None
+    self, abstract_state: types.TrainState
   ) -> tuple[int, types.TrainState, dict[str, Any]] | None:
-    """Returns (step, state, host) of a complete checkpoint, or None.
+    """Returns (step, state, host) of the latest complete checkpoint, or None.
 
     One whose files are not those that were written is set aside and told of,
     and the one before it is read. One without checksums is of an older version,
@@ -135,22 +135,13 @@ class Checkpoints:
     Args:
       abstract_state: ShapeDtypeStructs with shardings, or arrays. Its mesh
         may differ from the one that the checkpoint was saved on.
-      step: which one; default: the latest.
 
     Raises:
-      ConfigError: no checkpoint of that step, one of another model, or all of
-        them are damaged.
+      ConfigError: it is of another model, or all of them are damaged.
     """
     self.wait()
-    steps = self.steps()
-    if step is not None and step not in steps:
-      have = ", ".join(map(str, steps)) or "none"
-      raise errors.ConfigError(
-        f"checkpoint {step} must be one of those in {self.directory}, "
-        f"which has {have}"
-      )
     damaged: dict[int, str] = {}
-    for candidate in reversed(steps) if step is None else [step]:
+    for candidate in reversed(self.steps()):
       found = self._read(candidate, abstract_state)
       if not isinstance(found, str):
         for lost, what in damaged.items():

@@ -3,7 +3,8 @@
 Three things happen in turn: generation, and the update at two moments (the
 unembedding's backward pass, a layer's). What is resident is there all the
 time. All of it follows from shapes: nothing is computed and nothing compiled.
-docs/memory_and_meshes.md has the formulas; `compiled_update` asks a compiler.
+docs/memory_and_meshes.md has the formulas; `compiled_update` asks a compiler,
+whose word of the update counts where there is one.
 """
 
 import dataclasses
@@ -38,20 +39,25 @@ class Plan(NamedTuple):
   generation: dict[str, int]
   update: dict[str, int]  # where a layer is gone back through
   unembedding: dict[str, int]  # where the log-probs are
+  compiled: int | None = None  # the update's program, by the compiler
 
   def moments(self) -> dict[str, int]:
     """Bytes at each of the moments, what is resident included."""
     always = sum(self.resident.values())
     return {
       "generation": always + sum(self.generation.values()),
-      "update": always
-      + max(sum(self.update.values()), sum(self.unembedding.values())),
+      "update": self.update_program + self.resident.get("reference", 0),
     }
 
   @property
   def update_program(self) -> int:
     """Bytes of the update's own program, which does not see the reference."""
-    return self.moments()["update"] - self.resident.get("reference", 0)
+    if self.compiled is not None:
+      return self.compiled
+    always = sum(self.resident.values()) - self.resident.get("reference", 0)
+    return always + max(
+      sum(self.update.values()), sum(self.unembedding.values())
+    )
 
   @property
   def peak(self) -> int:
@@ -135,6 +141,10 @@ def table(plan: Plan) -> str:
     add("while sampling", plan.generation)
   add("while updating, in a layer", plan.update)
   add("while updating, in the unembedding", plan.unembedding)
+  if plan.compiled is not None:
+    lines.append(
+      f"  {'the update, by the compiler':38}{plan.compiled / _GIB:9.2f} GiB"
+    )
   for moment, size in plan.moments().items():
     lines.append(
       f"  {moment + ', with what is always there':38}{size / _GIB:9.2f} GiB"

@@ -1,7 +1,8 @@
 """How the devices of a run are laid out, and why."""
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +10,14 @@ import numpy as np
 
 from bilevel_jax import config, errors, processes
 from bilevel_jax.models import presets
-from bilevel_jax.training import memory_plan, sharding
+from bilevel_jax.training import compiled_update, memory_plan, sharding
 from bilevel_jax.types import Tree
 
 # A model whose whole run takes less than this share of a device, or so many
 # bytes where devices do not say what they have, is copied to each of them.
 _SMALL_SHARE, _SMALL_BYTES = 0.5, 2**30
+# Times the compiler's figure, the highest that a plan has been seen to be.
+_MOST_OVER = 1.5
 # Of a device, what weights may take while they are read to be sampled from.
 _ROOM = 0.9
 
@@ -52,6 +55,7 @@ def choose(
   architecture: presets.Architecture,
   devices: int,
   device_bytes: int | None,
+  used: Sequence[Any] | None = None,
 ) -> Choice:
   """Returns the mesh that the settings ask for, or the best that fits.
 
@@ -62,6 +66,8 @@ def choose(
 
   Args:
     device_bytes: memory of each; None: not known, and all fits.
+    used: the devices themselves, whose compiler is asked of the update before
+      a run is refused, which takes seconds; None: the plan has the last word.
 
   Raises:
     ConfigError: sizes that do not divide what they split, or a run that does
@@ -70,12 +76,16 @@ def choose(
   plan_of = lambda sizes: memory_plan.plan(
     settings, architecture, sizes.abstract(), device_bytes
   )
+  fitting = functools.partial(
+    _fitting,
+    device_bytes=device_bytes,
+    ask=functools.partial(_compiled, settings, architecture, used),
+  )
   asked = settings.mesh
   if (asked.data, asked.fsdp, asked.tensor) != (None, None, None):
     sizes = _as_asked(asked, devices)
     plan = plan_of(sizes)
-    _check_fits(plan, sizes, device_bytes)
-    return Choice(sizes, plan, "as mesh.* says")
+    return Choice(sizes, fitting(plan, sizes), "as mesh.* says")
   refused: errors.ConfigError | None = None
   tightest: tuple[Sizes, memory_plan.Plan] | None = None
   small = _SMALL_BYTES if device_bytes is None else _SMALL_SHARE * device_bytes
@@ -88,8 +98,7 @@ def choose(
       refused = error
       continue
     if devices == 1:
-      _check_fits(plan, sizes, device_bytes)
-      return Choice(sizes, plan, "there is one device")
+      return Choice(sizes, fitting(plan, sizes), "there is one device")
     if sizes.fsdp == sizes.tensor == 1:
       if plan.peak <= small:
         return Choice(sizes, plan, "a copy on each device is small")
@@ -99,7 +108,8 @@ def choose(
     if device_bytes is None or plan.peak <= device_bytes:
       return Choice(sizes, plan, _split(sizes))
   if tightest is not None:
-    _check_fits(tightest[1], tightest[0], device_bytes)
+    sizes, plan = tightest
+    return Choice(sizes, fitting(plan, sizes), _split(sizes))
   if refused is None:
     refused = errors.ConfigError(
       f"{devices} devices cannot be laid out for this model: set mesh.data"
@@ -117,7 +127,7 @@ def make(
   """
   devices = jax.devices()
   limit = settings.mesh.device_bytes or _reported_bytes(devices)
-  chosen = choose(settings, architecture, len(devices), limit)
+  chosen = choose(settings, architecture, len(devices), limit, devices)
   used = devices[: math.prod(chosen.sizes)]
   peak = f"about {chosen.plan.peak / 2**30:.2f} GiB"
   if limit is not None:
@@ -192,16 +202,46 @@ def _split(sizes: Sizes) -> str:
   return "parameters are split over all devices"
 
 
-def _check_fits(
-  plan: memory_plan.Plan, sizes: Sizes, device_bytes: int | None
-) -> None:
-  if device_bytes is not None and plan.peak > device_bytes:
-    raise errors.ConfigError(
-      f"the run needs about {plan.peak / 2**30:.1f} GiB on each device, which "
-      f"has {device_bytes / 2**30:.1f}, with the mesh {sizes}:\n"
-      f"{memory_plan.table(plan)}\n"
-      "docs/memory_and_meshes.md says what to change"
-    )
+def _fitting(
+  plan: memory_plan.Plan,
+  sizes: Sizes,
+  *,
+  device_bytes: int | None,
+  ask: Callable[[Sizes], int | None],
+) -> memory_plan.Plan:
+  """Returns a plan that fits, with the compiler's figure if that decided it."""
+  if device_bytes is None or plan.peak <= device_bytes:
+    return plan
+  if (
+    plan.moments()["generation"] <= device_bytes
+    and plan.peak <= _MOST_OVER * device_bytes
+  ):
+    plan = plan._replace(compiled=ask(sizes))
+    if plan.peak <= device_bytes:
+      return plan
+  raise errors.ConfigError(
+    f"the run needs about {plan.peak / 2**30:.1f} GiB on each device, which "
+    f"has {device_bytes / 2**30:.1f}, with the mesh {sizes}:\n"
+    f"{memory_plan.table(plan)}\n"
+    "docs/memory_and_meshes.md says what to change"
+  )
+
+
+def _compiled(
+  settings: config.Config,
+  architecture: presets.Architecture,
+  devices: Sequence[Any] | None,
+  sizes: Sizes,
+) -> int | None:
+  """Bytes of the update's program on each device; None: it cannot be asked."""
+  if devices is None:
+    return None
+  mesh = sharding.make_mesh(*sizes, devices=devices[: math.prod(sizes)])
+  try:
+    found = compiled_update.compile_update(settings, architecture, mesh)
+  except jax.errors.JaxRuntimeError:  # it may need memory of the device
+    return None
+  return found.total_bytes
 
 
 def _reported_bytes(devices: Sequence[Any]) -> int | None:

@@ -13,8 +13,8 @@ from bilevel_jax import config, errors, weights
 from bilevel_jax.data import batches, corpora, demonstration_weights
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.methods import contract
-from bilevel_jax.models import lora, presets
 from bilevel_jax.models import policy as policy_lib
+from bilevel_jax.models import presets
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.rollout import engine
 from bilevel_jax.training import sharding
@@ -95,7 +95,7 @@ def build_policy(
     compute_dtype=settings.model.compute_dtype,
     attention=settings.model.attention,
     remat=settings.model.remat,
-    adapter=lora.Spec(**vars(settings.adapter)),
+    adapter=settings.adapter,
     rows=rows,
     without_token=without_token,
   )
@@ -298,13 +298,12 @@ def export(
   The adapter belongs on the base that was trained with it, which is the
   merged policy less the adapter, not on the weights that the run began with.
   """
-  adapter = lora.Spec(**vars(settings.adapter))
   huggingface.export(
     directory,
     model.architecture,
     state.base,
     state.adapter,
-    adapter.scale,
+    settings.adapter.scale,
     source_directory=model.tokenizer.files,
   )
   if state.adapter is not None:
@@ -312,6 +311,6 @@ def export(
       directory / "adapter",
       model.architecture,
       state.adapter,
-      adapter,
+      settings.adapter,
       base_model_name=str(settings.model.weights or settings.model.preset),
     )

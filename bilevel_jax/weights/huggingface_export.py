@@ -45,7 +45,6 @@ def export(
   scale: float = 1.0,
   *,
   source_directory: str | pathlib.Path | None = None,
-  generation: Mapping[str, Any] | None = None,
   dtype: str = "float32",
   shard_bytes: int = 5_000_000_000,
   progress: Callable[[int, int], Any] | None = None,
@@ -62,7 +61,6 @@ def export(
     adapter: {target: {"A": [L, in, r], "B": [L, r, out]}}, or None.
     source_directory: where tokenizer, generation config and token ids are
       copied from.
-    generation: fields of generation_config.json, over those of the source.
     dtype: float32 or bfloat16, of the file.
     shard_bytes: most bytes of tensors in one file.
     progress: called for each tensor with (bytes so far, bytes in all).
@@ -77,7 +75,7 @@ def export(
       f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}"
     )
   source = None if source_directory is None else pathlib.Path(source_directory)
-  generation = {**_read(source, "generation_config.json"), **(generation or {})}
+  generation = _read(source, "generation_config.json")
   known = {**generation, **_read(source, "config.json")}
   ids = {k: known[k] for k in _TOKEN_IDS if known.get(k) is not None}
   fields = huggingface_config.config_fields(architecture, dtype, ids)

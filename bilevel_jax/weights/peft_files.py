@@ -124,15 +124,11 @@ def export_adapter(
 
 
 def load_adapter(
-  directory: str | pathlib.Path,
-  architecture: presets.Architecture,
-  shardings: types.Tree | None = None,
+  directory: str | pathlib.Path, architecture: presets.Architecture
 ) -> LoadedAdapter:
   """Returns the adapter of a PEFT directory, with what its scale follows from.
 
-  Args:
-    shardings: the tree of the adapter with a Sharding for each array; None
-      puts everything on the first device.
+  Its arrays are on the first device.
 
   Raises:
     ConfigError: a file is missing or broken, the tensors do not fit the
@@ -163,7 +159,7 @@ def load_adapter(
     directory,
   )
   return LoadedAdapter(
-    safetensors_files.read_arrays(places, tensors, shardings),
+    safetensors_files.read_arrays(places, tensors, None),
     lora.Spec(rank=rank, alpha=alpha, targets=targets),
     fields.get("base_model_name_or_path"),
   )

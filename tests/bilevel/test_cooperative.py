@@ -207,8 +207,8 @@ def test_first_order_has_no_gradient_without_the_upper_level():
   np.testing.assert_array_equal(got.gradient, 0)
 
 
-def test_lower_only_gradient_gets_its_own_batches():
-  """The moves' batches are separate, and lower's aux reaches the copy."""
+def test_lower_only_gradient_gets_its_own_batch():
+  """Made of the lower batch and of what U's moves report of it."""
 
   def upper(b, w, batch):
     return jnp.sum((b - w * batch) ** 2), {}
@@ -219,39 +219,34 @@ def test_lower_only_gradient_gets_its_own_batches():
   problem = Problem(upper, lower)
   base, adapter = jnp.ones(3), jnp.full(3, 0.5)
   optimizer = optax.sgd(0.1)
-  batches = jnp.arange(6.0).reshape(2, 3)
-  seen = []
-
-  def lower_only_batch(batch, aux):
-    seen.append((batch.shape, aux["seen"].shape))
-    return batch + 1
+  upper_batch, lower_batch = jnp.arange(6.0).reshape(2, 3)
 
   got = cooperative.cooperative(
-    *[unrolled.unrolled(optimizer, steps=2, batch_per_step=True)] * 2,
+    *[unrolled.unrolled(optimizer, steps=2)] * 2,
     gradient(upper),
     gradient(lower),
     base,
     base,
     adapter,
-    jnp.ones(3),
-    jnp.ones(3),
+    upper_batch,
+    lower_batch,
     weight=0.5,
     optimizer_state=optimizer.init(base),
     lower_only_state=optimizer.init(base),
-    inner_batches=(batches, batches),
-    lower_only_batch=lower_only_batch,
+    lower_only_batch=lambda batch, aux: batch + 1 + 0.5 * aux["seen"].sum(0),
   )
-  assert seen == [((3,), (2, 3)), ((2, 3), (2, 3))]
 
   def outcome(w):
     u = v = base
-    joint = lambda b, w, x, y: (
-      0.5 * problem.upper(b, w, x)[0] + 0.5 * problem.lower(b, w, y)[0]
+    joint = lambda b: (
+      0.5 * problem.upper(b, w, upper_batch)[0]
+      + 0.5 * problem.lower(b, w, lower_batch)[0]
     )
-    for row in batches:
-      u = u - 0.1 * jax.grad(joint)(u, w, row, row)
-      v = v - 0.1 * jax.grad(lambda b: lower(b, w, row + 1)[0])(v)  # noqa: B023 -- called at once
-    ones = jnp.ones(3)
-    return joint(u, w, ones, ones) - 0.5 * lower(v, w, ones + 1)[0]
+    # Of two moves, each of which reports the batch that it saw.
+    alone = lambda b: lower(b, w, 2 * lower_batch + 1)[0]
+    for _ in range(2):
+      u = u - 0.1 * jax.grad(joint)(u)
+      v = v - 0.1 * jax.grad(alone)(v)
+    return joint(u) - 0.5 * alone(v)
 
   assert relative(got.gradient, jax.grad(outcome)(adapter)) < 1e-12

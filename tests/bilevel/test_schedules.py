@@ -38,11 +38,9 @@ def test_penalty_rises_while_the_gap_is_above_its_target_and_falls_below():
 
 
 def test_penalty_stays_within_its_bounds():
-  rule = schedules.adaptive(
-    start=0.5, target=0.1, rate=1.0, lowest=0.2, highest=0.8
-  )
-  np.testing.assert_allclose(_run(rule, [1e9] * 9)[-1], 0.8, rtol=1e-6)
-  np.testing.assert_allclose(_run(rule, [-1e9] * 9)[-1], 0.2, rtol=1e-6)
+  rule = schedules.adaptive(start=0.5, target=0.1, rate=1.0)
+  np.testing.assert_allclose(_run(rule, [1e9] * 9)[-1], 0.99, rtol=1e-6)
+  np.testing.assert_allclose(_run(rule, [-1e9] * 9)[-1], 0.01, rtol=1e-6)
 
 
 def test_a_gap_that_is_not_a_number_changes_nothing():
@@ -66,7 +64,7 @@ def test_adaptive_penalty_settles_where_the_gap_meets_its_target():
 @pytest.mark.parametrize(
   ("settings", "complaint"),
   [
-    ({"start": 1.0, "target": 0.1}, "start 1.0"),
+    ({"start": 1.0, "target": 0.1}, r"start must be from 0.01 to 0.99, got 1"),
     ({"start": 0.5, "target": 0.0}, "above 0, got 0.0"),
   ],
 )

@@ -7,13 +7,13 @@ import pytest
 from bilevel_jax import errors
 from bilevel_jax.data import tokenizer
 
-ALPHABET = "0123"  # of ids 2 to 5, after <pad> and <eos>
+UNKNOWN = len(tokenizer.CHARACTERS) + 2  # <pad> and <eos> are the first
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("eos", [6, [1, 6], -1, 2**31, [1, 151645]])
+@pytest.mark.parametrize("eos", [UNKNOWN, [1, UNKNOWN], -1, 2**31, [1, 151645]])
 def test_an_eos_that_no_token_is_is_refused(tmp_path, name, eos):
-  tokenizer.character_tokenizer(tmp_path, ALPHABET)
+  tokenizer.character_tokenizer(tmp_path)
   (tmp_path / name).write_text(json.dumps({"eos_token_id": eos}))
   value = eos[-1] if isinstance(eos, list) else eos
   rule = rf"{name} must be the id of a token of the tokenizer, got {value}$"
@@ -23,6 +23,6 @@ def test_an_eos_that_no_token_is_is_refused(tmp_path, name, eos):
 
 @pytest.mark.parametrize("eos", [None, 1, [1, 5], []])
 def test_config_json_may_name_an_eos_and_adds_none(tmp_path, eos):
-  tokenizer.character_tokenizer(tmp_path, ALPHABET)
+  tokenizer.character_tokenizer(tmp_path)
   (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": eos}))
   assert tokenizer.from_source(tmp_path).eos_ids == (1,)

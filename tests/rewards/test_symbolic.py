@@ -17,42 +17,50 @@ TEXTS = [
   r"\text{east}",
   r"\sum_{k=1}^{n} k^2",
   "a = = b",
+  "1 \u00a7 2",  # no token
 ]
 
 
 @pytest.fixture
-def readers():
-  """The reader in two stages, and math-verify's own."""
-  two_stages = symbolic._math_verify() and latex2sympy2._Latex2Sympy
-  one_stage = two_stages.__mro__[1]
-  assert one_stage.create_parser is not two_stages.create_parser
-  return two_stages, one_stage
+def in_two_stages(monkeypatch):
+  monkeypatch.setattr(latex2sympy2, "PSParser", symbolic._in_two_stages())
 
 
-def _read(reader, text):
+def _read(text):
   try:
-    return sympy.srepr(reader(is_real=True).parse(text))
+    return sympy.srepr(latex2sympy2.latex2sympy(text, is_real=True))
   except Exception as error:
-    return type(error)
+    return type(error), str(error)
 
 
+ONE_STAGE = latex2sympy2.PSParser
+FULL = {text: _read(text) for text in TEXTS}
+
+
+@pytest.mark.usefixtures("in_two_stages")
 @pytest.mark.parametrize("text", TEXTS)
-def test_two_stages_read_what_the_full_parser_reads(readers, text):
-  two_stages, one_stage = readers
-  assert _read(two_stages, text) == _read(one_stage, text)
+def test_two_stages_read_what_the_full_parser_reads(text):
+  assert _read(text) == FULL[text]
 
 
-def test_what_the_first_stage_reads_is_not_read_again(readers, monkeypatch):
-  two_stages, one_stage = readers
-  made = []
-  create = one_stage.create_parser
-  monkeypatch.setattr(
-    one_stage, "create_parser", lambda *a: made.append(a) or create(*a)
-  )
-  _read(two_stages, r"\frac{x}{2}")
-  assert len(made) == 1
-  _read(two_stages, TEXTS[-1])
-  assert len(made) == 3
+@pytest.mark.usefixtures("in_two_stages")
+def test_what_the_first_stage_reads_is_not_read_again(monkeypatch):
+  stages, read = [], ONE_STAGE.math
+
+  def spy(parser):
+    stages.append(parser._interp.predictionMode.name)
+    return read(parser)
+
+  monkeypatch.setattr(ONE_STAGE, "math", spy)
+  _read(r"\frac{x}{2}")
+  assert stages == ["SLL"]
+  _read("a = = b")
+  assert stages == ["SLL", "SLL", "LL"]
+
+
+def test_math_verify_is_left_as_it_was():
+  assert symbolic.equivalent("2y", r"\boxed{2y}")
+  assert latex2sympy2.PSParser is ONE_STAGE
 
 
 @pytest.mark.parametrize(

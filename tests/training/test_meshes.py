@@ -100,6 +100,31 @@ def test_a_run_that_cannot_fit_says_what_it_would_take():
     assert term in str(refusal.value)
 
 
+def test_the_compiler_is_asked_before_a_run_is_refused():
+  """A plan is a bound: of rows in several passes it is too high by a third."""
+  c = config.default_config()
+  c.model.preset = "smollm2-135m"
+  c.model.attention = "chunked"
+  c.method.name = "grpo"
+  c.data.questions.task = "arithmetic"
+  c.data.max_prompt_tokens = c.rollout.max_new_tokens = 64
+  c.data.prompts_per_step = 4
+  c.training.micro_batch_tokens = 512
+  architecture = dataclasses.replace(
+    presets.get("smollm2-135m"), layers=1, vocab_size=2048
+  )
+  on = functools.partial(meshes.choose, config.parse(c), architecture, 1)
+  planned = on(None).plan
+  limit = int(0.9 * planned.peak)
+  with pytest.raises(errors.ConfigError, match="has 0"):
+    on(limit)
+  asked = on(limit, jax.devices()).plan
+  assert asked.peak <= limit < planned.peak
+  state = sum(asked.resident.values()) - asked.resident["reference"]
+  assert state < asked.compiled < planned.update_program
+  assert "by the compiler" in memory_plan.table(asked)
+
+
 def test_sizes_that_are_given_are_kept():
   assert choose(8, 80, given={"fsdp": 2, "tensor": 2}).sizes == (1, 2, 2)
   assert choose(8, 80, given={"tensor": 2}).sizes == (1, 4, 2)

@@ -219,7 +219,6 @@ def test_tokenizer_and_token_ids_come_from_the_source(tmp_path):
     LLAMA,
     directories.base(LLAMA),
     source_directory=source,
-    generation={"temperature": 1.0},
   )
   assert (out / "tokenizer.json").read_text() == "tokenizer.json"
   assert (out / "chat_template.jinja").read_text() == "chat_template.jinja"
@@ -230,7 +229,7 @@ def test_tokenizer_and_token_ids_come_from_the_source(tmp_path):
   assert fields["pad_token_id"] is None
   generation = json.loads((out / "generation_config.json").read_text())
   assert generation["eos_token_id"] == [7, 8]
-  assert generation["temperature"] == 1.0
+  assert generation["temperature"] == 0.5
 
 
 def test_an_export_that_cannot_be_written_is_refused(tmp_path):
