@@ -65,8 +65,8 @@ def get_config(kind: str = "guesses"):
   source.task_options = c.data.questions.task_options.to_dict() | NAMES[kind]
   # With this one, 48 of the 64 are spoiled for each of the seeds 1 to 5.
   source.seed = 38388
-  source.first = DEMONSTRATIONS * c.get_ref("seed")
   source.count = DEMONSTRATIONS
+  source.first = source.get_ref("count") * c.get_ref("seed")
   c.data.demonstration_share = 1.0
   c.data.demonstration_group = "kind"
   test = study.tests["same kind"]

@@ -15,6 +15,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import pathlib
 import platform
 import sys
@@ -28,8 +29,9 @@ import rich.console
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from bilevel_jax import command_line, compile_cache, errors, own_code, train
-from bilevel_jax.reporting import comparison, comparison_page
+from bilevel_jax.reporting import charts, comparison, comparison_page
 from bilevel_jax.reporting.groups import Group
+from bilevel_jax.runs import records
 from bilevel_jax.runs.finished import read_run
 from experiments.engine import document, numbers, plan, work
 
@@ -94,6 +96,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add("--report-only", action="store_true", help="train nothing")
   add("--json", type=pathlib.Path, help="another place for results.json")
   add("--document", type=pathlib.Path, help="another place for results.md")
+  add(
+    "--summary",
+    type=pathlib.Path,
+    help="a page of what was found alone, with the study's figure beside it",
+  )
   return parser.parse_args(arguments)
 
 
@@ -262,12 +269,25 @@ def _write(
     "regimes": regimes,
   }
   whole = comparison_page.finite(whole)
-  for path, text in (
-    (options.json or out / "results.json", json.dumps(whole, indent=1) + "\n"),
-    (options.document or out / "results.md", document.render(whole)),
-  ):
+  apart = options.summary
+  pages: dict[pathlib.Path, str | bytes] = {
+    options.json or out / "results.json": json.dumps(whole, indent=1) + "\n",
+    options.document or out / "results.md": document.render(whole, bool(apart)),
+  }
+  if apart is not None:
+    picture = None
+    if study.picture is not None:
+      picture = apart.with_suffix(".png")
+      pages[picture] = charts.png(study.picture(whole), dpi=160)
+    details = options.document or out / "results.md"
+    pages[apart] = document.summary(
+      whole,
+      os.path.relpath(details, apart.parent),
+      picture and picture.name,
+    )
+  for path, page in pages.items():
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    records.write_atomically(path, page)
 
 
 def _decided(

@@ -7,11 +7,12 @@ from bilevel_jax.reporting import text
 from experiments.engine import findings
 
 
-def render(numbers: Mapping[str, Any]) -> str:
+def render(numbers: Mapping[str, Any], apart: bool = False) -> str:
   """Returns the document; every number in it is in `numbers`.
 
   Args:
     numbers: what experiments/study.py writes as JSON.
+    apart: whether what was found has a page of its own, the summary.
   """
   tokens = numbers["sampled_tokens"]
   budget = "" if tokens is None else f"{tokens:,} sampled tokens, and "
@@ -39,11 +40,32 @@ def render(numbers: Mapping[str, Any]) -> str:
     "reference less the row, paired by seed and question, both as random "
     "effects; p by Holm's method within a table's column.",
   ]
-  if numbers["findings"]:
+  if numbers["findings"] and not apart:
     lines += ["", "## What was found", ""]
     lines.append(findings.fill(numbers["findings"], numbers))
   for name, regime in numbers["regimes"].items():
     lines += ["", *_regime(name, regime, numbers)]
+  return "\n".join(lines) + "\n"
+
+
+def summary(
+  numbers: Mapping[str, Any], details: str, picture: str | None
+) -> str:
+  """Returns what was found, as a page of its own.
+
+  Args:
+    details: path of the document of every number, from this page.
+    picture: path of the figure, from this page; None: there is none.
+  """
+  lines = [findings.fill(numbers["findings"], numbers).strip(), ""]
+  if picture is not None:
+    lines += [f"![{numbers['name']}]({picture})", ""]
+  lines += [
+    f"This page is written by `{numbers['command']}` from `{numbers['json']}`; "
+    "no number of a result in it was typed. Training runs done: "
+    f"{numbers['runs_done']} of {numbers['runs_wanted']}. Every table, with "
+    f"doses, costs and what was learned: [details]({details}).",
+  ]
   return "\n".join(lines) + "\n"
 
 

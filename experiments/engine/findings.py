@@ -3,6 +3,9 @@
 `[[B / bridge / same kind]]` is the accuracy of an arm of a regime in a test
 with its interval, `[[B / bridge / same kind / value]]` the accuracy alone,
 `[[B / sft / same kind / difference]]` the reference less the arm,
+`[[B / sft / same kind / more]]` the arm less the reference,
+`[[B / sft / same kind / way]]` the median over seeds of how much of the way it
+comes from the reference to the oracle,
 `[[B / bridge / cost / seconds]]` a mean of the cost, `[[B / bridge / seeds]]`
 how many seeds these are of,
 `[[B / bridge / search / optimizer.base.learning_rate]]` what a search chose,
@@ -12,6 +15,7 @@ is not there yet is "(not run)".
 """
 
 import re
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,5 +71,11 @@ def _written(whole: Mapping[str, Any], place: list[str]) -> str:
   if what == ["difference"]:
     against = arm["reference_minus_this"][kind]["difference"]
     return estimate(against, sign="+") or _MISSING
+  if what == ["more"]:
+    value, low, high = arm["reference_minus_this"][kind]["difference"]
+    return estimate([-value, -high, -low], sign="+") or _MISSING
+  if what == ["way"]:
+    each = arm["of_the_way"][kind]
+    return f"{statistics.median(each):.0%}" if each else _MISSING
   value = estimate(arm["tests"][kind])
   return value.partition(" ")[0] if what == ["value"] else value

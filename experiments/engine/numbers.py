@@ -48,6 +48,10 @@ def summarise(
       else None,
       "cost": _cost(done),
     }
+    if study.oracle and done:
+      arms[arm]["of_the_way"] = {
+        test: _of_the_way(study, results, done, test) for test in study.tests
+      }
     if (base := results.get(study.base or "")) and done:
       arms[arm]["by_pass_rate"] = {
         test: _by_pass_rate(next(iter(base.values())), done, test, study)
@@ -73,6 +77,22 @@ def _accuracy(done: Mapping[int, Any], test: str) -> list[float]:
   if len(each) == 1:
     return each[0]
   return list(comparison.over_seeds([value for value, _, _ in each]))
+
+
+def _of_the_way(
+  study: plan.Study, results: Results, done: Mapping[int, Any], test: str
+) -> list[float]:
+  """Returns, for each seed, how far it is from the reference to the oracle."""
+  of = lambda found: found["tests"][test]["accuracy"][0]
+  start, end = (
+    results.get(study.reference, {}),
+    results.get(study.oracle or "", {}),
+  )
+  return [
+    (of(found) - of(start[seed])) / (of(end[seed]) - of(start[seed]))
+    for seed, found in done.items()
+    if start.get(seed) and end.get(seed) and of(end[seed]) != of(start[seed])
+  ]
 
 
 def _by_pass_rate(

@@ -88,6 +88,11 @@ class Study:
   base: str | None = None
   """The arm without training by whose pass rates tests are told apart."""
   pass_rate_samples: int = 16  # of each test question, for those
+  oracle: str | None = None
+  """The arm that has what the others must find out: how much of the way to it
+  from `reference` each comes."""
+  picture: Callable[[Mapping[str, Any]], Any] | None = None
+  """Returns the figure, of matplotlib, of a study's results."""
   findings: str = ""
   """What was found, in Markdown; its numbers are places in the results, which
   `findings.fill` fills."""

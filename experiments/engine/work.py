@@ -104,7 +104,7 @@ def perform_all(
     return
   # References between settings cannot be sent; a job's are resolved.
   resolved = study.settings.copy_and_resolve_references()
-  study = dataclasses.replace(study, settings=resolved)
+  study = dataclasses.replace(study, settings=resolved, picture=None)
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(
     min(side_by_side, max(len(left), 1)),

@@ -14,10 +14,13 @@ demonstrations guesses) under ten minutes on two.
 Expected: docs/results.md has what was found.
 """
 
+import pathlib
+
 from configs import spoiled_demonstrations
 from experiments.engine import plan
 from experiments.studies import arithmetic
 from experiments.studies.parts import spoiled_arms as arms
+from experiments.studies.parts import spoiled_picture
 
 KINDS = {
   "guess": "right answers without a step",
@@ -52,6 +55,7 @@ def get_study(quick: bool = False) -> plan.Study:
       ),
     )
   }
+  regimes |= _harder(every)
   if quick:
     settings.training.max_sampled_tokens = 20_000
     few = (
@@ -84,7 +88,16 @@ def get_study(quick: bool = False) -> plan.Study:
     reference="mixed",
     good="worked",
     base="base",
+    oracle=arms.ORACLE,
+    picture=_picture,
+    findings=""
+    if quick
+    else pathlib.Path(__file__).with_suffix(".md").read_text("utf-8"),
   )
+
+
+def _picture(whole):
+  return spoiled_picture.picture(whole, KINDS, SHARES, CLEAN)
 
 
 def _settings():
@@ -96,6 +109,37 @@ def _settings():
   c.data.evaluation.count = validation.count
   c.logging.progress = False
   return c
+
+
+def _harder(every):
+  """Cases that are harder for what learns weights."""
+  of = lambda *names: {name: every[name] for name in names}
+  guesses = "data.demonstrations.task_options.guess_share"
+  sparse = {"data.prompts_per_step": 2}
+  learned = "bridge, demonstrations"
+  return {
+    "seen once": plan.Regime(
+      about="of 2,000 demonstrations half are right answers without a step, "
+      "and a run sees each at most once",
+      changes={guesses: 0.5, "data.demonstrations.count": 2000},
+      arms=of(
+        *("mixed", arms.ORACLE, learned, "bridge, groups"),
+        *("features alone", "each alone"),
+      ),
+      searched_in=SEARCHED,
+    ),
+    **{
+      f"sparse, {kind} 75%": plan.Regime(
+        about="16 rollouts a step, so that many steps have no reward to learn "
+        f"from; 75% of the demonstrations are {KINDS[kind]}",
+        changes={f"data.demonstrations.task_options.{kind}_share": 0.75}
+        | sparse,
+        arms=of("mixed", learned),
+        searched_in=SEARCHED,
+      )
+      for kind in ("guess", "slip")
+    },
+  }
 
 
 def _regime(name, kind, share, every):

@@ -209,6 +209,41 @@ def test_questions_are_told_apart_by_what_the_base_can_do(tmp_path):
   ]
 
 
+def test_how_far_an_arm_comes_is_of_each_seed(tmp_path):
+  arms = ARMS | {"oracle": plan.Arm(changes={"method.name": "mixed"})}
+  study = make_study(tiny_run.settings(tmp_path), arms, oracle="oracle")
+  results = {
+    "bridge": {1: found("1000", "0000"), 2: found("0000", "1000")},
+    "oracle": {1: found("1111", "1100"), 2: found("1110", "1000")},
+    "grpo": {1: found("1100", "1100"), 2: found("1111", "0000")},
+  }
+  whole = {"regimes": {"B": numbers.summarise(study, "B", {}, results)}}
+  way = whole["regimes"]["B"]["arms"]["grpo"]["of_the_way"]
+  # Of no way at all there is no share.
+  assert way == {"same": pytest.approx([1 / 3, 4 / 3]), "harder": [1.0]}
+  fill = lambda text: findings.fill(text, whole)
+  assert fill("[[B / grpo / same / way]]") == "83%"
+  more = fill("[[B / grpo / same / more]]")
+  less = fill("[[B / grpo / same / difference]]")
+  assert more.startswith("+62.5%")
+  assert less.startswith("-62.5%")
+
+
+def test_a_summary_is_a_page_of_its_own():
+  whole = {
+    "name": "tiny",
+    "findings": "# It pays\n\nBy [[runs_done]] runs.",
+    "command": "study",
+    "json": "tiny.json",
+    "runs_done": 3,
+    "runs_wanted": 4,
+  }
+  page = document.summary(whole, "results/tiny.md", "results.png")
+  assert page.startswith("# It pays\n\nBy 3 runs.\n\n![tiny](results.png)\n")
+  assert "[details](results/tiny.md)" in page
+  assert "![" not in document.summary(whole, "results/tiny.md", None)
+
+
 def test_what_was_learned_of_demonstrations_is_by_their_group(tmp_path):
   row = '{{"group": "{}", "weight": {}, "mean_weight": 1, "times_seen": {}}}\n'
   rows = [("good", 2, 3), ("bad", 0, 1), ("bad", 3, 1), ("bad", 9, 0)]
