@@ -114,7 +114,7 @@ def kept(path: str | pathlib.Path, above: float) -> list[dict[str, Any]]:
   return [row for row in rows if row["weight"] > above]
 
 
-def run() -> None:
+def rank() -> None:
   """Ranks, or prints what is kept of a ranking, and exits."""
   options, rest = _parse(sys.argv[1:])
   if options.keep_above is not None:
@@ -164,4 +164,4 @@ def _print_kept(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-  run()
+  rank()

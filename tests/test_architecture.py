@@ -1,6 +1,7 @@
 """Rules of the code that a reader relies on, as tests."""
 
 import ast
+import collections
 import pathlib
 
 from bilevel_jax import methods
@@ -106,3 +107,21 @@ def test_a_method_is_named_in_methods_alone():
         named = [a.name for a in node.names if "methods" in str(node.module)]
       where = f"{path}, line {node.lineno}" if named else ""
       assert methods.METHODS.keys().isdisjoint(named), where
+
+
+def test_a_name_is_defined_in_two_modules_at_most():
+  defined = collections.defaultdict(set)
+  for path in MODULES:
+    for node in ast.parse(path.read_text()).body:
+      if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        defined[node.name].add(path)
+  shared = {"build", "Options", "rules", "main"}
+  for name, paths in defined.items():
+    if not name.startswith("_") and name not in shared:
+      assert len(paths) <= 2, (name, paths)
+
+
+def test_families_are_known_by_one_table():
+  for path in MODULES:
+    if path.stem not in ("families", "presets"):
+      assert '"qwen2"' not in path.read_text(), path

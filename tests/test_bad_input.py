@@ -41,7 +41,7 @@ from tools import (
 TABLES = sorted((processes.ROOT / "tests" / "bad_input").glob("*.txt"))
 PROGRAMS = {
   "main": lambda _: main.run(),
-  "rank": lambda _: rank.run(),
+  "rank": lambda _: rank.rank(),
   "plan_memory": lambda _: main.run(plan_memory.report),
   "generate": generate.main,
   "evaluate": evaluate.main,

@@ -91,7 +91,7 @@ class Evidence:
   regression: Regression | None
 
 
-def nothing(terms: int, features: int) -> Evidence:
+def empty(terms: int, features: int) -> Evidence:
   """Returns the evidence before the first step."""
   zeros, p = jnp.zeros, features
   return Evidence(

@@ -29,7 +29,7 @@ class Slopes:
   squares: jax.Array  # [P], sum of z^2
 
 
-def nothing(variables: int) -> Slopes:
+def empty(variables: int) -> Slopes:
   """Returns what is known before the first step."""
   zeros = lambda: jnp.zeros(variables)
   return Slopes(

@@ -24,7 +24,7 @@ def of_seconds(seconds: float) -> str:
   return moment.replace(tzinfo=None).isoformat(timespec="seconds")
 
 
-def parse(date: str) -> datetime.datetime:
+def moment(date: str) -> datetime.datetime:
   """Returns the moment that a date names.
 
   Raises:
@@ -44,9 +44,9 @@ def macro(date: str) -> str:
 
   transformers hands templates no function of ours.
   """
-  moment = parse(date)
+  then = moment(date)
   told = "".join(
-    f" | replace({json.dumps(name)}, {json.dumps(moment.strftime(name))})"
+    f" | replace({json.dumps(name)}, {json.dumps(then.strftime(name))})"
     for letter in _DIRECTIVES
     for name in (f"%{letter}", f"%-{letter}")
   )

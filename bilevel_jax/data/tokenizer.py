@@ -302,7 +302,7 @@ def of_settings(
   """
   check_prompt(wanted.prompt)
   if wanted.date is not None:
-    dates.parse(wanted.date)
+    dates.moment(wanted.date)
   directory = tokenizer_files.directory(source)
   tokenizer = tokenizer_files.read(directory)
   if wanted.chat_template is not None:

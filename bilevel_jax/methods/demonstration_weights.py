@@ -141,7 +141,7 @@ def build(
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     extra = {
       "penalty_rule": schedule.init(),
-      "evidence": evidence.nothing(setup.demonstrations, count),
+      "evidence": evidence.empty(setup.demonstrations, count),
       **by.init(base),
     }
     return contract.new_state(setup.optimizers, extra=extra, base=base)

@@ -76,7 +76,7 @@ def build(
   Args:
     schedule: of the penalty, which weighs RL against SFT.
   """
-  by = weighted_updates.one_step(options, setup, per="token")
+  by = weighted_updates.first_order(options, setup, per="token")
 
   doubt = options.weight_doubt * weighted_updates.dependence(options)
 
@@ -87,7 +87,7 @@ def build(
   def init(base: Tree, adapter: Tree | None) -> TrainState:
     extra = {
       "penalty_rule": schedule.init(),
-      "evidence": slopes.nothing(len(NAMES)),
+      "evidence": slopes.empty(len(NAMES)),
       **by.init(base),
     }
     return contract.new_state(setup.optimizers, extra=extra, base=base)

@@ -59,7 +59,7 @@ class Form(NamedTuple):
   """As `contract.Needs` has them."""
 
 
-def one_step(
+def first_order(
   options: Any,
   setup: contract.Setup,
   per: Literal["demonstration", "token"] = "demonstration",
@@ -233,7 +233,7 @@ def swapped_penalty(options: Any, setup: contract.Setup) -> Form:
 
 
 FORMS: dict[str, Callable[[Any, contract.Setup], Form]] = {
-  "one_step": one_step,
+  "one_step": first_order,
   "unrolled": by_estimator,
   "implicit": by_estimator,
   "penalty": swapped_penalty,

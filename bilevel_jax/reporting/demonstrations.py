@@ -39,7 +39,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   return lines
 
 
-def section(run_dir: str | pathlib.Path) -> str:
+def of_run(run_dir: str | pathlib.Path) -> str:
   """Returns the page's section, the most and the least useful ones as text.
 
   Args:

@@ -54,7 +54,7 @@ def changed(run_dir: str | pathlib.Path) -> Changed | None:
   )
 
 
-def section(run_dir: str | pathlib.Path) -> str:
+def of_run(run_dir: str | pathlib.Path) -> str:
   """Returns the page's section, empty where there are no two evaluations."""
   found = changed(run_dir)
   if found is None:

@@ -26,8 +26,8 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
   sections = [
     _accuracies(steps),
     _charts(steps),
-    demonstrations.section(files.path),
-    held_out.section(files.path),
+    demonstrations.of_run(files.path),
+    held_out.of_run(files.path),
     _completions(records.read_records(files.completions)),
     _settings(settings),
   ]

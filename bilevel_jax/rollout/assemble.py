@@ -11,6 +11,7 @@ import numpy as np
 
 from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.objectives.weighting import Weighting
+from bilevel_jax.rollout import sizes
 from bilevel_jax.types import (
   Demonstration,
   RLBatch,
@@ -33,14 +34,14 @@ def token_batch(
     pairs: int32 token ids of prompts and completions, each [tokens].
     weighting: [B, T] mask of completions -> weights.
     rows: rows to pad to with empty ones; default: as many as pairs.
-    columns: columns to pad to; default: the bucket of the longest row.
+    columns: columns to pad to; default: `sizes.columns` of the longest row.
 
   Raises:
     ValueError: pairs that do not fit the rows and columns.
   """
   rows = len(pairs) if rows is None else rows
   longest = max((len(p) + len(c) for p, c in pairs), default=1)
-  columns = bucket(longest) if columns is None else columns
+  columns = sizes.columns(longest) if columns is None else columns
   if longest > columns or len(pairs) > rows:
     raise ValueError(
       f"{len(pairs)} rows of up to {longest} tokens do not fit {rows} rows of "
@@ -146,7 +147,7 @@ def minibatches(
     updates: mini-batches of a pass, of N / updates rows each.
     passes: times that the rollouts are gone through.
     seed: of the order of rows; used where there is more than one batch.
-    columns: columns to pad to; default: the bucket of the longest row.
+    columns: columns to pad to; default: `sizes.columns` of the longest row.
   """
   groups = (-1, rollout.requests.samples_per_prompt)
   of_groups, baselines = policy_gradient.group_advantages(
@@ -175,7 +176,7 @@ def minibatches(
         weighting,
         skipped=rollout.prefix_lengths if skipped is None else skipped,
         selected=selected,
-        columns=columns or bucket(int(lengths.max())),
+        columns=columns or sizes.columns(int(lengths.max())),
       )
       for selected in np.split(order, updates)
     ]
@@ -247,13 +248,3 @@ def skip_idle(batch: RLBatch) -> RLBatch:
   """
   busy = np.any(batch.advantages != 0, axis=1, keepdims=True)
   return dataclasses.replace(batch, weights=batch.weights * busy)
-
-
-def bucket(length: int) -> int:
-  """Returns the padded length: few distinct ones, so few compilations.
-
-  The next multiple of an eighth of the next power of two, and of 16 at
-  least: four lengths an octave, and padding below a quarter.
-  """
-  step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
-  return -(-length // step) * step

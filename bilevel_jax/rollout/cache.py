@@ -1,4 +1,4 @@
-"""The sizes that caches come in, and how one is moved to another size."""
+"""What caches take, and how one is moved to another size."""
 
 import functools
 import os
@@ -17,20 +17,6 @@ from bilevel_jax.rollout.row_sharding import RowSharding
 SHARE_OF_FREE = 0.6
 _SHARE_OF_HOST = 0.25
 _CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
-
-
-def bucket(n: int, *, step: int = 1, per_octave: int = 2) -> int:
-  """Returns the least size of the ladder that is at least n.
-
-  Between two powers of two there are `per_octave` sizes, all multiples of
-  `step`, so that the programs compiled for them grow as log n.
-
-  Args:
-    step: a power of two; the least size, and the least gap.
-  """
-  octave = 1 << max(n - 1, 0).bit_length()
-  step = max(step, octave // (2 * per_octave))
-  return max(-(-n // step), 1) * step
 
 
 def bytes_per_row(policy: types.Policy, columns: int) -> int:

@@ -2,7 +2,7 @@
 
 A wave is a batch of rows that decode in step, so that all write to one
 column of their cache. Each of its prompts is prefilled once, all but the last
-token, left-padded to a bucket of columns; the cache is copied to the samples;
+token, left-padded to one of few sizes; the cache is copied to the samples;
 then segments of a few dozen steps run on the device. Between segments the
 host collects the tokens, and where half of the rows have finished it gathers
 the others into a smaller batch; the cache gains columns as they are needed.
@@ -26,6 +26,7 @@ from bilevel_jax.rollout import (
   decoding,
   endings,
   sampling,
+  sizes,
 )
 from bilevel_jax.rollout.row_sharding import RowSharding
 
@@ -173,16 +174,12 @@ def cache_columns(
   prompt_tokens: int, new_tokens: int, *, cache_step: int = 64
 ) -> int:
   """Returns the columns of a cache that holds a prompt and its completion."""
-  return _columns(_prompt_columns(prompt_tokens) + new_tokens, cache_step)
+  return sizes.columns(_prompt_columns(prompt_tokens) + new_tokens, cache_step)
 
 
 def _prompt_columns(length):
   # Of all tokens but the last, which is the first input of decoding.
-  return caches.bucket(length - 1, step=16, per_octave=4)
-
-
-def _columns(n, cache_step):
-  return caches.bucket(n, step=cache_step, per_octave=4)
+  return sizes.columns(length - 1)
 
 
 def _waves(requests: types.Requests, max_rows: int) -> Iterator[np.ndarray]:
@@ -236,7 +233,7 @@ def _decode_wave(policy, weights, rollout, rules, ids, settings) -> None:
   while len(ids):
     stop = min(column + settings.segment, int(rows.end.max()))
     smaller = min(_rows(len(ids), row_sharding), settings.max_rows)
-    longer = _columns(stop, settings.cache_step)
+    longer = sizes.columns(stop, settings.cache_step)
     if longer > columns or 2 * smaller <= size:
       size, columns = smaller, max(columns, longer)
       source = np.zeros(size, np.int32)
@@ -318,7 +315,7 @@ def _take(tree, rows):
 
 
 def _rows(n, row_sharding):
-  return row_sharding.shards * caches.bucket(-(-n // row_sharding.shards))
+  return row_sharding.shards * sizes.ladder(-(-n // row_sharding.shards))
 
 
 def _prefilled(policy, weights, prompts, settings):

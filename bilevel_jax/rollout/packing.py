@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from bilevel_jax.rollout import assemble
+from bilevel_jax.rollout import sizes
 from bilevel_jax.types import PackedRows, TokenBatch
 
 _Batch = TypeVar("_Batch", bound=TokenBatch)
@@ -72,7 +72,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
   tokens = np.asarray(batch.tokens)
   # A sequence's last token is predicted, and predicts nothing.
   longest = int(spans.last.max(initial=0, where=needed.any(axis=1)))
-  columns = max(assemble.bucket(longest), packing.row_tokens)
+  columns = max(sizes.columns(longest), packing.row_tokens)
   groups = _prefix_groups(tokens, spans, columns, packing.several)
   costs = [group.cost for group in groups]
   if packing.several:
@@ -124,12 +124,6 @@ def held(batches: Sequence[TokenBatch]) -> int:
   return sum(int(np.count_nonzero(x.segment_ids)) for x in found)
 
 
-def ladder(count: int) -> int:
-  """Returns the least of 1, 2, 3, 4, 6, 8, 12, 16, ... that is not less."""
-  power = 1 << max(count - 1, 0).bit_length()
-  return power // 4 * 3 if 0 < count <= power // 4 * 3 else power
-
-
 def _prefix_groups(
   tokens: np.ndarray, spans: _Spans, columns: int, several: bool
 ) -> list[_PrefixGroup]:
@@ -177,7 +171,7 @@ def forward_passes(
   """
   multiple = packing.row_multiple
   if packing.micro_batch_tokens is None:
-    return _up(ladder(rows), multiple), 1
+    return _up(sizes.ladder(rows), multiple), 1
   per_pass = multiple * max(packing.micro_batch_tokens // columns, 1)
   per_pass = min(per_pass, _up(most, multiple))
   return per_pass, -(-most // per_pass)

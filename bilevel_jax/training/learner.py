@@ -13,7 +13,7 @@ from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.models import attention
 from bilevel_jax.objectives import policy_gradient, token_weights, weighting
 from bilevel_jax.random_streams import Stream
-from bilevel_jax.rollout import assemble, packing
+from bilevel_jax.rollout import packing, sizes
 from bilevel_jax.training import optimizers, programs, sharding
 from bilevel_jax.types import Policy, TrainState, Tree
 
@@ -66,10 +66,10 @@ def build(
     settings.training.skip_idle_rollouts
     and rl.kl_coef == 0
     and not method.needs.every_rollout,
-    assemble.bucket(
+    sizes.columns(
       settings.data.max_prompt_tokens + settings.rollout.max_new_tokens
     ),
-    assemble.bucket(settings.data.max_demonstration_tokens),
+    sizes.columns(settings.data.max_demonstration_tokens),
     weighting.build(rl.weighting, settings.rollout.max_new_tokens),
     weighting.build(
       settings.sft.weighting, settings.data.max_demonstration_tokens

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from bilevel_jax import config
 from bilevel_jax.methods import contract
 from bilevel_jax.models import presets
-from bilevel_jax.rollout import assemble, cache, engine, packing
+from bilevel_jax.rollout import cache, engine, packing, sizes
 from bilevel_jax.training import learner, sharding, sources
 from bilevel_jax.types import (
   PackedRows,
@@ -344,15 +344,15 @@ def _batches(
   return found
 
 
-def _shape(sizes: tuple[int, ...], dtype: Any, place: Any) -> Any:
-  return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
+def _shape(shape: tuple[int, ...], dtype: Any, place: Any) -> Any:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
 
 def _token_batch(
   rows: int, longest: int, how: packing.Packing, mesh: sharding.Mesh
 ) -> tuple[dict[str, Any], Any]:
   """The fields of a TokenBatch, and an array with a number per row."""
-  width = assemble.bucket(longest)
+  width = sizes.columns(longest)
   columns = max(width, how.row_tokens)
   per_pass, passes = packing.forward_passes(rows, rows, columns, how)
 

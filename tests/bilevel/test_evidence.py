@@ -20,7 +20,7 @@ def _learned(truth, features, *, steps=60, noise=1.0, form=FORM, says=None):
     features: [N, P].
   """
   rng = np.random.default_rng(0)
-  found = evidence.nothing(len(truth), features.shape[1])
+  found = evidence.empty(len(truth), features.shape[1])
   observe = jax.jit(evidence.observe, static_argnames="form")
   for step in range(steps):
     rows = rng.permutation(len(truth))[:ROWS].astype(np.int32)
@@ -111,7 +111,7 @@ def test_a_mean_of_steps_is_doubted_as_one():
       )
       return (found, mean), None
 
-    start = evidence.nothing(TERMS, 1), jnp.zeros(1)
+    start = evidence.empty(TERMS, 1), jnp.zeros(1)
     (found, _), _ = jax.lax.scan(step, start, (jnp.arange(steps), upper, noise))
     return jnp.any(found.weights != 1)
 
@@ -152,7 +152,7 @@ def test_a_term_never_seen_keeps_one_and_gets_its_weight_from_its_features(
   bad, truth, features = kinds
   unseen = np.arange(TERMS) >= 30
   rng = np.random.default_rng(0)
-  found = evidence.nothing(TERMS, 1)
+  found = evidence.empty(TERMS, 1)
   for _ in range(60):
     rows = rng.permutation(30)[:ROWS].astype(np.int32)
     derivatives = -truth[rows] + rng.normal(size=ROWS)
@@ -177,7 +177,7 @@ def test_a_term_never_seen_keeps_one_and_gets_its_weight_from_its_features(
 def test_padding_is_no_term():
   features = np.zeros((TERMS, 1), np.float32)
   observe = lambda rows, derivatives, real: evidence.observe(
-    evidence.nothing(TERMS, 1),
+    evidence.empty(TERMS, 1),
     FORM,
     jnp.array(rows, jnp.int32),
     jnp.array(derivatives, jnp.float32),

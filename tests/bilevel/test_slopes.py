@@ -8,7 +8,7 @@ from bilevel_jax.bilevel import slopes
 
 
 def _after(steps):
-  known = slopes.nothing(len(steps[0]))
+  known = slopes.empty(len(steps[0]))
   for derivatives in steps:
     known = slopes.observe(known, jnp.array(derivatives), jnp.array(True))
   return known

@@ -35,7 +35,7 @@ def test_what_changed_is_by_question_and_not_by_place(tmp_path):
   assert (before["completion"], after["completion"]) == ("<d0>", "<d9>")
   assert [pair.after["question_id"] for pair in found.lost] == ["c"]
   assert found.counts.endswith("after: 1")
-  page = held_out.section(tmp_path)
+  page = held_out.of_run(tmp_path)
   assert "after: &lt;d9&gt;" in page
   assert page.index('<article class="good">') < page.index("c9")
   assert "a9" not in page
@@ -45,4 +45,4 @@ def test_one_evaluation_has_no_change(tmp_path):
   assert held_out.changed(tmp_path) is None
   _answers(tmp_path, (0, "a", False))
   assert held_out.changed(tmp_path) is None
-  assert held_out.section(tmp_path) == ""
+  assert held_out.of_run(tmp_path) == ""

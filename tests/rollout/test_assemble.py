@@ -205,14 +205,6 @@ def test_what_does_not_fit_is_refused():
     assemble.token_batch([pair, pair], weighting.token_mean, rows=1)
 
 
-def test_buckets_waste_little_and_are_few():
-  lengths = np.arange(1, 8193)
-  buckets = np.array([assemble.bucket(n) for n in lengths.tolist()])
-  assert (buckets >= lengths).all()
-  assert (buckets[128:] <= lengths[128:] * 1.25).all()
-  assert len(np.unique(buckets)) <= 36
-
-
 def _guided():
   """A rollout whose rows began with 0 to 3 given tokens."""
   rollout = _rollout()

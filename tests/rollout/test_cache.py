@@ -1,28 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from bilevel_jax.rollout import cache
 from bilevel_jax.rollout.row_sharding import RowSharding
 from tests import tabular
-
-
-@pytest.mark.parametrize("step", [1, 16, 64])
-@pytest.mark.parametrize("per_octave", [1, 2, 4])
-def test_a_bucket_holds_what_it_must_and_wastes_little(step, per_octave):
-  for n in range(1, 3000):
-    size = cache.bucket(n, step=step, per_octave=per_octave)
-    assert size >= n
-    assert size % step == 0
-    assert size < max(n * (1 + 1 / per_octave), n + step)
-    assert cache.bucket(size, step=step, per_octave=per_octave) == size
-
-
-def test_buckets_are_few():
-  sizes = {cache.bucket(n) for n in range(1, 1025)}
-  assert len(sizes) == 20  # 1, 2, then two for each doubling
-  sizes = {cache.bucket(n, step=64, per_octave=4) for n in range(1, 4097)}
-  assert len(sizes) == 20
 
 
 def test_a_moved_cache_has_the_rows_asked_for_and_zeros_after_them():

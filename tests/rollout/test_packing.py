@@ -147,11 +147,3 @@ def test_passes_that_hold_nothing_are_not_made():
   assert (
     packing.pack(none, packing.Packing(micro_batch_tokens=32)).packed.used == 0
   )
-
-
-@pytest.mark.parametrize(
-  ("count", "expected"),
-  [(0, 1), (1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (7, 8), (9, 12), (13, 16)],
-)
-def test_the_ladder_has_two_steps_an_octave(count, expected):
-  assert packing.ladder(count) == expected
