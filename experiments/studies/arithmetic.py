@@ -8,7 +8,7 @@ the rollouts two minutes, with hypergradients of second order a few minutes, the
 whole study about seven hours; --quick (two seeds of five methods on regime B,
 shorter runs) under ten minutes on two.
 
-Expected: docs/results.md has what was found.
+Expected: docs/results/arithmetic.md has what was found.
 """
 
 import dataclasses

@@ -544,7 +544,7 @@ def test_jobs_run_side_by_side_and_a_failure_ends_them(tmp_path):
 def test_every_number_of_the_published_results_is_from_their_json():
   docs = pathlib.Path(__file__).parents[2] / "docs"
   whole = json.loads((docs / "results" / "arithmetic.json").read_text("utf-8"))
-  page = (docs / "results.md").read_text("utf-8")
+  page = (docs / "results" / "arithmetic.md").read_text("utf-8")
   assert document.render(whole) == page
   arm = whole["regimes"]["B"]["arms"]["bridge"]
   runs = [run["tests"]["same kind"]["right"] for run in arm["runs"].values()]
