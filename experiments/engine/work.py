@@ -260,9 +260,7 @@ def _spent(run: finished.FinishedRun) -> dict[str, Any]:
     "steps": int(last["step"]),
     "spent": {
       **{name: float(spent[-1]) for name, spent in run.cost.items()},
-      "demonstrations": sum(
-        logged.get("sft/demonstrations", 0.0) for logged in run.steps.values()
-      ),
+      "demonstrations": demonstrations_seen(run),
     },
     "validation": float(accuracy[-1]) if len(accuracy) else None,
     "curve": {
@@ -273,6 +271,20 @@ def _spent(run: finished.FinishedRun) -> dict[str, Any]:
     "means": {n: float(y.mean()) for n, y in watched.items() if len(y)},
     "last": {n: run.last(n) for n in LAST if not math.isnan(run.last(n))},
   }
+
+
+def demonstrations_seen(run: finished.FinishedRun) -> float:
+  """Returns how many a run learned from, one that came again counted again.
+
+  Of a method without an SFT loss, those that samples began with a part of.
+  """
+  steps = list(run.steps.values())
+  if any("sft/demonstrations" in logged for logged in steps):
+    return sum(logged.get("sft/demonstrations", 0.0) for logged in steps)
+  asked = run.settings["data.prompts_per_step"]
+  return asked * sum(
+    logged.get("mix/demonstrated_questions", 0.0) for logged in steps
+  )
 
 
 def _tests(

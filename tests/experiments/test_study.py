@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from bilevel_jax import config, errors
-from bilevel_jax.runs import records
+from bilevel_jax.runs import finished, records
 from experiments import study as tool
 from experiments.engine import (
   document,
@@ -550,3 +550,23 @@ def test_every_number_of_the_published_results_is_from_their_json():
   runs = [run["tests"]["same kind"]["right"] for run in arm["runs"].values()]
   mean = np.mean([int(right) for answers in runs for right in answers])
   assert f"| bridge | {len(runs)} | 0.0003 | {mean:.1%} (" in page
+
+
+@pytest.mark.parametrize(
+  ("steps", "seen"),
+  [
+    ([{"sft/demonstrations": 3.0}, {}, {"sft/demonstrations": 2.0}], 5),
+    ([{"mix/demonstrated_questions": 0.5}] * 2, 4),  # samples that go on
+    ([{"sft/demonstrations": 1.0, "mix/demonstrated_questions": 1.0}], 1),
+    ([{}], 0),
+  ],
+)
+def test_a_run_s_dose_is_what_it_learned_from(tmp_path, steps, seen):
+  run = finished.FinishedRun(
+    path=tmp_path,
+    settings={"data.prompts_per_step": 4},
+    steps=dict(enumerate(steps)),
+    answers={},
+    completions=[],
+  )
+  assert work.demonstrations_seen(run) == seen
