@@ -40,11 +40,9 @@ class LimitedProcess:
     Interrupts and requests to terminate are ignored: the caller decides.
 
     Args:
-      command: program and arguments.
       memory: bytes of private data (RLIMIT_DATA: neither files nor shared
         memory are counted) that it, and each of its children, may have; None:
         no limit. If the machine has no more memory, the kernel ends it first.
-      pass_fds: file descriptors that it inherits.
       env: its environment; None: that of this process.
     """
     self._process = subprocess.Popen(
@@ -74,8 +72,6 @@ class LimitedProcess:
       module: its dotted name, from where this process would import it.
       pass_fds: file descriptors that it inherits; their numbers are its
         arguments.
-      memory: as the constructor has it.
-      env: changes to this process's environment.
     """
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     return cls(

@@ -244,9 +244,6 @@ def texts(mine: str) -> list[str]:
 def on_first(work: Callable[[], _T]) -> _T | None:
   """Returns what `work` does in the first process; the others wait for it.
 
-  Args:
-    work: called by the first process only.
-
   Raises:
     SharedError: in every process, what `work` raised as a ConfigError.
   """

@@ -59,8 +59,6 @@ def joint(
   Its batch is the pair (upper_batch, lower_batch), its aux a JointAux.
 
   Args:
-    upper_gradient: gradient of the upper objective.
-    lower_gradient: gradient of the lower objective.
     weight: the penalty, in [0, 1].
   """
 
@@ -100,12 +98,7 @@ def cooperative(
 
   Args:
     lower_only_estimate: the same for `lower_only`, with its own optimiser.
-    upper_gradient: gradient of the upper objective.
-    lower_gradient: gradient of the lower objective.
     lower_only: the copy now; `lower` itself for a copy rebuilt each step.
-    upper_batch: data of the upper objective.
-    lower_batch: data of the lower objective.
-    weight: the penalty, in [0, 1].
     optimizer_state: live state of lower's optimiser, a constant.
     lower_only_state: live state of lower_only's optimiser, a constant.
     lower_only_batch: (lower batch, lower aux of U's moves) -> the same batch
@@ -175,15 +168,9 @@ def first_order(
   with one step. For plain gradient descent r(g) is -2 lr g.
 
   Args:
-    upper_gradient: gradient of the upper objective.
-    lower_gradient: gradient of the lower objective.
     lower: lower-level variables, where U and V begin.
-    upper_batch: data of the upper objective.
-    lower_batch: data of the lower objective.
-    weight: the penalty, in [0, 1].
     optimizer: of the lower variables, in both moves.
     optimizer_state: its live state, a constant.
-    mixed_product: how products with second derivatives are taken.
   """
   at_upper = upper_gradient(lower, upper, upper_batch)
   at_lower = lower_gradient(lower, upper, lower_batch)

@@ -177,9 +177,6 @@ def neumann(*, terms: int, step: float) -> Solver:
   `step` that begin at the lower optimum. It converges where step is less than
   2 over H's largest eigenvalue; a residual above 1 says that it does not. The
   residual is that of the sum without its last term: its own costs a product.
-
-  Args:
-    step: learning rate of the series.
   """
 
   def solve(hessian: Callable[[Tree], Tree], b: Tree) -> Solution:

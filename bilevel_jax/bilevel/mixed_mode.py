@@ -85,9 +85,6 @@ def gradient_by_lower(
   Differentiable in lower and upper, once and in reverse, at the memory of
   one gradient. Loss and aux are reports: no derivative flows through them,
   nor into the batch.
-
-  Args:
-    mixed_product: how the derivative's products are taken.
   """
 
   def evaluate(lower, upper, batch):

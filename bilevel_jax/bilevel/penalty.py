@@ -68,8 +68,6 @@ def terms(
     lower: lower-level variables, moved by both objectives.
     lower_only: the copy of them that the lower gradient alone moves.
     upper: upper-level variables, of all three gradients.
-    upper_batch: data of the upper objective.
-    lower_batch: data of the lower objective.
     gradient: makes an objective's Gradient; an accumulating one may be given.
     lower_only_batch: (lower_batch, aux of the lower objective at `lower`) ->
       its batch at `lower_only`, which may need what was computed at `lower`.

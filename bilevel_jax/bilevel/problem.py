@@ -125,8 +125,6 @@ class Estimator(Protocol):
     Args:
       upper_gradient: gradient of the objective to differentiate.
       lower_gradient: gradient of the objective that lower minimises.
-      upper_batch: data of the upper objective.
-      lower_batch: data of the lower objective.
       optimizer_state: live state of the lower level's optimiser, a constant;
         only `unrolled` reads it.
     """

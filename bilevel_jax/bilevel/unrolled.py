@@ -109,7 +109,6 @@ def check_differentiable(
   of equal rewards gives).
 
   Args:
-    name: what the message calls it.
     example: small tree of parameters that it accepts; a matrix and a vector
       by default.
 

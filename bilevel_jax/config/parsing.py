@@ -264,7 +264,6 @@ def suggestion(name: str, known: Iterable[str] = ()) -> str:
   """Returns what ends the message about a name that no field has.
 
   Args:
-    name: that was given, without its groups.
     known: that it could have been instead; those of other groups that have
       the very name come first.
   """

@@ -201,7 +201,6 @@ class Demonstrations:
 
     Args:
       questions: the examples; those without a solution are left out.
-      encoder: makes prompts and solutions of questions.
       max_tokens: longest prompt plus solution, in tokens.
       overlong: `drop` leaves longer ones out; `truncate` keeps the prompt and
         the start of the solution, and leaves out those whose prompt leaves no

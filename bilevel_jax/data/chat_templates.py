@@ -34,7 +34,6 @@ def render(
 
   Args:
     messages: each with a role and a content.
-    add_generation_prompt: whether to begin the assistant's turn.
     variables: what else the template sees, such as eos_token.
 
   Raises:

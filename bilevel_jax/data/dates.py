@@ -15,11 +15,7 @@ def now() -> str:
 
 
 def of_seconds(seconds: float) -> str:
-  """Returns a time in UTC as the setting `tokenizer.date` has it.
-
-  Args:
-    seconds: since the beginning of 1970.
-  """
+  """Returns a time in UTC as the setting `tokenizer.date` has it."""
   moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
   return moment.replace(tzinfo=None).isoformat(timespec="seconds")
 

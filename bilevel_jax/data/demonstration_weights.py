@@ -13,7 +13,6 @@ def of(questions: Sequence[types.Question], path: str) -> list[float]:
   """Returns the weight of each demonstration by a file of theirs.
 
   Args:
-    questions: what the demonstrations are made from.
     path: JSONL; a row has an `id`, a `weight` of at least 0 and, to be safe,
       the `question`.
 

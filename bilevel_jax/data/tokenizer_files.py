@@ -87,9 +87,6 @@ def _transformers() -> Any:
 def eos_ids(path: pathlib.Path, known: Container[int]) -> list[int]:
   """Returns `eos_token_id` of a JSON file, [] where there is none.
 
-  Args:
-    known: ids that the tokenizer has.
-
   Raises:
     ConfigError: no JSON object, or an id that is not known.
   """

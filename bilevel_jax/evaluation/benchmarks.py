@@ -71,9 +71,7 @@ def evaluate(
   """Returns pass@1 on every question of a stream, and a record of each answer.
 
   Args:
-    eos_ids: tokens that end a completion.
     key: of the samples, where the temperature is not 0.
-    stop: strings that end a completion.
     cache_bytes: bound on the KV cache of a device; None: none.
     sharding: of an array of rows; None: one device.
   """

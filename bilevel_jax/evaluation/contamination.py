@@ -30,7 +30,6 @@ def find_overlaps(
   one run, so it must be there as a whole.
 
   Args:
-    benchmark: what is to be unseen.
     training: what a model was trained on, questions and solutions.
   """
   examples = [

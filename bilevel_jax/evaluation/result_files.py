@@ -166,8 +166,6 @@ def write_scores(
   """Writes scores.json.
 
   Args:
-    settings: what the scores depend on.
-    results: a summary for each benchmark.
     **more: the rest by its name; None is left out.
   """
   found = {name: value for name, value in more.items() if value is not None}

@@ -140,7 +140,6 @@ def majority(answers: list[str], reference: str) -> float:
 
   Args:
     answers: normalised answers, one a sample; equal strings are equal answers.
-    reference: the right answer, normalised alike.
   """
   modes = statistics.multimode(answers)
   return 1.0 / len(modes) if reference in modes else 0.0

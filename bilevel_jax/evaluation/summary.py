@@ -14,11 +14,7 @@ Record = Mapping[str, Any]
 
 
 def record(answered: answers.Answers, number: int) -> dict[str, Any]:
-  """Returns what is kept of a question: JSON, all its samples.
-
-  Args:
-    number: of the question among them.
-  """
+  """Returns what is kept of a question: JSON, all its samples."""
   rollout, scores = answered.rollout, answered.scores
   samples = rollout.requests.samples_per_prompt
   rows = range(number * samples, (number + 1) * samples)
@@ -84,9 +80,6 @@ def mean_of(
   """Returns the plain mean of the first score of benchmarks; None: one lacks.
 
   It is [value, low, high], as the scores are.
-
-  Args:
-    results: a summary for each benchmark.
   """
   if not all(name in results for name in names):
     return None

@@ -157,7 +157,6 @@ class Block(nn.Module):
 
     Args:
       x: [B, T, D].
-      rotation: from `rotation`.
       attend: mixes the values; decides what a query sees.
     """
     a = self.architecture

@@ -105,7 +105,6 @@ def map_targets(
 
   Args:
     function: of a target's kernels, [L, in, out].
-    base: weights, or any tree like them.
   """
   layers = dict(base["layers"])
   for target in targets:
@@ -122,7 +121,6 @@ def delta_norm(
   ||A B||^2 = trace(A^T A B B^T), so that no product is ever formed.
 
   Args:
-    base: the language model's weights, layers stacked.
     adapter: {target: {"A": [L, in, r], "B": [L, r, out]}}.
   """
   delta = weight = jnp.zeros((), jnp.float32)

@@ -109,11 +109,7 @@ def hidden(
 def unembedding(
   base: Tree, *, architecture: presets.Architecture, dtype: Any
 ) -> jax.Array:
-  """Returns [D, V] in the compute dtype; hidden @ unembedding are the logits.
-
-  Args:
-    architecture: says whether the embedding is tied.
-  """
+  """Returns [D, V] in the compute dtype; hidden @ that are the logits."""
   if architecture.tied_embeddings:
     return _cast(base["embedding"], dtype).T
   return _cast(base["head"]["kernel"], dtype)
@@ -223,7 +219,6 @@ def logits(
 
   Args:
     hidden: [..., D].
-    architecture: says whether the embedding is tied.
     without_token: ids whose logits are -inf.
   """
   table = (

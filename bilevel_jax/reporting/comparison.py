@@ -41,7 +41,6 @@ def compare_groups(
   """Returns every number of the comparison, as JSON.
 
   Args:
-    groups: of runs that differ by seed.
     reference: name of the group that the others are compared with.
     target: accuracy whose cost is told; default: half way from the accuracy
       at the start to that of the best group.

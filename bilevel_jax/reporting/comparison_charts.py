@@ -31,7 +31,6 @@ def draw_comparison(
   """Returns matplotlib figures by name; one with nothing to show is left out.
 
   Args:
-    groups: of runs that differ by seed.
     summary: what `comparison.compare_groups` returned for them.
   """
   # Imported here: whoever reads the numbers alone does not wait for it.

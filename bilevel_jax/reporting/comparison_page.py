@@ -38,8 +38,6 @@ def write_comparison(
   """Returns the path of the page that it writes, with JSON and PNGs beside it.
 
   Args:
-    out: directory, made if need be.
-    groups: of runs that differ by seed.
     summary: what `comparison.compare_groups` returned for them.
   """
   out.mkdir(parents=True, exist_ok=True)

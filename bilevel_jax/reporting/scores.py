@@ -18,7 +18,6 @@ def print_scores(
   """Prints the scores, and how they differ from earlier ones.
 
   Args:
-    results: a summary for each benchmark.
     mean: of the paper's five, where all are there, with its interval.
     compared: what `against.compare` returned, for each earlier directory.
   """

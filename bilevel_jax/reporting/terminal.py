@@ -43,12 +43,7 @@ class Display:
     console: rich.console.Console | None = None,
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
-    """Makes the display; entering it starts the clock.
-
-    Args:
-      settings: whether there is a live line.
-      console: where to; default: standard output.
-    """
+    """Makes the display; entering it starts the clock."""
     self._steps, self._first, self._clock = steps, first, clock
     self._console = console or _Console(highlight=False, quiet=silent)
     shown = settings.progress and not silent
@@ -91,11 +86,7 @@ class Display:
     self._print(_plain(words))
 
   def step(self, step: int, values: Mapping[str, float]) -> None:
-    """Shows where the run is: a live line, or one more plain line.
-
-    Args:
-      values: what was logged, by name.
-    """
+    """Shows where the run is: a live line, or one more plain line."""
     self._times.append((step, self._clock()))
     parts = [
       f"{heading} {form.format(float(values[name]))}"

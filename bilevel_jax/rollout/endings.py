@@ -29,7 +29,6 @@ def stopped_at(
   Args:
     tokens: [n] int32, of one completion.
     known: so many of them are known to hold none.
-    stop: strings that end a completion.
   """
 
   def holds(count: int) -> bool:
@@ -44,12 +43,7 @@ def stopped_at(
 
 
 def begin(rollout: types.Rollout, decode: Decode | None) -> None:
-  """Writes what completions begin with, and ends those that are whole by it.
-
-  Args:
-    rollout: of requests with or without prefixes.
-    decode: tokens -> text, for stop strings.
-  """
+  """Writes what completions begin with, and ends those that are whole by it."""
   requests = rollout.requests
   budgets = requests.budgets[rollout.prompt_index]
   for n, prefix in enumerate(requests.prefixes or ()):

@@ -115,11 +115,7 @@ def padding_share(batches: Sequence[TokenBatch]) -> float:
 
 
 def held(batches: Sequence[TokenBatch]) -> int:
-  """Returns the tokens that are computed for batches, shared ones once.
-
-  Args:
-    batches: that are packed, on the host.
-  """
+  """Returns the tokens that are computed for batches, shared ones once."""
   found = [batch.packed for batch in batches if batch.packed is not None]
   return sum(int(np.count_nonzero(x.segment_ids)) for x in found)
 

@@ -61,7 +61,6 @@ def guided(
       the rounds by their samples.
     solutions: where a question's demonstration is found; None: none has one.
     step: of the run, for the guide's schedule.
-    seed: of the guide's random choices.
   """
   samples = requests.samples_per_prompt
   own = solutions.of(questions) if solutions else [None] * len(questions)

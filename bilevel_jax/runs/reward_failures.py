@@ -16,7 +16,6 @@ def render(step: int, failures: Sequence[pool.Failure], during: str) -> str:
   """Returns an entry for each failure, the first line of which has the step.
 
   Args:
-    step: steps done, which begins each entry.
     during: what else was done then, such as `evaluation`; "": the step itself.
   """
   title = f"step {step}, {during}" if during else f"step {step}"

@@ -111,7 +111,6 @@ def phase(
     name: of the phase, in the metrics' names.
     tokens: that came of it, on all devices.
     flops: that it asked for; None: not known.
-    devices: jax.Devices that it ran on.
   """
   devices = list(devices)
   logged = {f"time/{name}_tokens_per_s": tokens / max(seconds, 1e-9)}

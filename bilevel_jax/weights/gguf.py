@@ -234,7 +234,6 @@ def read_field(
 
   Args:
     kind: type of the value; object: any.
-    default: where the file has none.
     each: type of every element of a list.
 
   Raises:

@@ -77,7 +77,6 @@ def write_files(
 
   Args:
     path: a .gguf file with a byte-level BPE vocabulary.
-    directory: where to; made if need be.
 
   Raises:
     ConfigError: not a GGUF file, or a kind of tokenizer that is not known.

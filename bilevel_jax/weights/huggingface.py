@@ -82,7 +82,6 @@ def load_base(
   """Returns the base in float32, each process reading only its own shards.
 
   Args:
-    directory: a Hugging Face directory with safetensors, in one file or more.
     architecture: from `read_architecture`, or any that fits the files.
     shardings: the tree of `base` with a Sharding for each array; None puts
       everything on the first device.

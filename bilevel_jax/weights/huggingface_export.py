@@ -139,9 +139,6 @@ def gather_layers(array: types.Array) -> np.ndarray:
 def make_stage(directory: pathlib.Path) -> pathlib.Path:
   """Returns an empty folder inside `directory`, to write an export in.
 
-  Args:
-    directory: made if it is not there.
-
   Raises:
     ConfigError: it cannot be written.
   """

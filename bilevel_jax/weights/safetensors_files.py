@@ -178,7 +178,6 @@ def write_file(
     path: the file, or None to go through `arrays` and write nothing (a
       process that only takes part in gathering them).
     shapes: name -> shape, in the order of `arrays`.
-    dtype: dtype of every tensor in the file.
     arrays: the tensors [...], in any float dtype.
   """
   header: dict[str, object] = {"__metadata__": {"format": "pt"}}
