@@ -79,6 +79,9 @@ class Groups(NamedTuple):
   scored: np.ndarray  # [P, G] bool
   truncated: np.ndarray  # [P, G] bool: cut for its length
   prefix_lengths: np.ndarray  # [P, G] int, tokens that a sample began with
+  lengths: (
+    np.ndarray
+  )  # [P, G] int, tokens of it that were sampled; 0: no weight
   demonstrations: Sequence[Demonstration | None]  # P, each question's own
 
   @property
@@ -262,6 +265,9 @@ class Setup(NamedTuple):
   SGD at a constant rate, with the base's clip."""
   advantages: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
   """(rewards [P, G], scored [P, G]) -> advantages and baselines, [P, G]."""
+  as_one_batch: Callable[[np.ndarray, np.ndarray], tuple[float, float]]
+  """(tokens of samples [N], of demonstrations [D]) -> what the RL and the SFT
+  loss are multiplied by, as `weighting.as_one_batch`, with the settings'."""
   total_updates: int
   """Updates of the whole run, for schedules."""
   updates_per_step: int = 1

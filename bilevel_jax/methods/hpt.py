@@ -24,8 +24,10 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   A question whose samples are right more often than `method.hpt.gate` is
   learned from by RL; any other by SFT on its own demonstration. Ours: a
   question without one stays with RL; one of which nothing could be scored is
-  on no route; each question counts the same on either, so that a lone
-  demonstration does not weigh as much as all rollouts.
+  on no route. Each route counts as many questions as it has, so that a lone
+  demonstration does not weigh as much as all rollouts; within it a question
+  counts what its tokens do, and the same with `rl.weighting` and
+  `sft.weighting` of sequence_mean.
   """
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:

@@ -1,6 +1,7 @@
 """LUFFY: demonstrations as members of their groups (arXiv 2504.14945)."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,17 +25,17 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   `method.luffy.demonstration_reward`, share one baseline. On a token of the
   demonstration, with its advantage A and its probability p, the loss is
   -A p / (p + gamma), the coefficient of grad log p A gamma p / (p + gamma)^2.
-  A row counts the same in either part. Ours: the samples keep the clip that
-  `rl.*` says, and the demonstration comes on top of them, where the paper has
-  7 samples and 1 demonstration and no clip.
+  A demonstration's tokens weigh what a sample's do (`as_members`). Ours: the
+  samples keep the clip that `rl.*` says, and the demonstration comes on top of
+  them, where the paper has 7 samples and 1 demonstration and no clip.
   """
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    advantages, share = as_members(groups, options.demonstration_reward, setup)
+    members = as_members(groups, options.demonstration_reward, setup)
     return routing.Route(
-      advantages=advantages[:, :-1] * np.float32(1 - share),
+      advantages=members.advantages[:, :-1] * members.rl_factor,
       demonstrations=groups.demonstrated,
-      coefficients=advantages[:, -1] * share,
+      coefficients=members.advantages[:, -1] * members.sft_factor,
     )
 
   method = updates.joint(
@@ -45,19 +46,32 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   return routing.on_own_demonstrations(method, route)
 
 
+class Members(NamedTuple):
+  """Samples and demonstrations as members of one group."""
+
+  advantages: np.ndarray
+  """[P, G + 1], one baseline for both; the demonstration's is the last."""
+  rl_factor: np.float32
+  """What the RL loss is multiplied by, for one normaliser of both."""
+  sft_factor: np.float32
+  """The same of the demonstrations' loss."""
+
+
 def as_members(
   groups: contract.Groups, reward: float, setup: contract.Setup
-) -> tuple[np.ndarray, np.floating]:
-  """Returns advantages of samples and demonstrations, one baseline for both.
+) -> Members:
+  """Returns what makes a demonstration one more sample of its question.
 
-  Returns:
-    [P, G + 1], the demonstration's last; and the demonstrations' share of the
-    rows that count.
+  `rl.weighting` weighs its tokens as those of a sample, over the whole step.
+
+  Args:
+    reward: what a demonstration is rewarded with.
   """
   last = np.full((len(groups.rewards), 1), reward)
   advantages, _ = setup.advantages(
     np.concatenate([groups.rewards, last], axis=1),
     np.concatenate([groups.scored, groups.demonstrated[:, None]], axis=1),
   )
-  rows = groups.scored.sum(), groups.demonstrated.sum()
-  return advantages, rows[1] / max(sum(rows), 1)
+  lengths = [len(d.solution) for d in groups.demonstrations if d is not None]
+  factors = setup.as_one_batch(groups.lengths.ravel(), np.array(lengths, int))
+  return Members(advantages, *map(np.float32, factors))

@@ -42,20 +42,18 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
 
   p is the token's probability and H its sequence's mean entropy. The paper and
   its code disagree on the sign of the first exponent
-  (`method.srft.sft_exponent`). Ours: in the two RL terms, samples and
-  demonstrations count the same, row by row.
+  (`method.srft.sft_exponent`). In its RL term a demonstration's token weighs
+  what a sample's does (`luffy.as_members`); the SFT term is weighted by
+  `sft.weighting` alone.
   """
   sign = {"paper": -1.0, "code": 1.0}[options.sft_exponent]
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    advantages, share = luffy.as_members(
-      groups, options.demonstration_reward, setup
-    )
-    share = np.float32(share)
+    members = luffy.as_members(groups, options.demonstration_reward, setup)
     return routing.Route(
-      advantages=np.where(groups.correct, 1 - share, share - 1),
+      advantages=np.where(groups.correct, 1, -1) * members.rl_factor,
       demonstrations=groups.demonstrated,
-      group_advantages=advantages[:, -1] * share,
+      group_advantages=members.advantages[:, -1] * members.sft_factor,
     )
 
   def on_demonstrations(logprobs, entropies, batch):

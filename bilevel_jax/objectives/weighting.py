@@ -8,6 +8,8 @@ differ (arXiv 2604.23747 found it in widely used SFT baselines).
 
 from collections.abc import Callable
 
+import numpy as np
+
 from bilevel_jax.types import Array
 
 Weighting = Callable[[Array], Array]
@@ -50,6 +52,34 @@ def constant(divisor: float) -> Weighting:
     return mask / (rows * divisor)
 
   return weights
+
+
+def as_one_batch(
+  samples: np.ndarray,
+  demonstrations: np.ndarray,
+  *,
+  rl: Weighting,
+  sft: Weighting,
+) -> tuple[float, float]:
+  """Returns what makes demonstrations further rows of the rollouts' batch.
+
+  Two losses, of samples weighted by `rl` and of demonstrations by `sft`, times
+  these, weigh together as `rl` weighs one batch of both; token by token, but
+  where `sft` spreads its weight over rows otherwise than `rl` does.
+
+  Args:
+    samples: [N] int, tokens of each that count; 0: the row does not.
+    demonstrations: [D] int, the same.
+  """
+  lengths = np.concatenate([samples, demonstrations])
+  columns = np.arange(lengths.max(initial=0))
+  mask = (columns < lengths[:, None]).astype(np.float32)
+  both, first = rl(mask), len(samples)
+
+  def factor(rows: slice, alone: Weighting) -> float:
+    return float(both[rows].sum() / alone(mask[rows]).sum().clip(min=1e-12))
+
+  return factor(slice(first), rl), factor(slice(first, None), sft)
 
 
 def build(name: str, longest: int) -> Weighting:

@@ -105,12 +105,15 @@ class Host:
     shape = (-1, rollout.requests.samples_per_prompt)
     questions = answers.questions[:: shape[1]]
     own = self._run.streams.demonstrations
+    counted = scores.scored & answers.counted
+    sampled = rollout.lengths - rollout.prefix_lengths
     return contract.Groups(
       rewards=scores.rewards.reshape(shape),
       correct=scores.correct.reshape(shape),
       scored=scores.scored.reshape(shape),
       truncated=rollout.truncated.reshape(shape),
       prefix_lengths=rollout.prefix_lengths.reshape(shape),
+      lengths=np.where(counted, sampled, 0).reshape(shape),
       demonstrations=own.of(questions) if own else [None] * len(questions),
     )
 

@@ -70,11 +70,19 @@ def build(
       settings.data.max_prompt_tokens + settings.rollout.max_new_tokens
     ),
     sizes.columns(settings.data.max_demonstration_tokens),
-    weighting.build(rl.weighting, settings.rollout.max_new_tokens),
-    weighting.build(
+    **_weightings(settings),
+  )
+
+
+def _weightings(settings: config.Config) -> dict[str, weighting.Weighting]:
+  return {
+    "rl_weighting": weighting.build(
+      settings.rl.weighting, settings.rollout.max_new_tokens
+    ),
+    "sft_weighting": weighting.build(
       settings.sft.weighting, settings.data.max_demonstration_tokens
     ),
-  )
+  }
 
 
 def build_method(
@@ -107,6 +115,7 @@ def build_method(
   adapter_optimizer = optimizers.build(
     settings.optimizer.adapter, total_updates
   )
+  weightings = _weightings(settings)
   numbers = policy_gradient.PolicyGradient(
     **{
       field.name: getattr(rl, field.name)
@@ -142,6 +151,11 @@ def build_method(
       base_optimizer=base_optimizer,
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise=rl.advantage
+      ),
+      as_one_batch=functools.partial(
+        weighting.as_one_batch,
+        rl=weightings["rl_weighting"],
+        sft=weightings["sft_weighting"],
       ),
       total_updates=total_updates,
       updates_per_step=settings.updates_per_step,

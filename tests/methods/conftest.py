@@ -37,6 +37,7 @@ def groups(rewards, **changes) -> contract.Groups:
     "prefix_lengths": np.zeros(rewards.shape, int),
     "demonstrated": np.ones(len(rewards), bool),
   } | {name: np.array(value) for name, value in changes.items()}
+  fields.setdefault("lengths", 2 * fields["scored"])
   demonstrations = [
     types.Demonstration(10 + i, np.array([1]), np.array([2, 3]))
     if has
@@ -159,9 +160,10 @@ class World:
     adam: float | None = None,
     total_updates=10,
     updates_per_step=1,
+    settings: dict[str, Any] | None = None,
     **options,
   ) -> contract.Method:
-    """Returns the method as a run builds it; options are its settings.
+    """Returns the method as a run builds it; options are its own settings.
 
     Its base moves by SGD at RATE, or by Adam at the rate that is given.
     """
@@ -170,6 +172,7 @@ class World:
       "rl.updates_per_rollout": updates_per_step,
       "data.demonstrations_per_step": 4 * updates_per_step,
       "steps": total_updates // updates_per_step,
+      **(settings or {}),
     }
     if adam is not None:
       changes |= {
@@ -177,10 +180,12 @@ class World:
         "optimizer.base.learning_rate": adam,
       }
     own = {f"method.{name}.{key}": value for key, value in options.items()}
-    settings = settings_of(name, changes | own)
     members = np.zeros(len(np.asarray(self.sft.tokens)), np.int32)
-    groups = contract.DemonstrationGroups(members=members)
-    return learner.build_method(settings, self.policy, groups)
+    return learner.build_method(
+      settings_of(name, changes | own),
+      self.policy,
+      contract.DemonstrationGroups(members=members),
+    )
 
   def start(self, method: contract.Method, **changes) -> types.TrainState:
     adapter = self.adapter if method.needs.adapter else None

@@ -130,6 +130,90 @@ def test_luffy_without_demonstrations_is_rl(world):
   )
 
 
+# Tokens of samples and of demonstrations.
+DRAWN = np.array([[3, 5, 2], [8, 1, 1], [4, 4, 4], [6, 2, 7], [9, 9, 6]])
+SOLUTIONS = [14, 20, 8]
+LONGEST = {"rollout.max_new_tokens": 16, "data.max_demonstration_tokens": 40}
+
+
+def _token_weights(world, name, weightings, scored=SCORED):
+  """[rows] of each sample and of each demonstration that is learned from.
+
+  What a token of it weighs in the update, its advantage included.
+  """
+  groups = GROUPS._replace(
+    scored=scored,
+    lengths=DRAWN * scored,
+    demonstrations=[
+      d and d._replace(solution=np.zeros(SOLUTIONS[q], np.int32))
+      for q, d in enumerate(GROUPS.demonstrations)
+    ],
+  )
+  settings = {f"{part}.weighting": how for part, how in weightings.items()}
+  host = world.host(world.method(name, settings=LONGEST | settings), groups)
+  (asked,) = host.sft_asked
+  counted = scored & (scored if (c := host.rl_asked["counted"]) is None else c)
+  own = [SOLUTIONS[number - 10] for number in asked["ids"]]
+
+  def per_token(part, lengths, longest):
+    mask = np.float32(np.arange(24) < np.reshape(lengths, (-1, 1)))
+    weights = weighting.build(weightings[part], LONGEST[longest])(mask)
+    return weights.max(axis=1)
+
+  rl = per_token("rl", DRAWN * counted, "rollout.max_new_tokens")
+  sft = per_token("sft", own, "data.max_demonstration_tokens")
+  factors = asked["coefficients"]
+  if factors is None:
+    factors = asked["group_advantages"]
+  rl = rl.reshape(DRAWN.shape) * host.rl_asked["advantages"]
+  return rl, sft * factors[: len(own)]
+
+
+@pytest.mark.parametrize(
+  ("weightings", "token"),
+  [
+    # Every token of the step counts the same: one over all of them.
+    ({"rl": "token_mean", "sft": "token_mean"}, lambda n: 1 / (65 + 42)),
+    # The papers' code: the sum over the longest completion; 17 rows here.
+    ({"rl": "constant", "sft": "constant"}, lambda n: 1 / (17 * 16)),
+    ({"rl": "constant", "sft": "token_mean"}, lambda n: 1 / (17 * 16)),
+    ({"rl": "sequence_mean", "sft": "sequence_mean"}, lambda n: 1 / (17 * n)),
+  ],
+)
+@pytest.mark.parametrize("name", ["luffy", "srft"])
+def test_a_token_of_a_demonstration_weighs_what_one_of_a_sample_does(
+  world, name, weightings, token
+):
+  rl, sft = _token_weights(world, name, weightings)
+  last = np.ones((5, 1))
+  advantages = _advantages(
+    np.concatenate([REWARDS, last], axis=1),
+    np.concatenate([SCORED, GROUPS.demonstrated[:, None]], axis=1),
+  )
+  own = advantages[:, :-1] if name == "luffy" else np.sign(REWARDS - 0.5)
+  expected = token(DRAWN) * own * SCORED
+  np.testing.assert_allclose(rl, expected, rtol=1e-5)
+  expected = token(np.array(SOLUTIONS)) * advantages[:3, -1]
+  np.testing.assert_allclose(sft, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("weightings", "sample"),
+  [
+    # Dr. GRPO's sum over the longest completion, beside a token mean.
+    ({"rl": "constant", "sft": "token_mean"}, lambda n: 1 / (5 * 3 * 16)),
+    # A fifth for each of the five questions.
+    ({"rl": "sequence_mean", "sft": "sequence_mean"}, lambda n: 1 / (15 * n)),
+  ],
+)
+def test_hpt_shares_the_step_among_its_questions(world, weightings, sample):
+  every = np.ones(SCORED.shape, bool)
+  rl, sft = _token_weights(world, "hpt", weightings, scored=every)
+  expected = sample(DRAWN) * _advantages(REWARDS, every)
+  np.testing.assert_allclose(rl[1:], expected[1:], rtol=1e-5)
+  np.testing.assert_allclose(sft, [1 / 5 / SOLUTIONS[0]], rtol=1e-6)
+
+
 EVEN = conftest.groups(
   np.random.default_rng(0).normal(size=(3, 4)), demonstrated=[False] * 3
 )
