@@ -552,6 +552,24 @@ def test_every_number_of_the_published_results_is_from_their_json():
   assert f"| bridge | {len(runs)} | 0.0003 | {mean:.1%} (" in page
 
 
+def test_every_number_of_the_summary_is_from_its_json(tmp_path):
+  docs = pathlib.Path(__file__).parents[2] / "docs"
+  whole = json.loads((docs / "results" / "spoiled.json").read_text("utf-8"))
+  details = (docs / "results" / "spoiled.md").read_text("utf-8")
+  assert document.render(whole, apart=True) == details
+  page = document.summary(whole, "results/spoiled.md", "results.png")
+  assert page == (docs / "results.md").read_text("utf-8")
+  arms = whole["regimes"]["guess 50%"]["arms"]
+  right = [
+    int(bit)
+    for run in arms["mixed"]["runs"].values()
+    for bit in run["tests"]["same kind"]["right"]
+  ]
+  row = f"| one weighted loss (`mixed`) | {{}} | {np.mean(right):.1%} ("
+  clean = findings.fill("[[clean / mixed / same kind]]", whole)
+  assert row.format(clean) in page
+
+
 @pytest.mark.parametrize(
   ("steps", "seen"),
   [

@@ -31,17 +31,29 @@ def picture(
   import matplotlib
   from matplotlib import figure
 
-  with matplotlib.rc_context(charts.STYLE | {"font.size": 9}):
-    drawing = figure.Figure(figsize=(8, 6), layout="constrained")
-    panels = drawing.subplots(2, 2, sharex=True, sharey=True)
-    for axes, (kind, about) in zip(panels.flat, kinds.items(), strict=True):
+  run = [
+    kind
+    for kind in kinds
+    if any(_accuracy(whole, kind, share, "mixed", clean) for share in shares)
+  ]
+  with matplotlib.rc_context(
+    charts.STYLE | {"font.size": 9, "grid.alpha": 0.2}
+  ):
+    rows, columns = -(-len(run) // 2), min(len(run), 2)
+    drawing = figure.Figure(
+      figsize=(max(4 * columns, 7), 0.8 + 2.6 * rows), layout="constrained"
+    )
+    panels = drawing.subplots(
+      rows, columns, sharex=True, sharey=True, squeeze=False
+    )
+    for axes, kind in zip(panels.flat, run, strict=False):
       for arm, (label, colour, line) in _LINES.items():
         points = [
           (100 * share, found)
           for share in (0.0, *shares)
           if (found := _accuracy(whole, kind, share, arm, clean))
         ]
-        if not points:
+        if len(points) < 2:
           continue
         x, (middle, low, high) = (
           [share for share, _ in points],
@@ -51,7 +63,7 @@ def picture(
         axes.plot(x, middle, markersize=3, label=label, **style)
         if None not in low:
           axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-      axes.set_title(about, fontsize=9)
+      axes.set_title(kinds[kind], fontsize=9)
       axes.set_ylim(0, 1)
       axes.set_xticks([100 * share for share in (0.0, *shares)])
       axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -63,7 +75,7 @@ def picture(
       for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     drawing.legend(
-      lines.values(), lines.keys(), loc="outside lower center", ncols=3
+      lines.values(), lines.keys(), loc="outside upper center", ncols=3
     )
   return drawing
 
