@@ -190,7 +190,13 @@ def _ridge(options, scratch, plans):
     for number in range(len(turn.running)):
       got = np.array(turn.runs[number][-1]["gradient"])
       error = np.linalg.norm(got - want) / np.linalg.norm(want)
-      rows.append({"kind": kind, **_row(turn, number), "error": float(error)})
+      rows.append(
+        {
+          "kind": kind,
+          **_row(turn, number),
+          "error": float(error),
+        }
+      )
   _measure_memory(plans, {"float64": True}, turns, rows)
   return {"contestants": about, "ridge": rows}
 

@@ -38,6 +38,7 @@ PROGRAMS = (
   "benchmarks/rollout.py",
   "benchmarks/step.py",
   "benchmarks/hypergradients.py",
+  "benchmarks/hypergradient_peers.py",
   "benchmarks/grader.py",
 )
 _RULES = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.peers.bilevel import problems
 from bilevel_jax.reporting import comparison
 
 MIB = 2.0**20
@@ -15,38 +16,39 @@ it was typed (`--help` says what is measured, and how the peers are installed).
 [Hypergradients](../hypergradients.md#beside-other-libraries) says what follows.
 
 Every library has the same arrays, gradient descent with the same step, the same
-number of inner steps and of solver iterations. {cores} CPU core{s}, with other
-work on the machine's other core; processes in turn, medians of {repeats} pairs
-(range). *Time*: above 1 ours is faster. *Before*: seconds before the first
-call: compilation on JAX. *MiB*: resident memory that one call takes, compilation
-and libraries left out.
+number of inner steps and of solver iterations. Processes in turn on {cores} CPU
+core(s); medians of {repeats} pairs, and their range. *Time*: above 1 ours is
+faster. *Before*: seconds before the first call, compilation on JAX. *MiB*:
+resident memory that one call takes, compilation and libraries left out.
 
 {about}
 """
 _RIDGE = """
 ## Ridge regression
 
-Float64, 200 coefficients; the derivative of the held-out loss by one strength of
-regularisation, and by one for each coefficient. Errors are relative to the
-closed form at the lower optimum; times, memory of the latter.
+Float64, {features} coefficients; the derivative of the held-out loss by one
+strength of regularisation, and by one for each coefficient. Errors are relative
+to the closed form at the lower optimum; time and memory are of the latter.
 
 """
 _CLEANING = """
 ## Hyper-cleaning
 
-Softmax regression on scikit-learn's digits in float32, {train} training examples
-of which half have a wrong label, 200 for validation, the rest for tests. {outer}
-steps of Adam on the weights, each after {inner} steps of b, which goes on where
-it was. Mean over {seeds} seeds with Student's t 95% interval; AUROC: how often a
-right label has a larger weight than a wrong one. Adam's rate is the best of
-{rates} on a seed that is not among them, for each row.
+Softmax regression on scikit-learn's digits in float32: {train} training
+examples, half of them with a wrong label, {validation} for validation, the rest
+for tests. {outer} steps of Adam on the weights, each after {inner} of b, which
+goes on where it was; the baselines' b has as many. Mean over {seeds} seeds with
+Student's t 95% interval; AUROC: how often a right label has a larger weight
+than a wrong one. Adam's rate is the best of {rates} by test accuracy
+on a seed that is not among them, for each row. Time is of one outer step,
+memory of two.
 
 """
 _BEHIND = """
 ## Where another library is ahead
 
-By time: the whole range of the pairs is on its side; by memory: half of ours or
-less, and 1 MiB or more apart.
+By time: the whole range of the pairs is on its side. By memory: half of ours or
+less, and 1 MiB apart.
 
 """
 
@@ -61,16 +63,17 @@ def write(figures: dict[str, Any]) -> str:
   ]
   text = _HEAD.format(
     cores=settings["cores"],
-    s="" if settings["cores"] == 1 else "s",
     repeats=settings["repeats"],
     about="\n".join(about),
   )
   if "ridge" in figures:
-    text += _RIDGE + _ridge(figures["ridge"])
+    text += _RIDGE.format(features=problems.FEATURES)
+    text += _ridge(figures["ridge"])
   if "cleaning" in figures:
     learned = [r for r in figures["cleaning"] if r["estimator"] != "none"]
     text += _CLEANING.format(
-      train=1000,
+      train=problems.TRAIN,
+      validation=problems.VALIDATION,
       outer=learned[0]["outer_steps"] if learned else 0,
       inner=learned[0]["inner_steps"] if learned else 0,
       seeds=settings["seeds"],

@@ -23,11 +23,13 @@ Arrays = dict[str, NDArray]
 DECAY = 1e-3
 CLASSES = 10
 STEP = 0.2
-"""Of b in hyper-cleaning: 1 over the digits' largest second derivative, about."""
+"""Of b in hyper-cleaning: about 1 over the largest second derivative."""
+TRAIN, VALIDATION = 1000, 200
+FEATURES = 200
 
 
 def ridge(
-  *, scalar: bool, rows: int = 1000, features: int = 200, seed: int = 0
+  *, scalar: bool, rows: int = 1000, features: int = FEATURES, seed: int = 0
 ) -> Arrays:
   """Returns the data in float64, the upper variables w, and a step for b.
 
@@ -90,7 +92,12 @@ def digits() -> tuple[NDArray, NDArray]:
 
 
 def cleaning(
-  x: NDArray, y: NDArray, *, seed: int, train: int = 1000, validation: int = 200
+  x: NDArray,
+  y: NDArray,
+  *,
+  seed: int,
+  train: int = TRAIN,
+  validation: int = VALIDATION,
 ) -> Arrays:
   """Returns a split of labelled examples with half of its training set spoiled.
 

@@ -34,8 +34,10 @@ class Session(torch_side.Session):
         return ()
 
       def grad_callback(self):
-        outside.gradient = self.module.value.grad.clone()
+        outside.gradient = self.module.value.grad.mul_(scale).clone()
 
+    # It leaves out the step, whose length Adam's epsilon would see.
+    scale = self.step if request["estimator"] == "one_step" else 1.0
     steps = request["inner_steps"]
     b, w = torch_side.Module(self.start), torch_side.Module(self.w.detach())
     lower = Lower(
@@ -81,9 +83,7 @@ class Session(torch_side.Session):
 
   def hypergradient(self, w):
     self.engine.run()
-    # It leaves the step out, which Adam on w does not see.
-    scale = self.step if self.request["estimator"] == "one_step" else 1.0
-    return self.gradient * scale
+    return self.gradient
 
   def outer(self, count):
     self.engine.run()
