@@ -43,8 +43,11 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
       _cross_entropies(b, data["held_x"], data["held_y"])
     ),
     lambda b, w, data: (
-      jnp.mean(jax.nn.sigmoid(w) * _cross_entropies(b, data["x"], data["y"]))
-      + problems.DECAY * jnp.sum(b**2) / 2
+      problems.SCALE
+      * (
+        jnp.mean(jax.nn.sigmoid(w) * _cross_entropies(b, data["x"], data["y"]))
+        + problems.DECAY * jnp.sum(b**2) / 2
+      )
     ),
   ),
 }

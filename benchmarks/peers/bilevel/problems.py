@@ -10,10 +10,12 @@ Ridge regression, a strength exp(w_j) for each coefficient, or one for all:
 Data hyper-cleaning (Franceschi et al., arXiv 1703.01785): training examples,
 half of their labels wrong, weighed by sigmoid(w_i):
 
-    lower  mean_i sigmoid(w_i) l_i(b) + decay |b|^2 / 2
+    lower  scale [ mean_i sigmoid(w_i) l_i(b) + decay |b|^2 / 2 ]
     upper  mean of l_i(b), on validation examples
 
-l_i is softmax regression's loss, b a matrix [features, classes].
+l_i is softmax regression's loss, b a matrix [features, classes]. The scale
+changes neither b* nor the hypergradient; with it every curvature is above 100
+eps size(b), the least that optimistix's conjugate gradients accept.
 """
 
 import numpy as np
@@ -22,7 +24,8 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray]
 DECAY = 1e-3
 CLASSES = 10
-STEP = 0.2
+SCALE = 10.0
+STEP = 0.2 / SCALE
 """Of b in hyper-cleaning: about 1 over the largest second derivative."""
 TRAIN, VALIDATION = 1000, 200
 FEATURES = 200

@@ -38,8 +38,11 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
       b, data["held_x"], data["held_y"]
     ).mean(),
     lambda b, w, data: (
-      (torch.sigmoid(w) * _cross_entropies(b, data["x"], data["y"])).mean()
-      + problems.DECAY * (b**2).sum() / 2
+      problems.SCALE
+      * (
+        (torch.sigmoid(w) * _cross_entropies(b, data["x"], data["y"])).mean()
+        + problems.DECAY * (b**2).sum() / 2
+      )
     ),
   ),
 }
