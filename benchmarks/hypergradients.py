@@ -33,7 +33,7 @@ from bilevel_jax import config, methods
 from bilevel_jax.bilevel import implicit, penalty, unrolled
 from bilevel_jax.bilevel.problem import Estimator, Problem, gradient
 from bilevel_jax.methods import accumulation, contract, terms
-from bilevel_jax.objectives import policy_gradient
+from bilevel_jax.objectives import policy_gradient, weighting
 from bilevel_jax.training import optimizers
 from bilevel_jax.types import TrainState
 
@@ -225,6 +225,11 @@ def update(
       base_optimizer=lambda learning_rate, updates, plain: inner,
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise="group_std"
+      ),
+      as_one_batch=functools.partial(
+        weighting.as_one_batch,
+        rl=weighting.token_mean,
+        sft=weighting.token_mean,
       ),
       gradient=accumulation.gradient,
       optimizers={"base": inner, "adapter": inner},

@@ -18,7 +18,7 @@ import pytest
 from bilevel_jax import types
 from bilevel_jax.bilevel.problem import Gradient, Objective, gradient
 from bilevel_jax.methods import accumulation, bridge, contract, terms
-from bilevel_jax.objectives import policy_gradient
+from bilevel_jax.objectives import policy_gradient, weighting
 from bilevel_jax.training import learner, optimizers
 from tests import tiny_run
 from tests.methods import conftest, sgd
@@ -64,6 +64,11 @@ class Model(NamedTuple):
         optimizers={"base": optimizer, "adapter": unit},
         base_optimizer=lambda learning_rate, updates, plain: optimizer,
         advantages=conftest.advantages,
+        as_one_batch=functools.partial(
+          weighting.as_one_batch,
+          rl=weighting.token_mean,
+          sft=weighting.token_mean,
+        ),
         total_updates=10,
       ),
     )
