@@ -146,6 +146,9 @@ class RLBatch(TokenBatch):
   # nowhere
   temperature: Array | None = None  # [] float32, of the samples; None: the
   # settings'
+  sampled_by_another: bool = dataclasses.field(
+    default=False, metadata={"static": True}
+  )  # than the policy that learns: its KL term is weighted by the ratio
 
 
 _RL = TypeVar("_RL", bound=RLBatch | None)

@@ -13,9 +13,11 @@ Expected (the paper's single greedy runs): MATH500 66.2 from 32.4; mean of
 five benchmarks 36.0 against 32.2 for RL alone, each with a standard error of
 about 2.1 points. Not run by us: no figure here is ours.
 
-Differences from the paper: beta, the adapter's learning rate, is 1e-5 where
-it prints 5e-7 for everything; a hundredth of what LoRA commonly takes would
-leave the upper level where it started.
+Differences from the paper: the KL term is GRPO's, k3 as a loss; J_RL as it is
+written there, with KL(policy || start), is `--config.rl.kl_estimate=reward`.
+Beta, the adapter's learning rate, is 1e-5 where it prints 5e-7 for everything;
+a hundredth of what LoRA commonly takes would leave the upper level where it
+started.
 """
 
 from bilevel_jax import config
@@ -41,7 +43,15 @@ def get_config():
   c.rollout.samples_per_prompt = 5
   c.rollout.max_new_tokens = 3000
   c.rl.kl_coef = 1e-3
+  c.rl.kl_estimate = "k3"
+  c.rl.advantage = "group_std"
+  c.rl.clip_low = 0.2
+  c.rl.clip_high = 0.2
   c.rl.weighting = "sequence_mean"
+  c.sft.weighting = "token_mean"
+  c.method.bridge.upper = "adapter"
+  c.method.bridge.hypergradient = "penalty"
+  c.method.bridge.rl_only_base = "persistent"
   c.method.bridge.penalty = 0.5
   c.optimizer.base.learning_rate = 5e-7
   c.optimizer.adapter.learning_rate = 1e-5

@@ -66,6 +66,7 @@ def start():
   c.reward.verifiers = ("exact",)
   c.rollout.samples_per_prompt = 8
   c.rollout.max_new_tokens = 64
+  c.rl.kl_estimate = "k3"
   c.training.micro_batch_tokens = 1024
   c.optimizer.base.learning_rate = 3e-4
   c.optimizer.base.warmup_steps = 5

@@ -33,6 +33,7 @@ def get_config():
   c.reward.verifiers = ("math",)
   c.rollout.samples_per_prompt = 8
   c.rollout.max_new_tokens = 256
+  c.rl.kl_estimate = "k3"
   c.training.micro_batch_tokens = 4096
   c.optimizer.base.learning_rate = 5e-6
   c.optimizer.adapter.learning_rate = 5e-5

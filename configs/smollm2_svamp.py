@@ -45,6 +45,7 @@ def get_config():
   c.reward.verifiers = ("number",)
   c.rollout.samples_per_prompt = 4
   c.rollout.max_new_tokens = 24
+  c.rl.kl_estimate = "k3"
   c.training.micro_batch_tokens = 2048
   c.optimizer.base.learning_rate = 5e-5
   c.optimizer.adapter.learning_rate = 1e-4

@@ -78,6 +78,10 @@ def _refused(settings) -> str:
       "no clip, got 3.0",
     ),
     (
+      {"rl.kl_estimate": "k2", "method.bridge.hypergradient": "unrolled"},
+      "rl.kl_estimate must be k3 or reward, got k2",
+    ),
+    (
       {
         "method.bridge.penalty_schedule": "adaptive",
         "method.bridge.penalty": 1.0,

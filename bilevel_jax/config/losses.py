@@ -15,6 +15,11 @@ class RL(policy_gradient.PolicyGradient):
   clip: Literal["objective", "weight"] = setting(
     "objective", "PPO's clip of the objective, or CISPO's of a token's weight"
   )
+  kl_estimate: policy_gradient.KLEstimate = setting(
+    "k3",
+    "the KL term: a loss of each token (k3, as in GRPO, or k2), or part of the "
+    "reward (as in RLOO); what each has the gradient of: docs/methods.md",
+  )
   advantage: policy_gradient.Advantage = setting(
     "group_std", "baseline and scale of a reward (docs/methods.md)"
   )

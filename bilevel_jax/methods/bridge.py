@@ -151,6 +151,12 @@ def _rules_of_second_order(options: Options, settings: Any) -> Iterator[str]:
     )
   if not options.rl_twice or options.surrogate != "dice":
     return
+  if rl.kl_estimate == "k2":
+    yield (
+      "method.bridge.surrogate=dice differentiates the mean of the KL's "
+      "estimate, and k2's is not the KL: rl.kl_estimate must be k3 or reward, "
+      "got k2"
+    )
   if rl.dual_clip is not None:
     yield (
       "rl.dual_clip must be None with method.bridge.surrogate=dice, which has "

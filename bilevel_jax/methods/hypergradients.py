@@ -282,13 +282,16 @@ def _rl_only_batch(
   if options.rl_only_ratio == "on_policy":
     return dataclasses.replace(batch, old_logprobs=None, sampler_logprobs=None)
   if batch.old_logprobs is None:
-    return dataclasses.replace(batch, old_logprobs=aux["logprobs"])
-  return batch
+    batch = dataclasses.replace(batch, old_logprobs=aux["logprobs"])
+  return dataclasses.replace(batch, sampled_by_another=True)
 
 
 def _unrolled_rl_only_batch(options: estimators.Options):
-  # Old log-probs are given here (`Plan.old_logprobs`): no aux is needed.
-  return lambda batch, aux: _rl_only_batch(options, batch, {})
+  # Old log-probs are given here (`Plan.old_logprobs`): no aux is needed. Both
+  # bases move away from the policy that sampled: alike, neither KL has a ratio.
+  return lambda batch, aux: dataclasses.replace(
+    _rl_only_batch(options, batch, {}), sampled_by_another=False
+  )
 
 
 def _metrics(

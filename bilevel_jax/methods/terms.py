@@ -147,6 +147,7 @@ def rl_objective(
   surrogate: Literal["fixed_sample", "dice"] = "fixed_sample",
   ratio: Literal["token", "sequence"] = "token",
   clip: Literal["objective", "weight"] = "objective",
+  kl_estimate: policy_gradient.KLEstimate = "k3",
   prefix_loss: prefix_losses.PrefixLoss = prefix_losses.nothing,
   advantages: InContext | None = None,
   with_entropy: bool = True,
@@ -164,15 +165,20 @@ def rl_objective(
   (`objectives.surrogates`).
 
   Args:
-    numbers: `kl_coef` weighs the k3 estimate of KL(pi || ref); each token's
-      loss is multiplied by min(old / sampler, importance_cap), a constant,
-      where the batch has `sampler_logprobs`. `dice` has no clip, and only
-      `clip` "objective" a dual one.
+    numbers: `kl_coef` weighs the KL term; each token's loss is multiplied by
+      min(old / sampler, importance_cap), a constant, where the batch has
+      `sampler_logprobs`. `dice` has no clip, and only `clip` "objective" a
+      dual one.
     temperature: of the rollouts; log-probs are of the tempered policy.
     chunk: positions whose logits are in memory at once.
     ratio: of each token, or of its sequence (GSPO); not of `dice`.
     clip: what the ratio's bounds are put on: PPO's objective, or the weight of
       grad log pi (CISPO); not of `dice`.
+    kl_estimate: a loss of each token, k3 (GRPO) or k2, or "reward": each
+      token's advantage loses `kl_coef` times the sum of log pi - log ref from
+      it on. `dice` needs one whose mean is KL(pi || ref), which k2's is not.
+      Losses of tokens that another policy sampled are multiplied by the ratio
+      to it, at most `numbers.dual_clip`, a constant.
     prefix_loss: of the tokens that were given and not sampled, in place of all
       of this.
     advantages: in place of the batch's.
@@ -183,6 +189,13 @@ def rl_objective(
     "objective": policy_gradient.clipped_surrogate,
     "weight": policy_gradient.clipped_weight,
   }
+  kl_losses = {
+    "k3": policy_gradient.kl_k3,
+    "k2": policy_gradient.kl_k2,
+    "reward": jnp.subtract,
+  }
+  # Dice differentiates the mean of log pi - log ref itself.
+  in_reward = kl_estimate == "reward" and surrogate != "dice"
 
   def objective(base: Tree, adapter: Tree, batch: RLBatch):
     logprobs, entropies = token_logprobs(
@@ -211,14 +224,24 @@ def rl_objective(
         logprobs, costs, sampled, old_logprobs
       )
     else:
+      sequences = sampled if ratio == "sequence" else None
+      if in_reward and batch.ref_logprobs is not None:
+        values -= numbers.kl_coef * policy_gradient.kl_to_go(
+          now, batch.ref_logprobs, sampled
+        )
       losses, clipped = surrogates_by_clip[clip](
         logprobs,
         old_logprobs,
         values,
         numbers,
-        sequences=sampled if ratio == "sequence" else None,
+        sequences=sequences,
       )
       cost = lambda costs: costs
+      if batch.sampled_by_another:
+        r = policy_gradient.ratio(now, old_logprobs, sequences)
+        if numbers.dual_clip is not None:
+          r = jnp.minimum(r, numbers.dual_clip)
+        cost = lambda costs: costs * r
     surrogate_losses, truncated = losses, jnp.zeros(logprobs.shape, bool)
     cap = numbers.importance_cap
     if cap is not None and batch.sampler_logprobs is not None:
@@ -226,8 +249,8 @@ def rl_objective(
         old_logprobs, batch.sampler_logprobs, cap=cap
       )
       losses *= correction
-    if batch.ref_logprobs is not None:
-      kl = policy_gradient.kl_k3(logprobs, batch.ref_logprobs)
+    if batch.ref_logprobs is not None and not in_reward:
+      kl = kl_losses[kl_estimate](logprobs, batch.ref_logprobs)
       losses += numbers.kl_coef * cost(kl)
     if batch.prefixed is not None:
       of_prefix = prefix_loss(logprobs, surrogate_losses, entropy, batch)

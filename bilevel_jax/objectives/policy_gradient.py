@@ -18,6 +18,8 @@ Advantage = Literal[
   "group_mean_batch_std",
 ]
 
+KLEstimate = Literal["k3", "k2", "reward"]
+
 
 @pytree
 class PolicyGradient:
@@ -164,6 +166,36 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> jax.Array:
   chex.assert_equal_shape([logprobs, ref_logprobs])
   difference = ref_logprobs - logprobs
   return jnp.expm1(difference) - difference
+
+
+def kl_k2(logprobs: Array, ref_logprobs: Array) -> jax.Array:
+  """Returns k2 = d^2 / 2, d = log pi - log ref, for each token.
+
+  As a loss on pi's samples it has the gradient d grad log pi, which is that of
+  KL(pi || ref) at each token; k3's is that of KL(ref || pi).
+
+  Args:
+    logprobs: [B, T] of tokens sampled from pi.
+    ref_logprobs: [B, T] of the same tokens under the reference.
+  """
+  chex.assert_equal_shape([logprobs, ref_logprobs])
+  return jnp.square(logprobs - ref_logprobs) / 2
+
+
+def kl_to_go(logprobs: Array, ref_logprobs: Array, sampled: Array) -> jax.Array:
+  """Returns the sum of d = log pi - log ref from each token to its row's end.
+
+  Taken from a token's advantage, it adds to the loss the gradient of
+  KL(pi || ref) over whole sequences: a token also answers for where it leads.
+
+  Args:
+    logprobs: [B, T] of tokens sampled from pi, constants.
+    ref_logprobs: [B, T] of the same tokens under the reference.
+    sampled: [B, T] bool, what is summed over; 0 elsewhere.
+  """
+  chex.assert_equal_shape([logprobs, ref_logprobs, sampled])
+  d = jnp.where(sampled, logprobs - ref_logprobs, 0.0)
+  return jnp.where(sampled, jnp.cumsum(d[:, ::-1], axis=1)[:, ::-1], 0.0)
 
 
 def group_advantages(

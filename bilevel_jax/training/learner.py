@@ -141,6 +141,7 @@ def build_method(
         chunk=model.logprob_chunk,
         ratio=rl.ratio,
         clip=rl.clip,
+        kl_estimate=rl.kl_estimate,
         with_entropy=settings.logging.entropy,
       ),
       gradient=accumulation.gradient,

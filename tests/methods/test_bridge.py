@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from bilevel_jax.bilevel import problem as problem_lib
-from tests.methods import sgd
+from tests.methods import conftest, sgd
+
+LAST = ((0, 0), (1, 0))  # column 0 has no log-prob
 
 
 def _gradients(world, *, kl_coef=0.0):
@@ -33,6 +35,75 @@ def test_penalty_one_with_equal_bases_leaves_the_adapter_exactly_alone(world):
   assert float(metrics["optimizer/adapter_gradient_norm"]) == 0.0
   assert float(metrics["optimizer/base_gradient_norm"]) > 0.0
   assert float(metrics["bilevel/cooperative_gain"]) == 0.0
+
+
+ESTIMATES = ("k3", "k2", "reward")
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_with_equal_bases_the_gain_has_no_part_of_the_kl(world, estimate):
+  """The copy's KL term has a ratio, of 1 to the bit."""
+  method = world.method(
+    "bridge",
+    penalty=1.0,
+    kl_coef=0.5,
+    settings={"rl.kl_estimate": estimate},
+  )
+  state = world.start(method)
+  ref = np.full(world.rl.weights.shape, -2.1, np.float32)
+  world.rl = dataclasses.replace(world.rl, ref_logprobs=ref)
+  after, metrics = sgd.run(method, state, world.batch())
+  chex.assert_trees_all_equal(after.adapter, state.adapter)
+  assert float(metrics["rl/kl_to_reference"]) > 0.01
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_the_rl_only_copy_descends_its_own_kl_on_anothers_samples(
+  world, estimate
+):
+  """The joint policy's samples, each of one token, by their probability."""
+  merged = lambda base: world.policy.merge(base, world.adapter)["table"]
+  tables = {
+    name: jax.nn.log_softmax(merged(_away(world.base, scale)))
+    for name, scale in {"joint": 0.0, "copy": 0.3, "start": -0.4}.items()
+  }
+  rows = np.indices((conftest.VOCABULARY,) * 2).reshape(2, -1)
+  of = lambda name: np.pad(np.array(tables[name])[tuple(rows)][:, None], LAST)
+  counted = np.pad(np.ones((rows.shape[1], 1), np.float32), LAST)
+  sampled = conftest.rl_batch(np.random.default_rng(0), rows.shape[1])
+  rl = dataclasses.replace(
+    sampled,
+    tokens=rows.T.astype(np.int32),
+    positions=np.zeros_like(rows.T),
+    segment_ids=np.ones_like(rows.T),
+    weights=np.exp(of("joint")) * counted,
+    advantages=0 * counted,
+    sampler_logprobs=None,
+    ref_logprobs=of("start"),
+  )
+  method = world.method(
+    "bridge",
+    kl_coef=0.5,
+    settings={
+      "rl.kl_estimate": estimate,
+      "rl.clip_low": 1.0,
+      "rl.clip_high": 1e6,
+    },
+  )
+  copy = _away(world.base, 0.3)
+  state = world.start(method, rl_only_base=copy)
+  batch = dataclasses.replace(world.batch(), rl=rl)
+  after, _ = sgd.run(method, state, batch)
+
+  def kl(base):
+    now, ref = jax.nn.log_softmax(merged(base)), tables["start"]
+    if estimate == "k3":
+      now, ref = ref, now
+    return 0.5 * jnp.sum(jnp.exp(now) * (now - ref))
+
+  chex.assert_trees_all_close(
+    sgd.moved(copy, after.rl_only_base), jax.grad(kl)(copy), atol=2e-6
+  )
 
 
 def test_penalty_zero_moves_the_adapter_by_sft_alone_to_the_bit(world):

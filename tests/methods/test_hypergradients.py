@@ -229,9 +229,23 @@ def test_penalty_is_the_slope_of_the_penalty_objective(model, oracle_of):
     oracle = oracle_of("fixed_sample")
     found, *_ = model.update(surrogate="fixed_sample")
 
+    @jax.jit
+    def score(adapter):
+      return terms.token_logprobs(
+        model.policy, model.hat, adapter, model.rl, temperature=1.3, chunk=64
+      )[0]
+
+    # The copy's KL losses count by its ratio to what sampled, a constant.
+    more = jnp.exp(score(model.adapter) - model.rl.old_logprobs) - 1
+
+    def alone(adapter):
+      kl = policy_gradient.kl_k3(score(adapter), model.rl.ref_logprobs)
+      plain = oracle.alone(model.hat, adapter).loss
+      return plain + 0.1 * jnp.sum(model.rl.weights * more * kl)
+
     def value(adapter):
       joint = oracle.joint(model.base, adapter).loss
-      return joint - PENALTY * oracle.alone(model.hat, adapter).loss
+      return joint - PENALTY * alone(adapter)
 
     direction = _direction(model.adapter)
     _assert_slope(found, _slope(value, model.adapter, direction), direction)
