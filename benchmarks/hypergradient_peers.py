@@ -29,7 +29,6 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,10 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.source is not None:
       figures = json.loads(options.source.read_text("utf-8"))
     else:
-      with tempfile.TemporaryDirectory() as scratch:
-        figures = benchmark(options, pathlib.Path(scratch))
-    if options.json is not None:
-      options.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+      figures = side_by_side.figures(options, _benchmark)
     text = page.write(figures)
     if options.page is not None:
       options.page.write_text(text, "utf-8")
@@ -67,18 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return command_line.exit_code(work)
 
 
-def benchmark(
+def _benchmark(
   options: argparse.Namespace, scratch: pathlib.Path
-) -> dict[str, Any]:
-  """Returns every figure, as JSON can hold them.
-
-  Args:
-    options: of the command line.
-    scratch: a directory to write to.
-
-  Raises:
-    ConfigError: an option that cannot be met, or a contestant that fails.
-  """
+) -> side_by_side.Figures:
   present = [name for name in asked.PACKAGES if importlib.util.find_spec(name)]
   chosen = ["bilevel_jax", *(n for n in options.peers if n in present)]
   missing = [n for n in options.peers if n not in present]

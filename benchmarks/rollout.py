@@ -55,21 +55,12 @@ MIB = 2.0**20
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 2 for what the user can mend, 130 interrupted."""
-  return side_by_side.main(_parse(arguments), benchmark, _table)
+  return side_by_side.main(_parse(arguments), _benchmark, _table)
 
 
-def benchmark(
+def _benchmark(
   options: argparse.Namespace, scratch: pathlib.Path
-) -> dict[str, Any]:
-  """Returns every figure, as JSON can hold them.
-
-  Args:
-    options: of the command line.
-    scratch: a directory to write to.
-
-  Raises:
-    ConfigError: an option that cannot be met, or a contestant that fails.
-  """
+) -> side_by_side.Figures:
   _check_options(options)
   architecture, model = _model(options, scratch)
   asked = workloads.workloads(options, architecture.vocab_size)

@@ -35,6 +35,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+@pytest.fixture
+def float64():
+  """Double precision, for tests whose oracle is a closed form."""
+  with jax.enable_x64(True):
+    yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_file_at_a_time():
   """Thousands of programs in one process reach its limit of memory maps."""

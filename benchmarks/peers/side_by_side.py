@@ -70,21 +70,37 @@ def main(
 
   Args:
     options: of the command line, `json` among them.
-    benchmark: (options, a directory to write to) -> figures.
+    benchmark: as `figures` takes it.
     table: what to show of them.
   """
 
   def work() -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-      figures = benchmark(options, pathlib.Path(scratch))
-    if options.json is not None:
-      options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    found = figures(options, benchmark)
     console = rich.console.Console()
     if not console.is_terminal:
       console.width = 160  # a file or a pipe has no width
-    console.print(table(figures))
+    console.print(table(found))
 
   return command_line.exit_code(work)
+
+
+def figures(
+  options: argparse.Namespace,
+  benchmark: Callable[[argparse.Namespace, pathlib.Path], Figures],
+) -> Figures:
+  """Returns what a benchmark finds, and writes it to `options.json`.
+
+  Args:
+    options: of the command line.
+    benchmark: (options, a directory to write to) -> figures, which JSON can
+      hold; a ConfigError for an option that cannot be met, or a contestant
+      that fails.
+  """
+  with tempfile.TemporaryDirectory() as scratch:
+    found = benchmark(options, pathlib.Path(scratch))
+  if options.json is not None:
+    options.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+  return found
 
 
 def take_turns(

@@ -79,9 +79,8 @@ class Groups(NamedTuple):
   scored: np.ndarray  # [P, G] bool
   truncated: np.ndarray  # [P, G] bool: cut for its length
   prefix_lengths: np.ndarray  # [P, G] int, tokens that a sample began with
-  lengths: (
-    np.ndarray
-  )  # [P, G] int, tokens of it that were sampled; 0: no weight
+  # [P, G] int, tokens of a sample that it made itself; 0: it has no weight
+  lengths: np.ndarray
   demonstrations: Sequence[Demonstration | None]  # P, each question's own
 
   @property

@@ -226,7 +226,7 @@ def rl_objective(
     else:
       sequences = sampled if ratio == "sequence" else None
       if in_reward and batch.ref_logprobs is not None:
-        values -= numbers.kl_coef * policy_gradient.kl_to_go(
+        values = values - numbers.kl_coef * policy_gradient.kl_to_go(
           now, batch.ref_logprobs, sampled
         )
       losses, clipped = surrogates_by_clip[clip](

@@ -9,13 +9,9 @@ import pytest
 from bilevel_jax.bilevel import data_weights, problem, unrolled
 from tests.bilevel import steps
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 TERMS, SIZE = 5, 4
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def _problem(seed=0):

@@ -12,16 +12,12 @@ from bilevel_jax.methods import terms
 from bilevel_jax.objectives import policy_gradient
 from tests import tabular
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 VOCABULARY = 3
 # No clip: what is checked is an expectation.
 NUMBERS = {"clip_low": 1.0, "clip_high": 1e9, "kl_coef": 0.7}
 ESTIMATES = ("k3", "k2", "reward")
-
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def _tables(seed=0):

@@ -10,15 +10,11 @@ import pytest
 from bilevel_jax.objectives import policy_gradient, surrogates
 from tests import tabular
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 VOCAB, LENGTH = 3, 4
 SEQUENCES = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)))
 MASK = np.ones((len(SEQUENCES), LENGTH))
-
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def _policy():
