@@ -24,7 +24,7 @@ from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers
 from bilevel_jax.runs import finished, records
 from bilevel_jax.weights import sampler
-from experiments.engine import learned, plan
+from experiments.engine import learned, pinned, plan
 
 WATCHED = (
   "bilevel/cooperative_gain",
@@ -188,7 +188,7 @@ def done(out: pathlib.Path, job: plan.Job) -> bool:
 
 
 def fingerprint(job: plan.Job) -> str:
-  """Returns a hash of a job's settings that are not the defaults.
+  """Returns a hash of a job's settings that are not the pinned ones.
 
   Those that it may find changed are left out.
   """
@@ -200,7 +200,7 @@ def fingerprint(job: plan.Job) -> str:
 def _own_settings(settings: Any, job: plan.Job) -> dict[str, Any]:
   free = _FREE if job.start is None else (*_FREE, "model.")
   free += _PREPARED if job.prepare is not None else ()
-  defaults = config.defaults()
+  defaults = pinned.defaults()
   here = str(pathlib.Path(__file__).parents[2])  # wherever that is
   text = json.dumps(settings).replace(json.dumps(here)[1:-1], "")
   flat = dict(config.flat(json.loads(text)))

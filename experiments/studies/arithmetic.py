@@ -18,7 +18,7 @@ import zlib
 
 from bilevel_jax import config
 from bilevel_jax.rewards import verifiers
-from experiments.engine import findings, plan
+from experiments.engine import findings, pinned, plan
 from experiments.studies.parts import arithmetic_arms as arms
 
 DEMONSTRATIONS = 16
@@ -101,7 +101,7 @@ def flipped(completion, question) -> float:
 
 def _settings():
   """What all runs of the study share."""
-  c = config.default_config()
+  c = pinned.settings()
   c.steps = 120
   c.training.max_sampled_tokens = arms.SAMPLED_TOKENS
   c.model.weights = "set by the study"

@@ -21,7 +21,7 @@ import os
 
 from bilevel_jax import config
 from configs import smollm2_svamp
-from experiments.engine import plan
+from experiments.engine import pinned, plan
 from experiments.studies.parts import svamp_data
 
 STEPS = 24
@@ -89,7 +89,7 @@ def get_study(quick: bool = False) -> plan.Study:
 
 def _settings():
   """What all runs of the study share."""
-  c = smollm2_svamp.get_config()
+  c = pinned.settings(smollm2_svamp.get_config())
   c.steps = STEPS
   for section, source in (
     (c.data.questions, _questions(first=0, count=700)),

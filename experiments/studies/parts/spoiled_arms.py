@@ -15,9 +15,13 @@ from experiments.engine import plan
 
 UPPER = "the upper level"
 CONTROLS = "controls"
+EQUAL_FLOPS = "equal FLOPs"
 CHECKED = "mixed, right answers alone"
 ORACLE = "mixed, good ones alone"
 
+# Of all updates, forward and backward: what the main arms but the adapter's
+# take for the study's sampled tokens, within a few percent.
+UPDATE_FLOPS = 1.0e11
 SFT_STEPS = 40  # of a run's first stage
 
 _RATE = "optimizer.base.learning_rate"
@@ -57,6 +61,12 @@ def tables(seeds):
       "`bridge, demonstrations` learned on the same seed, each with its own "
       "demonstration, and with another at random.",
       seeds=seeds,
+    ),
+    EQUAL_FLOPS: plan.Table(
+      about="A run ends when its updates have cost "
+      f"{UPDATE_FLOPS:.0e} floating point operations, whatever it has sampled.",
+      seeds=seeds,
+      reference="mixed, equal FLOPs",
     ),
   }
 
@@ -110,6 +120,13 @@ def all_arms(steps):
     "method.bridge.freeze_adapted": True,
     "adapter.targets": ("q", "k", "v", "o"),
   }
+  flops = {
+    "training.max_sampled_tokens": None,
+    "training.max_update_flops": UPDATE_FLOPS,
+  }
+  equal = lambda name, method, changes: _arm(
+    method, changes | flops, tuned_as=name, table=EQUAL_FLOPS
+  )
   return {
     "base": plan.Arm(changes=None),
     **main_arms(),
@@ -140,6 +157,13 @@ def all_arms(steps):
     "adapter, no gain": adapter(no_gain),
     "adapter, frozen": adapter(freeze),
     "adapter, frozen, no gain": adapter(freeze | no_gain),
+    "mixed, equal FLOPs": equal("mixed", "mixed", {}),
+    "bridge, adapter, equal FLOPs": equal(
+      "bridge, adapter", "bridge", _ADAPTER
+    ),
+    "bridge, demonstrations, equal FLOPs": equal(
+      "bridge, demonstrations", "bridge", _DEMONSTRATIONS
+    ),
   }
 
 
