@@ -28,6 +28,7 @@ import rich.table
 
 from bilevel_jax import command_line, config, train
 from bilevel_jax.data import tokenizer
+from bilevel_jax.runs import finished
 from bilevel_jax.weights import huggingface
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -102,11 +103,11 @@ def _make(arguments: argparse.Namespace) -> None:
     source_directory=exported,
     dtype="bfloat16",
   )
-  logged = (exported.parent / "metrics.jsonl").read_text().splitlines()
+  trained = finished.read_run(exported.parent)
   figures = {
     "parameters": sum(x.size for x in jax.tree.leaves(base)),
     "bytes": (out / "model.safetensors").stat().st_size,
-    "accuracy": json.loads(logged[-1])["evaluation/accuracy"],
+    "accuracy": trained.last("evaluation/accuracy"),
   }
   table = rich.table.Table("figure", "value")
   for name, value in figures.items():
