@@ -12,7 +12,7 @@ from bilevel_jax import command_line, config, errors, fields, processes
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.reporting import run_report, terminal
-from bilevel_jax.rewards import pool
+from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers
 from bilevel_jax.runs import directory as run_directory
 from bilevel_jax.runs import reward_failures
@@ -118,7 +118,7 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
   silent = not processes.is_first()
   with (
     run_directory.claimed(directory.path, "run_dir"),
-    _scorer(settings.reward) as scorer,
+    _scorer(settings) as scorer,
   ):
     run = run_lib.gather(directory.dated(settings), scorer)
     settings = run.settings if run.model.tokenizer.date else settings
@@ -136,7 +136,9 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
       over = _over(run, first)
       if over and directory.report.exists():
         raise TrainingStopped(f"nothing to train: {over}")
-    processes.on_first(lambda: directory.start(settings, first))
+    processes.on_first(
+      lambda: directory.start(settings, first, scorer.isolation)
+    )
     with (
       checkpoints,
       Writers(directory, settings, silent=silent) as writers,
@@ -224,12 +226,15 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
           raise TrainingStopped(f"SIGTERM {words}")
 
 
-def _scorer(reward: config.Reward) -> pool.Scorer:
+def _scorer(settings: config.Config) -> pool.Scorer:
+  reward = settings.reward
   ones = (1.0,) * len(reward.verifiers)
   with processes.together():
     return pool.Scorer(
       dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
       pattern=reward.pattern,
+      by=verifiers.choice(reward.verifiers_by, reward.verifier_names),
+      sandbox=settings.sandbox,
       deadline_s=reward.deadline_s,
       memory=fields.byte_count(reward.memory) if reward.memory else None,
       workers=reward.workers,

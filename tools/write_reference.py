@@ -40,6 +40,7 @@ PROGRAMS = (
   "benchmarks/hypergradients.py",
   "benchmarks/hypergradient_peers.py",
   "benchmarks/grader.py",
+  "benchmarks/sandbox.py",
 )
 _RULES = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
 _KINDS = {

@@ -16,6 +16,7 @@ from ml_collections import config_dict
 from bilevel_jax import errors, fields, methods
 from bilevel_jax.config import schema
 from bilevel_jax.fields import byte_count
+from bilevel_jax.rewards.sandbox import settings
 
 _LEAST_MEMORY = 256 * 10**6  # that a scoring process starts with
 
@@ -200,11 +201,41 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
         f"reward.verifiers must name each verifier once, got {name} {count} "
         "times"
       )
+  if reward.verifier_names and reward.verifiers_by is None:
+    yield (
+      "reward.verifier_names needs reward.verifiers_by, the field whose values "
+      f"it has, got None with {reward.verifier_names}"
+    )
+  if "code" in reward.verifiers:
+    yield from _broken_rules_of_sandbox(config.sandbox, reward.deadline_s)
   if reward.weights and len(reward.weights) != len(reward.verifiers):
     yield (
       f"reward.weights must have one for each of the {len(reward.verifiers)} "
       f"reward.verifiers, got {len(reward.weights)}"
     )
+
+
+def _broken_rules_of_sandbox(
+  sandbox: settings.Sandbox, scoring_s: float
+) -> Iterator[str]:
+  if sandbox.deadline_s >= scoring_s:
+    # Else a program that takes its time would count as one without a score.
+    yield (
+      f"sandbox.deadline_s must be below reward.deadline_s {scoring_s:g}, got "
+      f"{sandbox.deadline_s:g}"
+    )
+  if sandbox.test_s > sandbox.deadline_s:
+    yield (
+      "sandbox.test_s must be at most sandbox.deadline_s "
+      f"{sandbox.deadline_s:g}, got {sandbox.test_s:g}"
+    )
+  for name, least in (("memory", 64 * 10**6), ("output", 10**5)):
+    text = getattr(sandbox, name)
+    try:
+      if byte_count(text) < least:
+        yield f"sandbox.{name} must be at least {least / 1e6:g}MB, got {text}"
+    except ValueError as error:
+      yield f"sandbox.{name} {error}"
 
 
 def _render(value: Any) -> ml_collections.ConfigDict:

@@ -8,6 +8,7 @@ from bilevel_jax.config import losses
 from bilevel_jax.data.settings import Demonstrations, Source, Tokenizer
 from bilevel_jax.fields import section, setting
 from bilevel_jax.models import lora
+from bilevel_jax.rewards.sandbox.settings import Sandbox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,18 @@ class Data:
 class Reward:
   verifiers: tuple[str, ...] = setting(
     ("math",),
-    "any of math, exact, number, expression, reasoning_gym, regex, or dotted "
-    "paths to functions (completion, question) -> float",
+    "any of math, code, exact, number, expression, reasoning_gym, regex, or "
+    "dotted paths to functions (completion, question) -> float",
+  )
+  verifiers_by: str | None = setting(
+    None,
+    "field of the questions that names the one of reward.verifiers that scores "
+    "each, such as math or code; default: all of them, as a weighted sum",
+  )
+  verifier_names: dict[str, str] = setting(
+    {},
+    "value of the field reward.verifiers_by -> verifier, such as "
+    "{'lcb': 'code'}; a value that is not there is a verifier's name",
   )
   weights: tuple[float, ...] | None = setting(
     None, "of the verifiers in their sum; default: 1 each"
@@ -333,6 +344,9 @@ class Config:
   tokenizer: Tokenizer = section(Tokenizer, "text to tokens")
   data: Data = section(Data, "questions and demonstrations")
   reward: Reward = section(Reward, "how a completion is scored")
+  sandbox: Sandbox = section(
+    Sandbox, "where the programs of the verifier code run, and what they may do"
+  )
   rollout: RolloutSettings = section(RolloutSettings, "how answers are sampled")
   rl: losses.RL = section(losses.RL, "the reinforcement-learning objective")
   sft: losses.SFT = section(losses.SFT, "the supervised objective")

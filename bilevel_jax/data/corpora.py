@@ -13,6 +13,8 @@ from bilevel_jax import errors, types
 from bilevel_jax.data import json_lines, settings, tasks
 
 FIELDS = ("id", "question", "answer", "solution")
+# Fields of programs' tests, which stand in for an answer.
+_TESTS = ("tests", "input_output", "test_list", "test", "private_test_cases")
 _BETWEEN = {"answer": ",", "solution": "\n\n"}  # where there are several
 
 # (where it stands, for messages; its fields)
@@ -23,7 +25,8 @@ def load(source: settings.Source) -> list[types.Question]:
   """Returns the questions that a source names.
 
   A row's `question` and `answer` must be there; of several answers, or
-  solutions, one text is made. Without an `answer`, what follows `####` in the
+  solutions, one text is made; a row with tests of programs needs none. Else,
+  without an `answer`, what follows `####` in the
   `solution` is taken (the format of GSM8K: its own files load with
   `fields={"solution": "answer"}`). `solution` defaults to None, `id` to a hash
   of the question: the same in every file, whatever its name. null, NaN and
@@ -188,6 +191,8 @@ def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
     raise _missing("question", row)
   if answer is None and solution is not None and "####" in solution:
     answer = solution.rpartition("####")[2].strip()
+  if answer is None and any(values.get(name) for name in _TESTS):
+    answer = ""
   if answer is None:
     raise _missing("answer", row)
   rest = {k: v for k, v in values.items() if k not in names.values()}

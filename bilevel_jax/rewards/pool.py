@@ -10,13 +10,15 @@ import secrets
 import select
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from bilevel_jax import errors, limited_process, types
 from bilevel_jax.rewards import verifiers
+from bilevel_jax.rewards.sandbox import fork_server
+from bilevel_jax.rewards.sandbox.settings import Sandbox
 
 _WORKER = "bilevel_jax.rewards.worker"
 _LOOK_S = 0.5  # time between two looks at the clock, at most
@@ -53,6 +55,8 @@ class Scorer:
     parts: Mapping[str, float],
     *,
     pattern: str | None = None,
+    by: verifiers.Choice | None = None,
+    sandbox: Sandbox = Sandbox(),
     deadline_s: float = 5.0,
     memory: int | None = 4 * 10**9,
     workers: int = 2,
@@ -61,20 +65,27 @@ class Scorer:
 
     Args:
       parts: verifier -> weight, see `verifiers.build`.
+      by: chooses one of the parts for each question; None: all count.
+      sandbox: for the programs of the verifier `code`.
       deadline_s: seconds that scoring one completion may take.
       memory: bytes that a process may have, see `limited_process`.
 
     Raises:
-      ConfigError: a verifier that cannot be built, or a deadline that is not
-        a finite number above 0.
+      ConfigError: a verifier that cannot be built, a sandbox that cannot be
+        had, or a deadline that is not a finite number above 0.
     """
     if not 0 < deadline_s < math.inf:
       raise errors.ConfigError(
         "reward.deadline_s must be a finite number of seconds above 0, got "
         f"{deadline_s}"
       )
-    self._parts = verifiers.build(parts, pattern)
-    setup = (dict(parts), pattern, types.Question._fields)
+    self._parts = verifiers.build(parts, pattern, sandbox)
+    self._by = by
+    self.isolation: str | None = None
+    """What programs run in, where there are any, in words."""
+    if "code" in parts:
+      self.isolation = fork_server.in_force(sandbox)
+    setup = (dict(parts), pattern, sandbox, by, types.Question._fields)
     self._start = lambda: _Worker(setup, deadline_s, memory)
     self._lock = threading.Lock()
     self._failed_starts = 0
@@ -101,6 +112,14 @@ class Scorer:
       worker.end()
     self._workers = []
 
+  def check(self, questions: Iterable[types.Question]) -> None:
+    """Returns if each question has what its verifier asks of it.
+
+    Raises:
+      ConfigError: naming the first that has not.
+    """
+    verifiers.check([part.name for part in self._parts], self._by, questions)
+
   def take_failures(self) -> list[Failure]:
     """Returns the first 20 failures since the last time that it was asked."""
     taken, self._failures = self._failures, []
@@ -119,7 +138,9 @@ class Scorer:
     """
     pairs = list(zip(completions, questions, strict=True))
     if self._in_process:
-      answers = [verifiers.score(self._parts, *pair) for pair in pairs]
+      answers = [
+        verifiers.score(self._parts, *pair, self._by) for pair in pairs
+      ]
     else:
       with self._lock:
         try:

@@ -15,11 +15,13 @@ import math
 import re
 import reprlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from bilevel_jax import errors, own_code
 from bilevel_jax.rewards import extraction, mathematics
+from bilevel_jax.rewards.sandbox import forms, grading
+from bilevel_jax.rewards.sandbox.settings import Sandbox
 
 if TYPE_CHECKING:
   from bilevel_jax import types
@@ -38,12 +40,39 @@ class Part(NamedTuple):
   verify: Verifier
 
 
-def build(parts: Mapping[str, float], pattern: str | None = None) -> list[Part]:
+class Choice(NamedTuple):
+  """A field of the questions that chooses the verifier of each."""
+
+  field: str
+  names: Mapping[str, str]
+  """Value of the field -> verifier; any other value is a verifier's name."""
+
+  def of(self, question: types.Question) -> str:
+    """Returns the verifier of a question.
+
+    Raises:
+      KeyError: it lacks the field.
+    """
+    value = str(question.meta[self.field])
+    return self.names.get(value, value)
+
+
+def choice(field: str | None, names: Mapping[str, str]) -> Choice | None:
+  """Returns what a field chooses; None where there is none."""
+  return None if field is None else Choice(field, names)
+
+
+def build(
+  parts: Mapping[str, float],
+  pattern: str | None = None,
+  sandbox: Sandbox = Sandbox(),
+) -> list[Part]:
   """Returns the terms of a reward.
 
   Args:
     parts: verifier -> weight. A verifier is a name of `NAMES` or a dotted
       path `package.module.function` (or `package.module:function`).
+    sandbox: for the programs of `code`.
 
   Raises:
     ConfigError: an unknown name, a function that cannot be imported, a missing
@@ -57,9 +86,48 @@ def build(parts: Mapping[str, float], pattern: str | None = None) -> list[Part]:
         f"reward.weights must be numbers below 1e30 in size, got {weight!r}"
       )
   return [
-    Part(name, float(weight), _find(name, pattern))
+    Part(name, float(weight), _find(name, pattern, sandbox))
     for name, weight in parts.items()
   ]
+
+
+def check(
+  names: Iterable[str],
+  by: Choice | None,
+  questions: Iterable[types.Question],
+) -> None:
+  """Returns if every question has a verifier, and the tests that `code` asks.
+
+  Args:
+    names: of the verifiers of a reward.
+
+  Raises:
+    ConfigError: naming the first question that has not.
+  """
+  known = [*names]
+  for question in questions:
+    chosen = known
+    if by is not None:
+      if by.field not in question.meta:
+        raise errors.ConfigError(
+          f"reward.verifiers_by: question {question.id} lacks the field "
+          f"{by.field!r}"
+        )
+      chosen = [by.of(question)]
+      if chosen[0] not in known:
+        raise errors.ConfigError(
+          f"reward.verifiers_by: the field {by.field!r} of question "
+          f"{question.id} must name one of {', '.join(known)}, got "
+          f"{chosen[0]!r} (reward.verifier_names maps values to them)"
+        )
+    if "code" in chosen:
+      try:
+        forms.tests_of(question)
+      except Exception as error:  # of data of any kind
+        raise errors.ConfigError(
+          "the verifier code needs tests that it can read: question "
+          f"{question.id}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _is_number(value: Any) -> bool:
@@ -68,13 +136,21 @@ def _is_number(value: Any) -> bool:
 
 
 def score(
-  parts: list[Part], completion: str, question: types.Question
+  parts: list[Part],
+  completion: str,
+  question: types.Question,
+  by: Choice | None = None,
 ) -> tuple[float, bool] | str:
   """Returns (weighted sum, whether the first part is at its top), or why not.
 
   A verifier that raises, or returns something that is not a number which
   float32 holds, leaves the completion without a score; the text says which.
+
+  Args:
+    by: chooses one of the parts; None: all count.
   """
+  if by is not None:
+    parts = [part for part in parts if part.name == by.of(question)]
   total, values = 0.0, list[float]()
   for part in parts:
     try:
@@ -227,13 +303,15 @@ _NAMED: dict[str, Verifier] = {
   "expression": expression,
   "reasoning_gym": reasoning_gym,
 }
-NAMES = (*_NAMED, "regex")
+NAMES = (*_NAMED, "regex", "code")
 CANNOT_HANG = ("exact", "number", "expression")
 
 
-def _find(name: str, pattern: str | None) -> Verifier:
+def _find(name: str, pattern: str | None, sandbox: Sandbox) -> Verifier:
   if name == "regex":
     return _regex(pattern)
+  if name == "code":
+    return grading.Code(sandbox)
   if name == "reasoning_gym":
     own_code.imported(
       name, name, "reward.verifiers", "; install the extra `tasks`"

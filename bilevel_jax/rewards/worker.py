@@ -23,16 +23,16 @@ def main(requests: BinaryIO, answers: int) -> None:
   """Scores what it reads until there is no more.
 
   Args:
-    requests: gives (secret, (parts, pattern, fields of a question)), then
-      (secret, (completion, values of those fields)), pickled.
+    requests: gives (secret, (parts, pattern, sandbox, by, fields of a
+      question)), then (secret, (completion, values of those fields)), pickled.
     answers: file descriptor that takes a line for each of them: the secret, a
       space, and as JSON [answer, whether the process ends now]. An answer is
       [reward, correct], or why there is none; the first "", or what is wrong.
   """
-  secret, (parts, pattern, fields) = pickle.load(requests)
+  secret, (parts, pattern, sandbox, by, fields) = pickle.load(requests)
   question: Any = collections.namedtuple("Question", fields)
   try:
-    built = verifiers.build(parts, pattern)
+    built = verifiers.build(parts, pattern, sandbox)
   except errors.ConfigError as error:
     _answer(answers, secret, str(error), True)
     return
@@ -42,7 +42,7 @@ def main(requests: BinaryIO, answers: int) -> None:
   own = os.getpid()
   while True:
     secret, (completion, values) = pickle.load(requests)
-    answer = verifiers.score(built, completion, question(*values))
+    answer = verifiers.score(built, completion, question(*values), by)
     if os.getpid() != own:  # a verifier forked, and this is its child
       os._exit(0)
     # What took the memory may hold it still.

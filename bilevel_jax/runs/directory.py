@@ -66,11 +66,14 @@ class RunDirectory:
     self.demonstrations = self.path / "demonstrations.jsonl"
     self.reward_failures = self.path / "reward_failures.txt"
 
-  def start(self, settings: config.Config, step: int) -> None:
+  def start(
+    self, settings: config.Config, step: int, isolation: str | None = None
+  ) -> None:
     """Writes config.json, and drops the report and what was logged later.
 
     Args:
       step: steps done before: 0, or those of the checkpoint restored.
+      isolation: of programs that are completions, where there are any.
     """
     versions = {
       "bilevel_jax": bilevel_jax.__version__,
@@ -78,6 +81,8 @@ class RunDirectory:
       **{name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     given = {"config": config.to_dict(settings), "versions": versions}
+    if isolation is not None:
+      given["isolation"] = isolation
     records.write_atomically(self.settings, json.dumps(given, indent=2))
     self.report.unlink(missing_ok=True)
     self.demonstrations.unlink(missing_ok=True)

@@ -61,6 +61,8 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
   with processes.together():
     model = sources.build_model(settings, found, sharding.batch_sharding(mesh))
     streams = sources.build_streams(settings, model.tokenizer)
+    for prompts in filter(None, (streams.prompts, streams.held_out)):
+      scorer.check(prompts.questions)
     processes.check_mesh(mesh)
     learner = learner_lib.build(
       settings,
@@ -189,6 +191,8 @@ def opening(run: Run) -> str:
     )
     if (share := settings.data.paired_questions_share) is not None:
       lines[-1] += f", from which {share:.0%} of those asked come"
+  if run.scorer.isolation is not None:
+    lines.append(f"programs run in: {run.scorer.isolation}")
   if streams.held_out is not None:
     lines.append(f"held out: {streams.held_out.counts}")
   return "\n".join(lines)

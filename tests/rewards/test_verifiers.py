@@ -293,7 +293,7 @@ def test_a_traceback_begins_in_the_verifier():
       {"maths": 1.0},
       None,
       "reward.verifiers takes math, exact, number, expression, reasoning_gym, "
-      "regex, or a dotted path to a function, got 'maths'",
+      "regex, code, or a dotted path to a function, got 'maths'",
     ),
     (
       {"nowhere.f": 1.0},
