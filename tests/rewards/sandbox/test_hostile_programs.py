@@ -31,6 +31,7 @@ def _readable_by_all():
     directory = pathlib.Path(name)
     for name in ("bilevel_jax", "tests/rewards/sandbox"):
       shutil.copytree(processes.ROOT / name, directory / name, ignore=ignore)
+    (directory / "tests" / "__init__.py").touch()  # before others of that name
     directory.chmod(0o755)
     yield directory
 
@@ -66,6 +67,10 @@ def campaigns():
         **(users if who == "nobody" else {}),
       )
     yield started
+    for process in started.values():
+      if not isinstance(process, str):
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module", params=_CAMPAIGNS, ids="-".join)
