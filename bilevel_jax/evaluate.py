@@ -1,4 +1,4 @@
-"""Scores weights on benchmarks of mathematics, with intervals.
+"""Scores weights on benchmarks of mathematics and programs, with intervals.
 
 WEIGHTS is a run directory or its export, a Hugging Face directory, a hub id or
 a .gguf file. Benchmarks come from the hub, or with --data from JSONL files.
@@ -12,9 +12,9 @@ where it stopped; with --against, it says how much better it is than another.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -42,6 +42,7 @@ from bilevel_jax.data import corpora
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.evaluation import (
   against,
+  asking,
   benchmark_table,
   contamination,
   result_files,
@@ -85,6 +86,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     default=",".join(benchmark_table.FIVE),
   )
   add("--data", "directory of JSONL files, in place of the hub", pathlib.Path)
+  add("--days", "LiveCodeBench's questions of 2024-08-01..2025-01-31 alone")
   add("--limit", "the first questions of each benchmark alone", int)
   add("--out", "directory of the results", pathlib.Path, required=True)
   add("--samples", "completions of each question", int, 1)
@@ -95,7 +97,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add("--seed", "same seed, same completions", int, 0)
   add("--system", "system message")
   add("--template", "the user's turn, with {question} where that goes")
-  add("--verifier", "what says whether an answer is right", default="math")
+  add(
+    "--verifier",
+    "what says whether an answer is right; programs and choices have their own",
+    default="math",
+  )
+  add("--isolation", "of programs, as sandbox.isolation", default="auto")
   add("--rows", "completions sampled at once on a device", int, 64)
   add("--dtype", "float32 or bfloat16: of weights and cache")
   add(
@@ -146,7 +153,9 @@ def _evaluate(options: argparse.Namespace) -> None:
   console = rich.console.Console(stderr=True, highlight=False)
   names = list(dict.fromkeys(options.benchmarks.split(",")))
   asked = {
-    name: benchmark_table.load_questions(name, options.data, options.limit)
+    name: benchmark_table.load_questions(
+      name, options.data, options.limit, benchmark_table.days(options.days)
+    )
     for name in names
   }
   overlap = None
@@ -160,10 +169,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     template=options.template,
   )
   date = result_files.date_of(options.out, *(options.against or ()))
-  tokenizer = sampler.read_tokenizer(
-    opened, dataclasses.replace(prompt_format, date=date or prompt_format.date)
+  prompt_format = dataclasses.replace(
+    prompt_format, date=date or prompt_format.date
   )
-  settings = _settings(options, opened, prompt_format, tokenizer, asked)
+  tokenizers = asking.tokenizers(
+    names, opened, prompt_format, own_prompt=options.template is None
+  )
+  tokenizer = tokenizers[names[0]]
+  settings = _settings(options, opened, prompt_format, tokenizers, asked)
   together = result_files.merged(options.out, settings)
   earlier = {
     out: against.read_earlier(out, settings, asked)
@@ -178,7 +191,7 @@ def _evaluate(options: argparse.Namespace) -> None:
       place=functools.partial(meshes.for_sampling, devices=devices),
     )
   prompts = {
-    name: [model.tokenizer.prompt_tokens(q) for q in questions]
+    name: [tokenizers[name].prompt_tokens(q) for q in questions]
     for name, questions in asked.items()
   }
   for name, tokens in prompts.items():
@@ -188,7 +201,7 @@ def _evaluate(options: argparse.Namespace) -> None:
   failures: list[pool.Failure] = []
   with (
     result_files.claimed(options.out, together),
-    pool.Scorer({options.verifier: 1.0}, deadline_s=10.0) as scorer,
+    contextlib.ExitStack() as scorers,
     rich.progress.Progress(
       rich.progress.TextColumn("{task.description}"),
       rich.progress.BarColumn(),
@@ -200,7 +213,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     ) as progress,
   ):
     task = progress.add_task("", total=sum(map(len, asked.values())))
+    scorer_of = asking.scorers(
+      asked, options.verifier, options.isolation, scorers
+    )
     for name, questions in asked.items():
+      scorer = scorer_of[name]
       progress.update(task, description=name)
       path = options.out / "records" / f"{name}.jsonl"
       records = result_files.resume_records(path, questions)
@@ -239,6 +256,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     mean_of_five=mean,
     overlap=overlap,
     against=compared or None,
+    isolation=next(
+      filter(None, (s.isolation for s in scorer_of.values())), None
+    ),
   )
   scores.print_scores(results, mean, compared)
 
@@ -255,7 +275,7 @@ def _settings(
   options: argparse.Namespace,
   opened: weights.Opened,
   prompt_format: config.Tokenizer,
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizers: dict[str, tokenizer_lib.Tokenizer],
   asked: dict[str, list[types.Question]],
 ) -> dict[str, Any]:
   """What the scores depend on, as JSON."""
@@ -264,24 +284,19 @@ def _settings(
     "revision": options.revision,
     "weights_hash": opened.fingerprint(),
     "benchmarks": {
-      name: {
-        "from": str(options.data)
-        if options.data
-        else benchmark_table.BENCHMARKS[name].source.hub,
-        "revision": None
-        if options.data
-        else benchmark_table.BENCHMARKS[name].source.revision,
-        "questions": len(questions),
-        "sha256": _hash([[q.question, q.answer] for q in questions]),
-        "prompts": _hash([tokenizer.prompt_text(q) for q in questions]),
-      }
+      name: benchmark_table.identity(
+        name,
+        options.data,
+        questions,
+        [tokenizers[name].prompt_text(q) for q in questions],
+      )
       for name, questions in asked.items()
     },
     "system_prompt": prompt_format.system_prompt,
     "prompt": prompt_format.prompt,
     "chat_template": prompt_format.chat_template,
     "use_chat_template": prompt_format.use_chat_template,
-    "date": tokenizer.date,
+    "date": next(iter(tokenizers.values())).date,
     "samples": options.samples,
     "temperature": options.temperature,
     "top_p": options.top_p,
@@ -295,10 +310,6 @@ def _settings(
       for package in ("bilevel_jax", "jax", "math-verify")
     },
   }
-
-
-def _hash(value: Any) -> str:
-  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _check_length(
@@ -350,8 +361,10 @@ def _answer(
     cache_bytes=cache.default_bytes(jax.local_devices()),
     sharding=model.policy.rows,
   )
+  votes = benchmark_table.BENCHMARKS[name].verifier != "code"
   return [
-    summary.record(answered, number) for number in range(len(prompts[chosen]))
+    summary.record(answered, number, votes=votes)
+    for number in range(len(prompts[chosen]))
   ]
 
 

@@ -482,3 +482,30 @@ def test_a_narrow_screen_shows_every_score(monkeypatch, capsys):
   assert "50.0% 25.0% to 75.0%" in " ".join(words)
   assert {"olympiadbench", "avg@8", "pass@8", "maj@8", "50.0%"} <= set(words)
   assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(words)
+
+
+def test_programs_are_asked_and_scored_their_own_way(run, tmp_path):
+  rows = {
+    "humaneval": {
+      "question": "def f(x):\n",
+      "entry_point": "f",
+      "test": "def check(candidate):\n  assert candidate(1) == 1",
+    },
+    "gsm8k_test": {"question": "1+1", "answer": "2"},
+  }
+  for name, row in rows.items():
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": "7"} | row))
+  code, out, err = run(
+    *("--data", str(tmp_path), "--samples", "4", "--temperature", "1"),
+    benchmarks="humaneval,gsm8k",
+  )
+  assert code == 0, err
+  assert "pass@4" in out
+  scores = json.loads((run.out / "scores.json").read_text())
+  assert scores["isolation"].split(",")[0] in ("namespaces", "landlock")
+  programs, numbers = scores["benchmarks"].values()
+  assert list(programs["scores"]) == ["avg@4", "pass@2", "pass@4"]
+  assert list(numbers["scores"]) == ["avg@4", "pass@2", "pass@4", "maj@4"]
+  assert programs["unscorable_share"] == numbers["unscorable_share"] == 0
+  # --template stands in for the prompts that benchmarks have of their own.
+  assert programs["first_prompt"].startswith("def f(x):\n=")

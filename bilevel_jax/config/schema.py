@@ -83,8 +83,8 @@ class Data:
 class Reward:
   verifiers: tuple[str, ...] = setting(
     ("math",),
-    "any of math, code, exact, number, expression, reasoning_gym, regex, or "
-    "dotted paths to functions (completion, question) -> float",
+    "any of math, code, exact, number, expression, choice, reasoning_gym, "
+    "regex, or dotted paths to functions (completion, question) -> float",
   )
   verifiers_by: str | None = setting(
     None,

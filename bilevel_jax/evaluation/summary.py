@@ -13,8 +13,14 @@ from bilevel_jax.types import FINISH_REASONS
 Record = Mapping[str, Any]
 
 
-def record(answered: answers.Answers, number: int) -> dict[str, Any]:
-  """Returns what is kept of a question: JSON, all its samples."""
+def record(
+  answered: answers.Answers, number: int, *, votes: bool = True
+) -> dict[str, Any]:
+  """Returns what is kept of a question: JSON, all its samples.
+
+  Args:
+    votes: whether answers can be counted; programs cannot.
+  """
   rollout, scores = answered.rollout, answered.scores
   samples = rollout.requests.samples_per_prompt
   rows = range(number * samples, (number + 1) * samples)
@@ -27,7 +33,8 @@ def record(answered: answers.Answers, number: int) -> dict[str, Any]:
     "correct": [bool(scores.correct[n] and scores.scored[n]) for n in rows],
     "scored": [bool(scores.scored[n]) for n in rows],
     "final": [
-      mathematics.normalised(extraction.extract(text)) for text in texts
+      mathematics.normalised(extraction.extract(text)) if votes else None
+      for text in texts
     ],
     "tokens": [int(rollout.lengths[n]) for n in rows],
     "finish_reason": [FINISH_REASONS[rollout.finish_reasons[n]] for n in rows],
@@ -40,8 +47,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 
   With G samples of each question: avg@G is the mean of all; pass@k, for k a
   power of two and G, the chance that k samples hold a right one; maj@G the
-  chance that the most frequent final answer is right. Intervals hold 95%, by
-  question. What could not be scored counts as wrong.
+  chance that the most frequent final answer is right, where answers can be
+  counted. Intervals hold 95%, by question. What could not be scored counts as
+  wrong.
 
   Args:
     records: of all questions, as `record` makes them, as many samples each.
@@ -56,8 +64,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
       if k <= samples:
         passed = scoring.pass_at_k(samples, count, k)
         scores[f"pass@{k}"] = scoring.accuracy(passed)
-    votes = np.array([_majority(r) for r in records])
-    scores[f"maj@{samples}"] = scoring.accuracy(votes)
+    if all(None not in r["final"] for r in records):
+      votes = np.array([_majority(r) for r in records])
+      scores[f"maj@{samples}"] = scoring.accuracy(votes)
   tokens = np.array([r["tokens"] for r in records], np.float64)
   reasons = [reason for r in records for reason in r["finish_reason"]]
   scored = np.array([r["scored"] for r in records], bool)

@@ -218,6 +218,15 @@ def number(completion: str, question: types.Question) -> float:
   )
 
 
+def choice_letter(completion: str, question: types.Question) -> float:
+  """Returns 1 if the final answer begins with the letter of the right choice.
+
+  It may stand in parentheses or in `\\text{}`, and have its choice behind it.
+  """
+  found = _LETTER.match(extraction.extract(completion))
+  return float(found is not None and found[1] == question.answer.strip())
+
+
 def expression(completion: str, question: types.Question) -> float:
   """Returns 1 if an arithmetic expression solves a countdown question.
 
@@ -244,6 +253,10 @@ def expression(completion: str, question: types.Question) -> float:
   return float(value == fractions.Fraction(question.meta["target"]))
 
 
+_LETTER = re.compile(
+  r"[\s$*(\[]*(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\s]*([A-Z])"
+  r"\s*(?:[).:,}\]*$\n]|$)"
+)
 # Deep nesting is a RecursionError, or a MemoryError of the parser.
 _NO_VALUE = (
   SyntaxError,
@@ -301,10 +314,11 @@ _NAMED: dict[str, Verifier] = {
   "exact": exact,
   "number": number,
   "expression": expression,
+  "choice": choice_letter,
   "reasoning_gym": reasoning_gym,
 }
 NAMES = (*_NAMED, "regex", "code")
-CANNOT_HANG = ("exact", "number", "expression")
+CANNOT_HANG = ("exact", "number", "expression", "choice")
 
 
 def _find(name: str, pattern: str | None, sandbox: Sandbox) -> Verifier:

@@ -292,8 +292,8 @@ def test_a_traceback_begins_in_the_verifier():
     (
       {"maths": 1.0},
       None,
-      "reward.verifiers takes math, exact, number, expression, reasoning_gym, "
-      "regex, code, or a dotted path to a function, got 'maths'",
+      "reward.verifiers takes math, exact, number, expression, choice, "
+      "reasoning_gym, regex, code, or a dotted path to a function, got 'maths'",
     ),
     (
       {"nowhere.f": 1.0},
@@ -339,3 +339,25 @@ def test_what_cannot_be_built_is_refused_in_a_sentence(
   with pytest.raises(errors.ConfigError) as error:
     verifiers.build(parts, pattern)
   assert str(error.value).replace(f"{tmp_path}/", "") == sentence
+
+
+@pytest.mark.parametrize(
+  ("completion", "is_right"),
+  [
+    (r"\boxed{B}", True),
+    (r"\boxed{(B)}", True),
+    (r"\boxed{\text{B}}", True),
+    (r"\boxed{B) the second}", True),
+    (r"\boxed{\textbf{(B) } 7}", True),
+    ("The answer is B.", True),
+    ("The answer is **B**", True),
+    (r"\boxed{A}", False),
+    (r"\boxed{b}", False),
+    (r"\boxed{AB}", False),
+    (r"\boxed{Bx}", False),
+    ("B is what they say, but no", False),
+    ("", False),
+  ],
+)
+def test_the_letter_of_a_choice(completion, is_right):
+  assert verifiers.choice_letter(completion, _question("B")) == is_right

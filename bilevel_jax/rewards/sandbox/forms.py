@@ -69,14 +69,14 @@ def tests_of(question: "types.Question") -> Tests:
     found = next((meta[n] for n in names if meta.get(n)), question.answer)
   found = _parsed(found)
   if isinstance(found, str) and found.strip():
-    return _asserts([found], meta)
+    return _asserts([found], question)
   if isinstance(found, Mapping) and {"inputs", "outputs"} <= set(found):
     name = found.get("fn_name") or meta.get("fn_name")
     pairs = zip(found["inputs"], found["outputs"], strict=True)
     return _cases(list(pairs), name)
   if isinstance(found, list) and found:
     if all(isinstance(case, str) for case in found):
-      return _asserts(found, meta)
+      return _asserts(found, question)
     if all(isinstance(case, Mapping) for case in found):
       return _cases([(c["input"], c["output"]) for c in found], _named(meta))
   raise ValueError(
@@ -114,7 +114,8 @@ def _expected(value: Any) -> list[Any]:
   return [value, value[0]] if is_one else [value]
 
 
-def _asserts(texts: Sequence[str], meta: Mapping[str, Any]) -> Asserts:
+def _asserts(texts: Sequence[str], question: "types.Question") -> Asserts:
+  meta = question.meta
   setup = [meta.get("test_setup_code") or "", *(meta.get("test_imports") or [])]
   entry = meta.get("entry_point")
   if entry is None:
@@ -122,7 +123,17 @@ def _asserts(texts: Sequence[str], meta: Mapping[str, Any]) -> Asserts:
   # HumanEval: the text defines check(candidate).
   statements = ["check(candidate)"]
   setup += [*texts, f"candidate = {entry}"]
-  return Asserts("\n".join(setup), statements, entry, meta.get("prompt") or "")
+  prompt = meta.get("prompt") or question.question
+  before = prompt if _is_python(prompt) else ""
+  return Asserts("\n".join(setup), statements, entry, before)
+
+
+def _is_python(text: str) -> bool:
+  try:
+    ast.parse(text)
+  except (SyntaxError, ValueError):
+    return False
+  return True
 
 
 def _builtin_entry(texts: Sequence[str]) -> str | None:
