@@ -33,6 +33,14 @@ class Packing:
   several: bool = True
   """Sequences in a row; an attention kernel that takes no segments wants one,
   and no shared prefix."""
+  log_prob_sizes: int = 4
+  """Sizes that a device's log-probs come in, each a program; with 1 they are as
+  many as its columns, whatever is wanted."""
+
+  def log_probs(self, columns: int, wanted: int) -> int:
+    """Returns K, the log-probs that a device can hold."""
+    size = -(-columns // self.log_prob_sizes)
+    return max(_up(wanted, size), size)
 
 
 class _PrefixGroup(NamedTuple):
@@ -56,7 +64,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
 
   Few shapes, so few compilations: rows of a forward pass are a number of a
   ladder with two steps an octave, or with micro-batches one that the columns
-  determine; log-probs of a device's rows are quarters of their columns.
+  determine; for log-probs see `Packing.log_prob_sizes`.
 
   Args:
     batch: B rows of one right-padded sequence each, on the host. A token with
@@ -85,7 +93,7 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
   for number, row in enumerate(rows):
     for group in row:
       pairs[number // each] += int(needed[groups[group].members].sum())
-  scored = log_probs(each * columns, int(pairs.max(initial=0)))
+  scored = packing.log_probs(each * columns, int(pairs.max(initial=0)))
   packed = _written(
     tokens,
     spans,
@@ -95,12 +103,6 @@ def pack(batch: _Batch, packing: Packing) -> _Batch:
   if not packing.several:
     packed = dataclasses.replace(packed, continuations=None)
   return dataclasses.replace(batch, packed=packed)
-
-
-def log_probs(columns: int, wanted: int) -> int:
-  """Returns K, the log-probs that a device can hold."""
-  quarter = -(-columns // 4)
-  return max(_up(wanted, quarter), quarter)
 
 
 def padding_share(batches: Sequence[TokenBatch]) -> float:

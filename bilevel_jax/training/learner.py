@@ -17,6 +17,7 @@ from bilevel_jax.rollout import packing, sizes
 from bilevel_jax.training import optimizers, programs, sharding
 from bilevel_jax.types import Policy, TrainState, Tree
 
+_SMALL_SHARE = 0.05
 _ONE = contract.DemonstrationGroups(members=np.zeros(1, np.int32))
 
 
@@ -62,7 +63,7 @@ def build(
   return Learner(
     method,
     compiled,
-    how_to_pack(settings, mesh),
+    how_to_pack(settings, mesh, policy),
     settings.training.skip_idle_rollouts
     and rl.kl_coef == 0
     and not method.needs.every_rollout,
@@ -183,9 +184,15 @@ def _made(method: config.Method, setup: contract.Setup) -> contract.Method:
 
 
 def how_to_pack(
-  settings: config.Config, mesh: sharding.Mesh
+  settings: config.Config, mesh: sharding.Mesh, policy: Policy | None = None
 ) -> packing.Packing:
   """Returns how rows are filled, given what attention can serve.
+
+  Where the unembedding is a small part of the model, log-probs come in one
+  size: those that nobody wants cost less than programs that leave them out.
+
+  Args:
+    policy: whose parameters say so; None: it is not known.
 
   Raises:
     ConfigError: packing is asked of a kernel that cannot.
@@ -205,7 +212,14 @@ def how_to_pack(
     row_tokens=training.row_tokens,
     row_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
     several=able and training.packing != "off",
+    log_prob_sizes=1 if policy and _has_small_unembedding(policy) else 4,
   )
+
+
+def _has_small_unembedding(policy: Policy) -> bool:
+  base = jax.eval_shape(policy.init, jax.random.key(0))
+  total = sum(x.size for x in jax.tree.leaves(base))
+  return jax.eval_shape(policy.unembedding, base).size < _SMALL_SHARE * total
 
 
 def abstract_state(method: contract.Method, policy: Policy) -> TrainState:

@@ -363,9 +363,7 @@ def _token_batch(
   where = shape(rows, width)
   computed = shape(passes, per_pass, columns)
   on_device = per_pass // how.row_multiple * columns
-  scored = shape(
-    passes, how.row_multiple, packing.log_probs(on_device, on_device)
-  )
+  scored = shape(passes, how.row_multiple, how.log_probs(on_device, on_device))
   return {
     "tokens": where,
     "positions": where,

@@ -17,6 +17,7 @@ HOW = {
   "packed": packing.Packing(),
   "in wider rows": packing.Packing(row_tokens=48),
   "one sequence a row": packing.Packing(several=False),
+  "log-probs in one size": packing.Packing(log_prob_sizes=1),
   "2 micro-batches": packing.Packing(micro_batch_tokens=96),
   "4 micro-batches": packing.Packing(micro_batch_tokens=40),
   "on 2 devices": packing.Packing(micro_batch_tokens=20, row_multiple=2),
@@ -133,6 +134,27 @@ def test_groups_share_their_prompt_and_lengths_even_out():
   assert packed.packed.tokens.shape == (1, 2, batch.tokens.shape[1])
   alone = packing.pack(batch, packing.Packing(several=False))
   assert packing.padding_share([packed]) < packing.padding_share([alone])
+
+
+def test_in_one_size_the_log_probs_are_as_many_as_the_columns():
+  """So that batches of other weights need no other program."""
+  pairs = [(np.ones(1, np.int32), np.ones(40, np.int32))] * 6
+  batch = assemble.token_batch(pairs, weighting.token_mean)
+  few = dataclasses.replace(
+    batch, weights=batch.weights * (np.arange(6) == 0)[:, None]
+  )
+  held = lambda how: [
+    packing.pack(x, how).packed.targets.shape[-1] for x in (batch, few)
+  ]
+  often, seldom = held(
+    packing.Packing(several=False, row_tokens=48, micro_batch_tokens=288)
+  )
+  assert seldom < often
+  one = packing.Packing(
+    several=False, row_tokens=48, micro_batch_tokens=288, log_prob_sizes=1
+  )
+  columns = packing.pack(batch, one).packed.tokens[0].size
+  assert held(one) == [columns, columns]
 
 
 def test_passes_that_hold_nothing_are_not_made():
