@@ -3,15 +3,17 @@
     python -m bilevel_jax.main --config configs/bridge_qwen25_3b_limr.py \
       --config.data.demonstrations.path=TRACES.jsonl
 
-TRACES.jsonl holds the paper's SFT data, which is not public: long reasoning
-traces of a stronger model on the same problems (fields question, answer,
-solution). Without the flag, the demonstrations are the solutions in
-data/limr.jsonl. Held-out questions: data/math500.jsonl.
+TRACES.jsonl holds the paper's SFT data: long reasoning traces of a stronger
+model on the same problems (fields question, answer, solution), from
+DeepMath-103K, which is public; how they were matched is not. Without the flag,
+the demonstrations are the solutions in data/limr.jsonl. Held-out questions:
+data/math500.jsonl.
 
 Hardware: 4 GPUs of 80 GB in the paper, 6.9 hours for about 130 steps.
-Expected (the paper's single greedy runs): MATH500 66.2 from 32.4; mean of
-five benchmarks 36.0 against 32.2 for RL alone, each with a standard error of
-about 2.1 points. Not run by us: no figure here is ours.
+Expected (the paper's single greedy runs): MATH500 65.4 from 32.4; mean of
+five benchmarks 36.4 against 32.2 for RL alone, each with a standard error of
+about 2.1 points (docs/results/bridge_paper.md). Not run by us: no figure here
+is ours.
 
 Differences from the paper: the KL term is GRPO's, k3 as a loss; J_RL as it is
 written there, with KL(policy || start), is `--config.rl.kl_estimate=reward`.

@@ -4,10 +4,12 @@ import collections
 import importlib.util
 import pathlib
 
+import numpy as np
 import pytest
 
 from bilevel_jax import config, errors, methods, train
 from bilevel_jax.data import corpora
+from bilevel_jax.objectives import weighting
 from bilevel_jax.runs import records
 from experiments.engine import plan
 
@@ -16,6 +18,7 @@ STUDIES = sorted((FOLDER.parent / "experiments/studies").glob("*.py"))
 CONFIGS = sorted(FOLDER.glob("*.py"))
 METHODS = FOLDER / "methods.py"
 SPOILED = FOLDER / "spoiled_demonstrations.py"
+PAPERS = FOLDER / "papers.py"
 
 
 def _module(path):
@@ -30,7 +33,7 @@ def test_a_config_parses_and_is_a_lab_notebook(path):
   module = _module(path)
   for arguments in [(n,) for n in getattr(module, "NAMES", ())] or [()]:
     settings = config.parse(module.get_config(*arguments))
-    folder = f"{path.stem}/" * (path == SPOILED)
+    folder = f"{path.stem}/" * (path in (SPOILED, PAPERS))
     assert settings.run_dir.startswith(
       f"runs/{folder}{(*arguments, path.stem)[0]}"
     )
@@ -59,6 +62,45 @@ def test_every_method_has_a_name_and_differs_in_nothing_else():
       expected["data.solution"] = "guess {answer}:{solution}"
       expected["method.gta.guess_end"] = ":"
     assert changed == expected
+
+
+SAMPLES, SOLUTIONS = np.array([3, 5, 2, 7]), np.array([4, 6])
+ROWS, TOKENS = len(SAMPLES), SAMPLES.sum()
+_ALIKE = 1 / (ROWS + len(SOLUTIONS))  # times 1 / the longest completion
+# Name -> the weight of a token of each sample, and of each solution, of the
+# paper; {L}: the longest completion that there may be.
+PAPERS_WEIGHTS = {
+  "grpo": lambda L: (1 / ROWS / SAMPLES, None),
+  "bridge": lambda L: (1 / ROWS / SAMPLES, 1 / SOLUTIONS.sum()),
+  "hpt": lambda L: (1 / ROWS / L, 1 / SOLUTIONS.sum()),
+  "luffy": lambda L: (_ALIKE / L, _ALIKE / L),
+  "srft": lambda L: (_ALIKE / L, _ALIKE / L),
+  "trapo": lambda L: (1 / ROWS / L, None),
+  "chord": lambda L: (1 / TOKENS, 1 / SOLUTIONS.sum()),
+  "relift": lambda L: (1 / TOKENS, 1 / SOLUTIONS.sum()),
+}
+
+
+@pytest.mark.parametrize("name", _module(PAPERS).NAMES)
+def test_the_papers_settings_give_a_token_the_papers_weight(name):
+  c = config.parse(_module(PAPERS).get_config(name))
+  longest = c.rollout.max_new_tokens
+  rl = weighting.build(c.rl.weighting, longest)
+  sft = weighting.build(c.sft.weighting, c.data.max_demonstration_tokens)
+  mask = lambda lengths: (np.arange(9) < lengths[:, None]).astype(np.float32)
+  of_samples, of_solutions = rl(mask(SAMPLES)), sft(mask(SOLUTIONS))
+  if name in ("luffy", "srft"):  # `luffy.as_members`
+    factors = weighting.as_one_batch(SAMPLES, SOLUTIONS, rl=rl, sft=sft)
+    of_samples, of_solutions = (
+      weights * factor
+      for weights, factor in zip(
+        (of_samples, of_solutions), factors, strict=True
+      )
+    )
+  samples, solutions = PAPERS_WEIGHTS[name](longest)
+  np.testing.assert_allclose(of_samples[:, 0], np.full(ROWS, 1) * samples, 1e-5)
+  if solutions is not None:
+    np.testing.assert_allclose(of_solutions[:, 0], solutions, rtol=1e-5)
 
 
 def test_the_page_of_methods_says_what_to_look_at_for_each():

@@ -89,6 +89,11 @@ class Groups(NamedTuple):
     return np.array([d is not None for d in self.demonstrations])
 
   @property
+  def outcomes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewards, scored and lengths: what advantages follow from."""
+    return self.rewards, self.scored, self.lengths
+
+  @property
   def accuracy(self) -> np.ndarray:
     """[P] float, the right share of a question's scored samples.
 
@@ -99,6 +104,12 @@ class Groups(NamedTuple):
     right = (self.correct & self.scored).sum(axis=1)
     unknown = np.full(len(scored), np.nan)
     return np.divide(right, scored, out=unknown, where=scored > 0)
+
+
+Advantages: TypeAlias = Callable[
+  [np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]
+]
+"""(rewards, scored, lengths) -> advantages and baselines, all [P, G]."""
 
 
 class Host(Protocol):
@@ -136,6 +147,7 @@ class Host(Protocol):
     counted: np.ndarray | None = None,
     advantages: np.ndarray | None = None,
     count_from: np.ndarray | None = None,
+    given_apart: bool = False,
   ) -> list[RLBatch]:
     """Returns the answers as the batches of the step's updates, on the devices.
 
@@ -148,6 +160,7 @@ class Host(Protocol):
       advantages: [P, G]; None: by `rl.advantage`.
       count_from: [P, G] int, tokens at each completion's start that have no
         weight; None: those that it was given.
+      given_apart: whether `rl.weighting` weighs given tokens among themselves.
     """
     ...
 
@@ -262,8 +275,8 @@ class Setup(NamedTuple):
   """(peak learning rate, updates, scale=1.0, plain=False) -> an optimiser like
   the base's in all else; None: the base's own peak; scale: of either; plain:
   SGD at a constant rate, with the base's clip."""
-  advantages: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-  """(rewards [P, G], scored [P, G]) -> advantages and baselines, [P, G]."""
+  advantages: Advantages
+  """By `rl.advantage`."""
   as_one_batch: Callable[[np.ndarray, np.ndarray], tuple[float, float]]
   """(tokens of samples [N], of demonstrations [D]) -> what the RL and the SFT
   loss are multiplied by, as `weighting.as_one_batch`, with the settings'."""

@@ -32,7 +32,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
     to_sft = groups.demonstrated & (groups.accuracy <= options.gate)
-    advantages, _ = setup.advantages(groups.rewards, groups.scored)
+    advantages, _ = setup.advantages(*groups.outcomes)
     share = to_sft.sum() / np.isfinite(groups.accuracy).sum().clip(min=1)
     return routing.Route(
       rollouts=np.broadcast_to(~to_sft[:, None], groups.rewards.shape),

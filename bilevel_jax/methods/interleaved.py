@@ -22,7 +22,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   init, turn = updates.by_turns(setup, options)
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    advantages, _ = setup.advantages(groups.rewards, groups.scored)
+    advantages, _ = setup.advantages(*groups.outcomes)
     return routing.Route(advantages, demonstrations=groups.accuracy == 0)
 
   def update(state: TrainState, batch: StepBatch[RLBatch, TokenBatch]):

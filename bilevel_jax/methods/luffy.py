@@ -67,11 +67,14 @@ def as_members(
   Args:
     reward: what a demonstration is rewarded with.
   """
-  last = np.full((len(groups.rewards), 1), reward)
-  advantages, _ = setup.advantages(
-    np.concatenate([groups.rewards, last], axis=1),
-    np.concatenate([groups.scored, groups.demonstrated[:, None]], axis=1),
+  lengths = np.array(
+    [len(d.solution) if d else 0 for d in groups.demonstrations]
   )
-  lengths = [len(d.solution) for d in groups.demonstrations if d is not None]
-  factors = setup.as_one_batch(groups.lengths.ravel(), np.array(lengths, int))
+  own = np.full(len(lengths), reward), groups.demonstrated, lengths
+  advantages, _ = setup.advantages(
+    *map(np.column_stack, zip(groups.outcomes, own, strict=True))
+  )
+  factors = setup.as_one_batch(
+    groups.lengths.ravel(), lengths[groups.demonstrated]
+  )
   return Members(advantages, *map(np.float32, factors))

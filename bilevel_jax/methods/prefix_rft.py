@@ -10,7 +10,6 @@ they are among the most uncertain `top_share` of them.
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -45,8 +44,12 @@ class Options:
 def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns GRPO with a guided sample in each group.
 
-  Its baseline, as in the code, is the mean of the others; theirs is their own.
-  Ours: its scale is that of the whole group, where `rl.advantage` has one.
+  Its baseline is the mean of the others, as the code has it for the given
+  tokens; theirs is their own. Ours: what the sample goes on with has the same
+  advantage, where the code makes that a group of its own, with the advantage r
+  (0 in the paper's second version), so that a wrong end of a good beginning
+  is not unlearned; and its scale is that of the whole group, where
+  `rl.advantage` has one.
   """
   steps = setup.steps
 
@@ -84,22 +87,22 @@ def lowest_share(options: Options, step: int, steps: int) -> float:
 
 def advantages_of(
   groups: contract.Groups,
-  rule: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+  rule: contract.Advantages,
 ) -> np.ndarray:
   """Returns [P, G]: guided samples against the mean of the unguided ones.
 
   r - mean of the n - 1 others is n / (n - 1) times r - mean of all n.
 
   Args:
-    rule: (rewards, scored) -> (advantages, baselines), all [P, G].
+    rule: what the advantages of a whole group are.
   """
   guided = groups.prefix_lengths > 0
   unguided = groups.scored & ~guided
-  advantages, _ = rule(groups.rewards, unguided)
+  advantages, _ = rule(groups.rewards, unguided, groups.lengths)
   for column in np.flatnonzero(guided.any(axis=0)):
     among = unguided.copy()
     among[:, column] = groups.scored[:, column]
-    own = rule(groups.rewards, among)[0][:, column]
+    own = rule(groups.rewards, among, groups.lengths)[0][:, column]
     count = among.sum(axis=1)
     own = own * count / np.maximum(count - 1, 1)
     of = guided[:, column] & groups.scored[:, column]

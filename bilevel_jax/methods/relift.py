@@ -1,12 +1,13 @@
 """ReLIFT: RL, and SFT on what no sample solved (arXiv 2506.07527).
 
 Every step is of RL. A question that all samples failed puts its demonstration
-into a buffer, first in, first out; when that holds `buffer` of them, the step
-ends with an update of SFT on the oldest, with an optimiser of its own.
+into a buffer; when that holds `buffer` of them, the step ends with an update of
+SFT on so many, with an optimiser of its own.
 """
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
@@ -19,6 +20,9 @@ class Options(updates.SFTRate):
     16,
     "demonstrations that an SFT update waits for (the code: 128)",
     at_least=1,
+  )
+  first_out: Literal["oldest", "newest"] = setting(
+    "newest", "which of the buffer are learned from; the rest waits"
   )
 
 
@@ -42,8 +46,10 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     ]
     chosen = []
     if len(waiting) >= options.buffer:
-      chosen = host.demonstrations_at(waiting[: options.buffer])
-      del waiting[: options.buffer]
+      oldest = options.first_out == "oldest"
+      those = slice(options.buffer) if oldest else slice(-options.buffer, None)
+      chosen = host.demonstrations_at(waiting[those])
+      del waiting[those]
     host.log(
       {
         "mix/demonstrated_questions": float(groups.demonstrated.mean()),

@@ -36,7 +36,10 @@ Router: TypeAlias = Callable[[contract.Groups, contract.Host], Route]
 
 
 def routed(
-  router: Router, guide: rounds.Guide | None = None
+  router: Router,
+  guide: rounds.Guide | None = None,
+  *,
+  given_apart: bool = False,
 ) -> contract.Batches:
   """Returns the host-side program of a method that routes its rollouts.
 
@@ -45,6 +48,7 @@ def routed(
 
   Args:
     guide: how much of its demonstration each sample begins with.
+    given_apart: whether `rl.weighting` weighs given tokens among themselves.
   """
 
   def batches(host: contract.Host) -> Iterator[StepBatch]:
@@ -71,6 +75,7 @@ def routed(
       counted=route.rollouts,
       advantages=route.advantages,
       count_from=count_from,
+      given_apart=given_apart,
     )
     parts = np.array_split(np.arange(len(learned)), host.parts)
     for number, rollouts in enumerate(rl):
@@ -114,6 +119,8 @@ def guided(
   guide: rounds.Guide,
   loss: prefix_losses.PrefixLoss,
   prefixes: Callable[[np.ndarray], np.ndarray] = lambda lengths: lengths > 0,
+  *,
+  given_apart: bool = False,
 ) -> contract.Method:
   """Returns RL on completions that begin with a part of a demonstration.
 
@@ -122,15 +129,16 @@ def guided(
     loss: of the tokens that it begins with.
     prefixes: [P, G] tokens that samples began with -> [P, G] bool, for which of
       them that loss counts.
+    given_apart: whether `rl.weighting` weighs given tokens among themselves.
   """
 
   def route(groups: contract.Groups, host: contract.Host) -> Route:
-    advantages, _ = setup.advantages(groups.rewards, groups.scored)
+    advantages, _ = setup.advantages(*groups.outcomes)
     return Route(advantages, prefixes=prefixes(groups.prefix_lengths))
 
   return updates.rl_method(
     setup,
     objective=setup.rl_loss(prefix_loss=loss),
-    batches=routed(route, guide),
+    batches=routed(route, guide, given_apart=given_apart),
     needs=contract.Needs(demonstrations="prefix", every_rollout=True),
   )

@@ -39,7 +39,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """
 
   def route(groups: contract.Groups, host: contract.Host) -> routing.Route:
-    advantages, _ = setup.advantages(groups.rewards, groups.scored)
+    advantages, _ = setup.advantages(*groups.outcomes)
     pairs = contrasting(advantages, share=options.kept_share)
     sizes = np.abs(advantages.ravel()[pairs]).sum(axis=1)
     sampled = draw(
@@ -78,13 +78,14 @@ def draw(
 
   Args:
     sizes: [K] of |A1| + |A2|.
-    rounds: of K / rounds pairs each, one at least, none twice in a round.
+    rounds: of K / rounds pairs each, K in all, none twice in a round.
     power: a pair's chance is proportional to its size to this power.
   """
   chances = sizes.astype(np.float64) ** power + 1e-12  # all may be equal
-  each = max(len(sizes) // rounds, 1)
   sampled = [
-    random.choice(len(sizes), each, replace=False, p=chances / chances.sum())
-    for _ in range(rounds)
+    random.choice(
+      len(sizes), len(each), replace=False, p=chances / chances.sum()
+    )
+    for each in np.array_split(sizes, rounds)
   ]
   return np.bincount(np.concatenate(sampled), minlength=len(sizes))

@@ -122,7 +122,7 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
     now, kept = stage(host.step), groups.scored
     if now < stages - options.unfiltered_stages:
       kept = kept & ~groups.truncated
-    advantages, _ = setup.advantages(groups.rewards, groups.scored)
+    advantages, _ = setup.advantages(*groups.outcomes)
     hard = groups.accuracy <= options.highest_accuracy[now]
     return routing.Route(advantages, rollouts=kept & hard[:, None])
 

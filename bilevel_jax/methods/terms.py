@@ -238,7 +238,7 @@ def rl_objective(
       )
       cost = lambda costs: costs
       if batch.sampled_by_another:
-        r = policy_gradient.ratio(now, old_logprobs, sequences)
+        r = policy_gradient.ratio(now, old_logprobs, numbers, sequences)
         if numbers.dual_clip is not None:
           r = jnp.minimum(r, numbers.dual_clip)
         cost = lambda costs: costs * r
@@ -251,6 +251,8 @@ def rl_objective(
       losses *= correction
     if batch.ref_logprobs is not None and not in_reward:
       kl = kl_losses[kl_estimate](logprobs, batch.ref_logprobs)
+      if (bound := numbers.kl_bound) is not None:
+        kl = jnp.clip(kl, -bound, bound)
       losses += numbers.kl_coef * cost(kl)
     if batch.prefixed is not None:
       of_prefix = prefix_loss(logprobs, surrogate_losses, entropy, batch)

@@ -49,11 +49,14 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
   """Returns unified fine-tuning.
 
   Ours: pieces are of equal tokens, and there is one more of them, with the
-  answer, that is never given; a hint is part of the completion, so its tokens
-  weigh like the others, and once for each sample that began with it.
+  answer, that is never given. As in the code, `rl.weighting` weighs what was
+  sampled and what was given each by itself, the latter once for each sample
+  that began with it.
   """
   loss = prefix_losses.likelihood(token_weights.one, options.hint_weight)
-  return routing.guided(setup, hints(options, setup.steps), loss)
+  return routing.guided(
+    setup, hints(options, setup.steps), loss, given_apart=True
+  )
 
 
 def hints(options: Options, steps: int) -> rounds.Guide:

@@ -15,6 +15,7 @@ Advantage = Literal[
   "group_mean",
   "leave_one_out",
   "batch_std",
+  "batch_std_by_token",
   "group_mean_batch_std",
 ]
 
@@ -39,6 +40,18 @@ class PolicyGradient:
   kl_coef: float = setting(1e-3, "weight of the KL to the start", at_least=0)
   importance_cap: float | None = setting(
     2.0, "most that learner / sampler weighs a token; None: no weight", above=0
+  )
+  log_ratio_bound: float | None = setting(
+    None,
+    "largest absolute log of the ratio that counts, in nats; beyond it a token "
+    "has no gradient (verl: 20, and 10 with ratio=sequence); None: any",
+    above=0,
+  )
+  kl_bound: float | None = setting(
+    None,
+    "largest KL estimate of a token that counts, in nats; beyond it the KL has "
+    "no gradient (verl: 10); None: any",
+    above=0,
   )
 
 
@@ -70,7 +83,7 @@ def clipped_surrogate(
     losses [B, T], and clipped [B, T]: 1 where the token's gradient is cut.
   """
   chex.assert_equal_shape([logprobs, advantages])
-  r = ratio(logprobs, old_logprobs, sequences)
+  r = ratio(logprobs, old_logprobs, numbers, sequences)
   bounded = jnp.clip(r, 1.0 - numbers.clip_low, 1.0 + numbers.clip_high)
   unclipped, clipped = r * advantages, bounded * advantages
   least, cut = jnp.minimum(unclipped, clipped), clipped < unclipped
@@ -103,13 +116,17 @@ def clipped_weight(
   """
   chex.assert_equal_shape([logprobs, advantages])
   # The weight is a constant: the gradient is that of log pi alone.
-  r = jax.lax.stop_gradient(ratio(logprobs, old_logprobs, sequences))
+  r = ratio(logprobs, old_logprobs, numbers, sequences)
+  r = jax.lax.stop_gradient(r)
   bounded = jnp.clip(r, 1.0 - numbers.clip_low, 1.0 + numbers.clip_high)
   return -bounded * advantages * logprobs, bounded != r
 
 
 def ratio(
-  logprobs: Array, old_logprobs: Array, sequences: Array | None = None
+  logprobs: Array,
+  old_logprobs: Array,
+  numbers: PolicyGradient,
+  sequences: Array | None = None,
 ) -> jax.Array:
   """Returns r = pi / pi_old of each token, or GSPO's of its sequence.
 
@@ -120,6 +137,7 @@ def ratio(
   Args:
     logprobs: [B, T] of the policy that is trained.
     old_logprobs: [B, T] of the policy that sampled; no gradient flows in.
+    numbers: `log_ratio_bound` is the largest |log r|.
     sequences: [B, T] bool, the sampled tokens of each row; None: per token.
   """
   chex.assert_rank(logprobs, 2)
@@ -131,6 +149,8 @@ def ratio(
     length = sequences.sum(axis=1, keepdims=True).clip(min=1)
     # The value is the sequence's, the derivative each token's own.
     log_ratio = jax.lax.stop_gradient(total / length - logprobs) + logprobs
+  if (bound := numbers.log_ratio_bound) is not None:
+    log_ratio = jnp.clip(log_ratio, -bound, bound)
   return jnp.exp(log_ratio)
 
 
@@ -201,6 +221,7 @@ def kl_to_go(logprobs: Array, ref_logprobs: Array, sampled: Array) -> jax.Array:
 def group_advantages(
   rewards: np.ndarray,
   scored: np.ndarray,
+  lengths: np.ndarray,
   *,
   normalise: Advantage,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -211,16 +232,21 @@ def group_advantages(
       leave_one_out  r - mean of the others         RLOO, arXiv 2402.14740
       batch_std      as group_std, the batch one group
                                                     REINFORCE++, 2501.03262
+      batch_std_by_token
+                     as batch_std, a sample counted as often as it has tokens:
+                     REINFORCE++ as verl has it
       group_mean_batch_std
                      r - mean, over its std in the batch: its variant with a
                      group baseline
 
   over scored samples, std with ddof 1. Zero for a sample that was not scored,
-  and, but for batch_std, in a group with one scored sample or equal rewards.
+  and, but for the batch_stds, in a group with one scored sample or equal
+  rewards.
 
   Args:
     rewards: [P, G].
     scored: [P, G] bool.
+    lengths: [P, G] int, the tokens that each sampled.
     normalise: one of the rules above.
 
   Returns:
@@ -228,7 +254,7 @@ def group_advantages(
     of the group's other scored samples, 0 where there is none.
   """
   chex.assert_rank(rewards, 2)
-  chex.assert_equal_shape([rewards, scored])
+  chex.assert_equal_shape([rewards, scored, lengths])
   rewards = np.where(scored, rewards, 0.0).astype(np.float64)
   count = scored.sum(axis=1, keepdims=True)
   total = rewards.sum(axis=1, keepdims=True)
@@ -242,9 +268,16 @@ def group_advantages(
   elif normalise == "leave_one_out":
     advantages = advantages * count / degrees
   elif normalise == "batch_std":
-    as_one = rewards.reshape(1, -1), scored.reshape(1, -1)
+    as_one = (x.reshape(1, -1) for x in (rewards, scored, lengths))
     advantages, _ = group_advantages(*as_one, normalise="group_std")
     advantages = advantages.reshape(rewards.shape)
+  elif normalise == "batch_std_by_token":
+    tokens = np.where(scored, lengths, 0)
+    number = max(int(tokens.sum()), 1)
+    centred = np.where(scored, rewards - (tokens * rewards).sum() / number, 0.0)
+    variance = (tokens * centred**2).sum() / max(number - 1, 1)
+    differ = has_signal(rewards.reshape(1, -1), scored.reshape(1, -1))
+    advantages = differ * centred / (np.sqrt(variance) + 1e-6)
   elif normalise == "group_mean_batch_std":
     variance = (advantages**2).sum() / max(int(scored.sum()) - 1, 1)
     advantages = advantages / (np.sqrt(variance) + 1e-6)

@@ -13,6 +13,7 @@ from bilevel_jax.objectives import policy_gradient
 from bilevel_jax.objectives.weighting import Weighting
 from bilevel_jax.rollout import sizes
 from bilevel_jax.types import (
+  Array,
   Demonstration,
   RLBatch,
   Rollout,
@@ -130,6 +131,7 @@ def minibatches(
   advantages: np.ndarray | None = None,
   counted: np.ndarray | None = None,
   skipped: np.ndarray | None = None,
+  given_apart: bool = False,
   updates: int = 1,
   passes: int = 1,
   seed: Sequence[int] = (0,),
@@ -144,6 +146,8 @@ def minibatches(
     counted: [N] bool, what has weight, once advantages are known; None: all.
     skipped: [N] int, tokens at a completion's start that have no weight; None:
       those that were given.
+    given_apart: whether given tokens are weighted among themselves, so that
+      what was sampled weighs the same whatever was given.
     updates: mini-batches of a pass, of N / updates rows each.
     passes: times that the rollouts are gone through.
     seed: of the order of rows; used where there is more than one batch.
@@ -153,6 +157,7 @@ def minibatches(
   of_groups, baselines = policy_gradient.group_advantages(
     scores.rewards.reshape(groups),
     (scores.scored & (rollout.lengths > 0)).reshape(groups),
+    (rollout.lengths - rollout.prefix_lengths).reshape(groups),
     normalise=normalise,
   )
   if advantages is None:
@@ -175,6 +180,7 @@ def minibatches(
         baselines.ravel(),
         weighting,
         skipped=rollout.prefix_lengths if skipped is None else skipped,
+        given_apart=given_apart,
         selected=selected,
         columns=columns or sizes.columns(int(lengths.max())),
       )
@@ -191,6 +197,7 @@ def _rl_batch(
   weighting: Weighting,
   *,
   skipped: np.ndarray,
+  given_apart: bool,
   selected: np.ndarray,
   columns: int,
 ) -> RLBatch:
@@ -211,16 +218,20 @@ def _rl_batch(
     before = np.concatenate([prompts[n], completion[: skipped[n]]])
     return before, completion[skipped[n] :]
 
-  plain = token_batch(
-    [split(n) for n in selected],
-    lambda mask: weighting(mask * of_rows(scored)[:, None]),
-    columns=columns,
-  )
-  sampler_logprobs, prefixed = np.zeros((2, *plain.tokens.shape), np.float32)
+  shape = len(selected), columns
+  sampler_logprobs, prefixed = np.zeros((2, *shape), np.float32)
   for row, n in enumerate(selected):
     start, length = len(prompts[n]), rollout.lengths[n]
     sampler_logprobs[row, start : start + length] = rollout.logprobs[n, :length]
     prefixed[row, start : start + lengths[n]] = 1.0
+
+  def weigh(mask: Array) -> Array:
+    mask = mask * of_rows(scored)[:, None]
+    if not given_apart:
+      return weighting(mask)
+    return weighting(mask * (1 - prefixed)) + weighting(mask * prefixed)
+
+  plain = token_batch([split(n) for n in selected], weigh, columns=columns)
   return RLBatch(
     **vars(plain),
     advantages=of_rows(advantages)[:, None] * np.float32(plain.weights > 0),

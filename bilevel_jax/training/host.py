@@ -124,6 +124,7 @@ class Host:
     counted: np.ndarray | None = None,
     advantages: np.ndarray | None = None,
     count_from: np.ndarray | None = None,
+    given_apart: bool = False,
   ) -> list[RLBatch]:
     """See `contract.Host.rl`."""
     run, settings = self._run, self._run.settings
@@ -139,6 +140,7 @@ class Host:
       advantages=None if advantages is None else advantages.ravel(),
       counted=answers.counted,
       skipped=None if count_from is None else count_from.ravel(),
+      given_apart=given_apart,
       updates=settings.rl.updates_per_rollout,
       passes=settings.rl.passes_per_rollout,
       seed=(settings.seed, self.step),

@@ -23,7 +23,7 @@ RATE = 0.1  # the world's learning rate
 def advantages(rewards, scored):
   """Returns those of the world's `rl.advantage`, and baselines."""
   return policy_gradient.group_advantages(
-    rewards, scored, normalise="group_mean"
+    rewards, scored, np.ones(scored.shape, int), normalise="group_mean"
   )
 
 

@@ -1,6 +1,7 @@
 """Methods whose samples may begin with a part of a demonstration."""
 
 import dataclasses
+import functools
 import math
 
 import chex
@@ -143,6 +144,12 @@ def test_neither_sampler_nor_reference_has_a_say_on_given_tokens(world):
   assert np.isfinite(seen[0][0])
 
 
+def test_uft_weighs_what_was_given_apart(world):
+  for name in GUIDED:
+    host = world.host(world.method(name))
+    assert host.rl_asked["given_apart"] == (name == "uft")
+
+
 def test_prefix_rft_gives_the_last_sample_less_and_less(world):
   guide = world.host(world.method("prefix_rft", total_updates=101)).guide
   given = guide(_progress(step=0))
@@ -163,10 +170,9 @@ def test_prefix_rft_gives_the_last_sample_less_and_less(world):
 
 @pytest.mark.parametrize("normalise", ["group_mean", "group_std"])
 def test_prefix_rft_compares_a_guided_sample_with_the_others(normalise):
-  def rule(rewards, scored):
-    return policy_gradient.group_advantages(
-      rewards, scored, normalise=normalise
-    )
+  rule = functools.partial(
+    policy_gradient.group_advantages, normalise=normalise
+  )
 
   scored = np.ones((4, 4), bool)
   scored[3, 0] = False
@@ -186,6 +192,21 @@ def test_prefix_rft_compares_a_guided_sample_with_the_others(normalise):
         advantages[q, s], centred / scale, rtol=1e-4, atol=1e-6
       )
   assert advantages[3, 0] == 0
+
+
+@pytest.mark.parametrize(
+  ("normalise", "expected"), [("group_mean", -0.43), ("group_std", -0.83)]
+)
+def test_a_guided_sample_that_ends_wrong_is_unlearned(normalise, expected):
+  """Where the paper's code has 0: its reward, in a group of its own."""
+  groups = conftest.groups(
+    [[1, 1, 1, 0, 0, 0, 0, 0]], prefix_lengths=[[0, 0, 0, 0, 0, 0, 0, 5]]
+  )
+  rule = functools.partial(
+    policy_gradient.group_advantages, normalise=normalise
+  )
+  found = prefix_rft.advantages_of(groups, rule)[0, -1]
+  np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
 def _guides(guide, rewards, samples=8):
@@ -318,18 +339,24 @@ def test_relift_holds_back_the_questions_that_all_samples_failed(world):
   assert [batch.sft for batch in host.batches] == [None]
 
 
-def test_relift_ends_a_step_with_the_oldest_that_wait(world):
-  """With at most one update of them; what came last waits on."""
+@pytest.mark.parametrize(
+  ("first_out", "learned", "left"),
+  [("oldest", [3, 1], [7, 10, 14]), ("newest", [10, 14], [3, 1, 7])],
+)
+def test_relift_ends_a_step_with_some_that_wait(
+  world, first_out, learned, left
+):
+  """With at most one update of them; the others wait on."""
   host = world.host(
-    world.method("relift", buffer=2),
+    world.method("relift", buffer=2, first_out=first_out),
     FAILED,
     memory={"waiting": [3, 1, 7]},
     updates=2,
   )
   kinds = [(batch.rl is None, batch.sft is None) for batch in host.batches]
   assert kinds == [(False, True), (False, True), (True, False)]
-  assert host.sft_asked == [{"rows": 2, "ids": [3, 1]}]
-  assert host.memory == {"waiting": [7, 10, 14]}
+  assert host.sft_asked == [{"rows": 2, "ids": learned}]
+  assert host.memory == {"waiting": left}
   assert host.logged["mix/waiting"] == 3.0
 
 

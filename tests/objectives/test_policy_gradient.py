@@ -130,7 +130,7 @@ def test_group_advantages_are_z_scores_of_the_scored_samples(normalise):
   rewards, scored = rng.random((5, 6)), rng.random((5, 6)) < 0.7
   scored[:, :2] = True
   advantages, baselines = policy_gradient.group_advantages(
-    rewards, scored, normalise=normalise
+    rewards, scored, np.ones(scored.shape, int), normalise=normalise
   )
   for p in range(5):
     group = rewards[p, scored[p]]
@@ -150,7 +150,7 @@ def test_groups_without_a_difference_have_advantage_exactly_zero(normalise):
   rewards = np.array([[0.1] * 3, [0.0, 1.0, 1.0], [np.nan, np.nan, 0.3]])
   scored = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
   advantages, baselines = policy_gradient.group_advantages(
-    rewards, scored, normalise=normalise
+    rewards, scored, np.ones(scored.shape, int), normalise=normalise
   )
   np.testing.assert_array_equal(advantages, 0.0)
   assert np.isfinite(baselines).all()
@@ -160,7 +160,7 @@ def test_an_unscorable_sample_does_not_poison_its_group():
   rewards = np.array([[0.0, 1.0, np.nan]])
   scored = np.array([[True, True, False]])
   advantages, _ = policy_gradient.group_advantages(
-    rewards, scored, normalise="group_mean"
+    rewards, scored, np.ones(scored.shape, int), normalise="group_mean"
   )
   np.testing.assert_allclose(advantages, [[-0.5, 0.5, 0.0]])
 

@@ -1,5 +1,7 @@
 """GSPO, CISPO, RLOO and REINFORCE++ against their closed forms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,8 +49,8 @@ def test_gspo_has_the_gradient_of_its_sequence_form(rows):
 def test_gspo_of_a_single_token_is_the_token_ratio(rows):
   logprobs, old, _, counted = rows
   np.testing.assert_allclose(
-    policy_gradient.ratio(logprobs, old, counted)[2, 0],
-    policy_gradient.ratio(logprobs, old)[2, 0],
+    policy_gradient.ratio(logprobs, old, CLIP, counted)[2, 0],
+    policy_gradient.ratio(logprobs, old, CLIP)[2, 0],
     rtol=1e-6,
   )
 
@@ -86,7 +88,7 @@ SCORED = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]], bool)
 
 def test_rloo_is_the_reward_over_the_mean_of_the_others():
   found, _ = policy_gradient.group_advantages(
-    REWARDS, SCORED, normalise="leave_one_out"
+    REWARDS, SCORED, np.ones(SCORED.shape, int), normalise="leave_one_out"
   )
   for p, g in np.ndindex(*REWARDS.shape):
     others = [REWARDS[p, i] for i in range(4) if SCORED[p, i] and i != g]
@@ -96,7 +98,7 @@ def test_rloo_is_the_reward_over_the_mean_of_the_others():
 
 def test_reinforce_plus_plus_whitens_over_the_batch():
   found, _ = policy_gradient.group_advantages(
-    REWARDS, SCORED, normalise="batch_std"
+    REWARDS, SCORED, np.ones(SCORED.shape, int), normalise="batch_std"
   )
   rewards = REWARDS[SCORED]
   np.testing.assert_allclose(
@@ -105,13 +107,63 @@ def test_reinforce_plus_plus_whitens_over_the_batch():
   assert found[~SCORED] == 0
 
 
+def test_by_token_a_sample_counts_as_often_as_it_has_tokens():
+  """verl's REINFORCE++: (0.707, -0.707) by sample for these two."""
+  rewards, lengths = np.array([[1.0, 0.0]]), np.array([[10, 90]])
+  found, _ = policy_gradient.group_advantages(
+    rewards, np.ones((1, 2), bool), lengths, normalise="batch_std_by_token"
+  )
+  np.testing.assert_allclose(found, [[2.985, -0.332]], atol=5e-4)
+  lengths = np.array([[3, 1, 4, 1], [5, 9, 2, 6], [5, 3, 5, 8]])
+  found, _ = policy_gradient.group_advantages(
+    REWARDS, SCORED, lengths, normalise="batch_std_by_token"
+  )
+  tokens = np.repeat(REWARDS[SCORED], lengths[SCORED])
+  np.testing.assert_allclose(
+    found[SCORED],
+    (REWARDS[SCORED] - tokens.mean()) / tokens.std(ddof=1),
+    rtol=1e-5,
+  )
+  assert found[~SCORED] == 0
+  equal, _ = policy_gradient.group_advantages(
+    np.full((2, 4), 0.1),
+    SCORED[:2],
+    lengths[:2],
+    normalise="batch_std_by_token",
+  )
+  np.testing.assert_array_equal(equal, 0.0)
+
+
 def test_its_variant_takes_the_groups_mean_and_the_batchs_deviation():
   found, baselines = policy_gradient.group_advantages(
-    REWARDS, SCORED, normalise="group_mean_batch_std"
+    REWARDS,
+    SCORED,
+    np.ones(SCORED.shape, int),
+    normalise="group_mean_batch_std",
   )
   centred, of_grpo = policy_gradient.group_advantages(
-    REWARDS, SCORED, normalise="group_mean"
+    REWARDS, SCORED, np.ones(SCORED.shape, int), normalise="group_mean"
   )
   np.testing.assert_allclose(found[SCORED].std(ddof=1), 1.0, rtol=1e-5)
   np.testing.assert_allclose(found, centred * found[0, 0] / centred[0, 0], 1e-5)
   np.testing.assert_array_equal(baselines, of_grpo)
+
+
+@pytest.mark.parametrize("of_sequences", [False, True])
+def test_beyond_its_bound_the_log_ratio_counts_no_further(rows, of_sequences):
+  logprobs, old, _, counted = rows
+  sequences = counted if of_sequences else None
+  free = policy_gradient.ratio(logprobs, old, CLIP, sequences)
+  bound = float(np.median(np.abs(np.log(free))))
+  numbers = dataclasses.replace(CLIP, log_ratio_bound=bound)
+  bounded = policy_gradient.ratio(logprobs, old, numbers, sequences)
+  np.testing.assert_allclose(
+    bounded, np.exp(np.clip(np.log(free), -bound, bound)), rtol=1e-6
+  )
+  slopes = jax.grad(
+    lambda x: policy_gradient.ratio(x, old, numbers, sequences).sum()
+  )(logprobs)
+  beyond = np.abs(np.log(free)) > bound * (1 + 1e-6)
+  assert beyond.any()
+  assert not beyond.all()
+  np.testing.assert_array_equal(np.asarray(slopes)[beyond], 0.0)

@@ -116,6 +116,7 @@ def test_advantages_are_those_of_the_groups():
   expected, baselines = policy_gradient.group_advantages(
     scores.rewards.reshape(3, 4),
     scores.scored.reshape(3, 4),
+    rollout.lengths.reshape(3, 4),
     normalise="group_std",
   )
   largest = np.take_along_axis(
@@ -123,6 +124,32 @@ def test_advantages_are_those_of_the_groups():
   )
   np.testing.assert_allclose(largest[:, 0], expected.ravel())
   np.testing.assert_allclose(batch.baselines, baselines.ravel())
+
+
+def test_given_tokens_may_be_weighted_among_themselves():
+  """A hint of 50 tokens and 10 sampled: together these have 1/6 of a weight."""
+  rollout = _rollout(prompts=1, samples=1, budget=60)
+  rollout = dataclasses.replace(
+    rollout,
+    requests=dataclasses.replace(
+      rollout.requests, prefixes=[rollout.tokens[0, :50]]
+    ),
+    lengths=np.array([60], np.int32),
+  )
+  scores = types.Scores(
+    rewards=np.ones(1, np.float32),
+    scored=np.ones(1, bool),
+    correct=np.ones(1, bool),
+  )
+  for apart, expected in ((False, 10 / 60), (True, 1.0)):
+    (batch,) = _batches(
+      rollout, scores, skipped=np.zeros(1, int), given_apart=apart
+    )
+    sampled = batch.weights * (1 - batch.prefixed)
+    given = batch.weights * batch.prefixed
+    np.testing.assert_allclose(sampled.sum(), expected, rtol=1e-5)
+    np.testing.assert_allclose(given.sum(), expected * (5 - 4 * apart), 1e-5)
+    assert np.count_nonzero(sampled) == 10
 
 
 def test_minibatches_go_through_every_row_once_a_pass():
