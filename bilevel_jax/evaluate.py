@@ -39,6 +39,7 @@ from bilevel_jax import (
   weights,
 )
 from bilevel_jax.data import corpora
+from bilevel_jax.data import settings as data_settings
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.evaluation import (
   against,
@@ -133,7 +134,7 @@ def _check(options: argparse.Namespace) -> None:
   if "" in (options.stop or ()):
     raise errors.ConfigError("--stop must not be empty, got ''")
   if options.template is not None:
-    tokenizer_lib.check_prompt(options.template, "--template")
+    data_settings.check_prompt(options.template, "--template")
   if options.verifier in _REFUSED:
     raise errors.ConfigError(
       f"--verifier takes no {options.verifier}, "

@@ -32,6 +32,7 @@ from bilevel_jax import (
   types,
   weights,
 )
+from bilevel_jax.data import settings as data_settings
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.rollout import engine
 from bilevel_jax.weights import sampler
@@ -251,7 +252,7 @@ def _check(options: argparse.Namespace) -> None:
         f"--raw continues the prompt itself, so that --{name} has no place"
       )
   if options.template is not None:
-    tokenizer_lib.check_prompt(options.template, "--template")
+    data_settings.check_prompt(options.template, "--template")
 
 
 def _tokens(

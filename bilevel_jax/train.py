@@ -8,14 +8,14 @@ import signal
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from bilevel_jax import command_line, config, errors, fields, processes
+from bilevel_jax import command_line, config, fields, processes
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.reporting import run_report, terminal
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers
 from bilevel_jax.runs import directory as run_directory
-from bilevel_jax.runs import reward_failures
+from bilevel_jax.runs import given_rows, reward_failures
 from bilevel_jax.runs.writers import Writers
 from bilevel_jax.training import (
   checkpoint,
@@ -64,8 +64,14 @@ class Step:
     )
 
 
-def run(settings: config.Config) -> Step:
+def run(
+  settings: config.Config | Mapping[str, Any], **given: given_rows.Rows | None
+) -> Step:
   """Trains as the settings say, shows it, and returns the last step.
+
+  Args:
+    settings: as `config.parse` returns or takes them.
+    **given: questions, demonstrations, evaluation, as `steps` takes them.
 
   Raises:
     ConfigError: something in the settings cannot be used; nothing was done.
@@ -74,11 +80,17 @@ def run(settings: config.Config) -> Step:
       non-finite, or files cannot be written.
   """
   # What goes on after the last step is already done when it is handed out.
-  return collections.deque(steps(settings, shown=True), maxlen=1).pop()
+  taken = steps(settings, shown=True, **given)
+  return collections.deque(taken, maxlen=1).pop()
 
 
 def steps(
-  settings: config.Config, *, shown: bool = False
+  settings: config.Config | Mapping[str, Any],
+  *,
+  questions: given_rows.Rows | None = None,
+  demonstrations: given_rows.Rows | None = None,
+  evaluation: given_rows.Rows | None = None,
+  shown: bool = False,
 ) -> Generator[Step, None, None]:
   """Yields each step of a run once it is done and logged.
 
@@ -87,6 +99,11 @@ def steps(
   run can be resumed. Several processes must all break off at one step.
 
   Args:
+    settings: as `config.parse` returns or takes them.
+    questions: rows of any form (docs/how_to/own_data.md), a list or a
+      datasets.Dataset, in place of the settings' source; the run keeps them.
+    demonstrations: the same.
+    evaluation: the same.
     shown: whether the run is shown on the screen, as `run` shows it.
 
   Raises:
@@ -95,8 +112,14 @@ def steps(
     TrainingStopped: as `run`.
     CannotWrite: a file of the run cannot be written; a TrainingStopped.
   """
+  given = {
+    "questions": questions,
+    "demonstrations": demonstrations,
+    "evaluation": evaluation,
+  }
+  settings = given_rows.named(settings, given)
   try:
-    yield from _steps(settings, shown)
+    yield from _steps(settings, given, shown)
   except OSError as error:
     saved = checkpoint.complete(
       run_directory.RunDirectory(settings.run_dir).checkpoints
@@ -110,7 +133,11 @@ def steps(
     raise CannotWrite(f"{command_line.sentence(error)}; {safe}") from error
 
 
-def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
+def _steps(
+  settings: config.Config,
+  given: Mapping[str, given_rows.Rows | None],
+  shown: bool,
+) -> Generator[Step, None, None]:
   processes.check_same(
     "the settings", json.dumps(config.to_dict(settings)).encode()
   )
@@ -120,6 +147,7 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
     run_directory.claimed(directory.path, "run_dir"),
     _scorer(settings) as scorer,
   ):
+    processes.on_first(lambda: given_rows.write(directory.path, given))
     run = run_lib.gather(directory.dated(settings), scorer)
     settings = run.settings if run.model.tokenizer.date else settings
     notes: list[str] = []
@@ -130,10 +158,10 @@ def _steps(settings: config.Config, shown: bool) -> Generator[Step, None, None]:
       warn=notes.append,
     )
     with processes.together():
-      first = _resume(run, checkpoints) if settings.resume else 0
+      first = run_lib.resume(run, checkpoints) if settings.resume else 0
       if settings.resume and not first:
         notes.append("no checkpoint is there yet: the run starts again")
-      over = _over(run, first)
+      over = run_lib.over(run, first)
       if over and directory.report.exists():
         raise TrainingStopped(f"nothing to train: {over}")
     processes.on_first(
@@ -306,41 +334,6 @@ def _evaluate(
   _log_failures(run, step, directory, screen, "evaluation")
   screen.evaluation(step, result)
   return result
-
-
-def _resume(run: run_lib.Run, checkpoints: checkpoint.Checkpoints) -> int:
-  """Takes the latest complete checkpoint up; returns the steps it had done."""
-  restored = checkpoints.restore(run.state)
-  if restored is None:
-    return 0  # the run was killed before its first checkpoint
-  done, state, host = restored
-  if host["model"] != run.host["model"]:
-    raise errors.ConfigError(
-      f"cannot resume: {run.settings.model.weights} has other weights than "
-      "the run in run_dir started from"
-    )
-  # A checkpoint of an older version does not have it.
-  if host.setdefault("examples", run.host["examples"]) != run.host["examples"]:
-    raise errors.ConfigError(
-      f"cannot resume {run.settings.run_dir}: the examples are others than it "
-      "started with (their rows, or how the tokenizer and its template render "
-      "them)"
-    )
-  host.setdefault("code", run.host["code"])
-  run.state, run.host = state, host
-  return done
-
-
-def _over(run: run_lib.Run, done: int) -> str | None:
-  """Returns why there is no step left to do after so many, if so."""
-  if done >= run.settings.steps:
-    return f"the run has done {done} steps of steps {run.settings.steps}"
-  if budget := run_lib.spent(run):
-    return (
-      f"the run has sampled {run.host['tokens']} tokens, its updates took "
-      f"{run.host['update_flops']:g} operations, and its budget is {budget}"
-    )
-  return None
 
 
 def _stop_if_non_finite(run: run_lib.Run, done: int) -> None:

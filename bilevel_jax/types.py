@@ -30,6 +30,7 @@ Names
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, dataclass_transform
 
@@ -187,6 +188,20 @@ class Demonstration(NamedTuple):
   solution: np.ndarray  # int32 token ids, the EOS included
   logprobs: np.ndarray | None = None  # of the solution's tokens, float32
   weight: float = 1.0  # that its SFT loss is multiplied by
+  token_weights: np.ndarray | None = None  # float32, of the prompt's tokens and
+  # the solution's, where earlier turns have a loss too; None: 0 and 1
+
+
+class Dialogue(NamedTuple):
+  """Messages in place of a question that is worded by the settings.
+
+  Without any turn, `question` is a text to be continued as it stands.
+  """
+
+  turns: tuple[Mapping[str, Any], ...] = ()  # role, content, perhaps weight
+  asked: int = 0  # turns that the prompt of a rollout has, the first ones
+  tools: tuple[Mapping[str, Any], ...] | None = None  # JSON schemas
+  variables: Mapping[str, Any] = {}  # what else the chat template sees
 
 
 class Question(NamedTuple):
@@ -194,9 +209,19 @@ class Question(NamedTuple):
 
   id: str
   question: str
-  answer: str
+  answer: str  # empty where there is none
   solution: str | None  # worked solution that ends with the answer
   meta: Mapping[str, Any]
+  dialogue: Dialogue | None = None
+  weight: float = 1.0  # that its SFT loss is multiplied by
+
+  @property
+  def asked(self) -> str:
+    """What is asked, and all that precedes it: the same for the same prompt."""
+    if self.dialogue is None or not self.dialogue.turns:
+      return self.question
+    turns = self.dialogue.turns[: self.dialogue.asked]
+    return json.dumps([turns, self.dialogue.tools], default=str)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def test_broken_rules_are_named_with_their_values(directory, change, sentence):
     (None, "does not exist"),
     ([], "no examples"),
     (['{"question": "1+1", "answer": "2"}', "{oops"], "line 2 is not JSON"),
-    (['{"question": "1+1"}'], "lacks the field 'answer'"),
+    (['{"answer": "2"}'], "lacks the field 'question'"),
   ],
   ids=["missing", "empty", "not_json", "lacks_a_field"],
 )

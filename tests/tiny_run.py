@@ -7,7 +7,7 @@ import pathlib
 import jax
 
 from bilevel_jax import config
-from bilevel_jax.data import tokenizer
+from bilevel_jax.data import tokenizer_files
 from bilevel_jax.models import lora, policy, presets
 from bilevel_jax.training import checkpoint, learner, meshes, sources
 from bilevel_jax.weights import huggingface_export
@@ -27,7 +27,7 @@ ARCHITECTURE = presets.Architecture(
 
 def make_policy(architecture=ARCHITECTURE, compute_dtype="float32", **changes):
   """Returns the Policy of the tiny model."""
-  tokens = len(tokenizer.CHARACTERS) + 2  # <pad> and <eos> are the first
+  tokens = len(tokenizer_files.CHARACTERS) + 2  # <pad> and <eos> are the first
   settings = {
     "without_token": frozenset(range(tokens, architecture.vocab_size)),
     "adapter": lora.Spec(rank=2, alpha=2.0, targets=("q", "v", "down")),
@@ -41,7 +41,7 @@ def make_policy(architecture=ARCHITECTURE, compute_dtype="float32", **changes):
 def weights(directory: pathlib.Path, seed: int = 0, **changes) -> pathlib.Path:
   """Writes random weights with a character tokenizer; returns directory."""
   architecture = dataclasses.replace(ARCHITECTURE, **changes)
-  tokenizer.character_tokenizer(directory / "tokenizer")
+  tokenizer_files.character_tokenizer(directory / "tokenizer")
   base = jax.jit(make_policy(architecture).init)(jax.random.key(seed))
   return huggingface_export.export(
     directory / "policy",

@@ -27,7 +27,7 @@ import rich.console
 import rich.table
 
 from bilevel_jax import command_line, config, train
-from bilevel_jax.data import tokenizer
+from bilevel_jax.data import tokenizer_files
 from bilevel_jax.runs import finished
 from bilevel_jax.weights import huggingface
 
@@ -85,7 +85,7 @@ def _make(arguments: argparse.Namespace) -> None:
   out = arguments.out or ROOT / "bilevel_jax" / "assets" / arguments.policy
   work = arguments.work or pathlib.Path("runs") / arguments.policy
   characters = work / "tokenizer"
-  tokenizer.character_tokenizer(characters)
+  tokenizer_files.character_tokenizer(characters)
   reasoner, guesser = stages(arguments.policy)
   reasoner.tokenizer.path = str(characters)
   if arguments.steps is not None:

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from bilevel_jax import errors, fields, methods
 from bilevel_jax.config import schema
+from bilevel_jax.data import corpora
 from bilevel_jax.fields import byte_count
 from bilevel_jax.rewards.sandbox import settings
 
@@ -147,11 +148,25 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
     )
   for name in ("questions", "demonstrations", "evaluation"):
     source = getattr(data, name)
-    given = [k for k in ("path", "hub", "task") if getattr(source, k)]
-    if source.task and len(given) > 1:
-      yield f"data.{name} takes a task or data, got {', '.join(given)}"
+    kinds = ("path", "hub", "task", "sources")
+    given = [k for k in kinds if getattr(source, k)]
+    if (source.task or source.sources) and len(given) > 1:
+      yield (
+        f"data.{name} takes one of {', '.join(kinds)}, got {', '.join(given)}"
+      )
+    try:
+      corpora.shares_of(source.sources)
+    except errors.ConfigError as error:
+      yield str(error)
     if not given and name == "questions":
-      yield "data.questions needs one of path, hub, task, got none"
+      yield f"data.questions needs one of {', '.join(kinds)}, got none"
+  if config.data.questions.sources and (
+    config.data.paired_questions_share is not None
+  ):
+    yield (
+      "data.paired_questions_share and the shares of data.questions.sources "
+      "exclude each other, got both"
+    )
   for count, what in (
     (rows := data.prompts_per_step * rollout.samples_per_prompt, "samples"),
     (config.total_updates, "updates"),

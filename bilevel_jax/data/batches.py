@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from bilevel_jax import errors, types
+from bilevel_jax.data import order
 
 Overlong = Literal["drop", "truncate"]
 
@@ -26,8 +27,10 @@ class Encoder(Protocol):
     """Returns the int32 token ids of a question's prompt."""
     ...
 
-  def solution_tokens(self, question: types.Question) -> np.ndarray:
-    """Returns the int32 token ids of its solution, with the EOS."""
+  def demonstrations(
+    self, question: types.Question
+  ) -> list[types.Demonstration]:
+    """Returns what a question with its solution is to be learned from."""
     ...
 
 
@@ -52,22 +55,6 @@ class Counts:
     }
     words = [f"{number} {why}" for why, number in left_out.items() if number]
     return ", ".join([f"{self.kept} of {self.given}", *words])
-
-
-def order(size: int, start: int, count: int, seed: int) -> np.ndarray:
-  """Returns [count] int64, the examples at positions start to start + count.
-
-  Args:
-    size: examples in the stream, at least 1.
-    seed: of the order; each epoch is a permutation of its own.
-  """
-  positions = np.arange(start, start + count)
-  indices = np.empty(count, np.int64)
-  for epoch in np.unique(positions // size):
-    permutation = np.random.default_rng([seed, epoch]).permutation(size)
-    rows = positions // size == epoch
-    indices[rows] = permutation[positions[rows] % size]
-  return indices
 
 
 class Prompts:
@@ -111,7 +98,7 @@ class Prompts:
       np.asarray(tokens[-max_tokens:], np.int32)
       for tokens in itertools.compress(encoded, keep)
     ]
-    self.set_share([True] * len(self), 1.0)
+    self._parts: order.Parts = [(np.arange(len(self)), 1.0)]
     self.counts = Counts(
       given=len(encoded),
       dropped=keep.count(False),
@@ -122,21 +109,14 @@ class Prompts:
   def __len__(self) -> int:
     return len(self.questions)
 
-  def set_share(self, chosen: Sequence[bool], share: float) -> None:
-    """Makes a share of the stream's positions, evenly spread, of some examples.
-
-    Of any n positions in a row, share * n rounded down or up are of the chosen
-    ones; these and the others have epochs of their own.
+  def set_shares(self, members: Sequence[int], shares: Sequence[float]) -> None:
+    """Makes shares of the stream's positions, evenly spread, of some examples.
 
     Args:
-      chosen: of each of `questions`, whether it is one.
-      share: in [0, 1]; at 0 there must be others, at 1 chosen ones, between
-        them both.
+      members: the part, from 0, that each of `questions` is of.
+      shares: as `order.parts` has them.
     """
-    is_chosen = np.asarray(chosen, bool)
-    self._share = share
-    self._chosen = np.flatnonzero(is_chosen)
-    self._others = np.flatnonzero(~is_chosen)
+    self._parts = order.parts(members, shares)
 
   def take(
     self, position: int, count: int
@@ -148,18 +128,9 @@ class Prompts:
       that name their random streams: the positions, so that a question that
       is sampled twice does not sample the same tokens twice.
     """
-    positions = np.arange(position, position + count + 1)
-    before = np.floor(self._share * positions).astype(np.int64)
-    is_chosen = np.diff(before) > 0
-    indices = np.empty(count, np.int64)
-    for examples, rows, start in (
-      (self._chosen, is_chosen, before[0]),
-      (self._others, ~is_chosen, position - before[0]),
-    ):
-      if rows.any():
-        places = order(len(examples), start, rows.sum(), self._seed)
-        indices[rows] = examples[places]
-    return *self._at(indices), positions[:-1].astype(np.uint32)
+    indices = order.of_parts(self._parts, position, count, self._seed)
+    ids = np.arange(position, position + count).astype(np.uint32)
+    return *self._at(indices), ids
 
   def every(self) -> tuple[list[types.Question], list[np.ndarray]]:
     """Returns each example once, whatever has a share of the stream.
@@ -167,7 +138,7 @@ class Prompts:
     Returns:
       The questions, and their prompts, arrays of int32.
     """
-    return self._at(order(len(self), 0, len(self), self._seed))
+    return self._at(order.of_epochs(len(self), 0, len(self), self._seed))
 
   def _at(
     self, indices: np.ndarray
@@ -220,37 +191,33 @@ class Demonstrations:
     used = max(round(share * len(solved)), 1 if share > 0 else 0)
     chosen = np.random.default_rng([seed, 0, 1]).permutation(len(solved))[:used]
     encoded = [
-      (
-        np.asarray(encoder.prompt_tokens(solved[i]), np.int32),
-        np.asarray(encoder.solution_tokens(solved[i]), np.int32),
-      )
-      for i in np.sort(chosen)
+      pair for i in np.sort(chosen) for pair in _encoded(solved[i], encoder)
     ]
-    lengths = [len(prompt) + len(solution) for prompt, solution in encoded]
+    lengths = [len(d.prompt) + len(d.solution) for _, d in encoded]
     truncate = overlong == "truncate"
     self._seed = seed
     fitted = [
-      (solved[i], (prompt, solution[: max_tokens - len(prompt)]))
-      for i, (prompt, solution), length in zip(
-        np.sort(chosen), encoded, lengths, strict=True
-      )
-      if length <= max_tokens or (truncate and len(prompt) < max_tokens)
+      (question, d._replace(solution=d.solution[: max_tokens - len(d.prompt)]))
+      for (question, d), length in zip(encoded, lengths, strict=True)
+      if length <= max_tokens or (truncate and len(d.prompt) < max_tokens)
     ]
     logprobs = _given_logprobs(fitted) or [None] * len(fitted)
     self.examples = [
-      types.Demonstration(number, *pair, values)
-      for number, ((_, pair), values) in enumerate(
+      d._replace(id=number, logprobs=values, weight=question.weight)
+      for number, ((question, d), values) in enumerate(
         zip(fitted, logprobs, strict=True)
       )
     ]
     self.questions = [question for question, _ in fitted]
+    self._parts: order.Parts = [(np.arange(len(fitted)), 1.0)]
     self._by_question: dict[str, dict[str, int]] = {}
-    for number, (question, _) in enumerate(fitted):
-      same = self._by_question.setdefault(question.question, {})
-      same.setdefault(question.id, number)
+    for number, (question, d) in enumerate(fitted):
+      if _follows_prompt(question, d, encoder):
+        same = self._by_question.setdefault(question.asked, {})
+        same.setdefault(question.id, number)
     if encoded and not self.examples:
       shortest = (
-        f"prompt has {min(len(prompt) for prompt, _ in encoded)} tokens"
+        f"prompt has {min(len(d.prompt) for _, d in encoded)} tokens"
         if truncate
         else f"prompt plus solution has {min(lengths)} tokens"
       )
@@ -263,7 +230,7 @@ class Demonstrations:
       given=len(questions),
       without_solution=len(questions) - len(solved),
       not_in_share=len(solved) - used,
-      dropped=used - len(self.examples),
+      dropped=len(encoded) - len(self.examples),
       truncated=len(self.examples) - fitting,
       kept=len(self.examples),
     )
@@ -275,7 +242,7 @@ class Demonstrations:
     """Returns `count` examples from `position` on; none of an empty share."""
     if not self.examples:
       return []
-    return self.at(order(len(self), position, count, self._seed))
+    return self.at(order.of_parts(self._parts, position, count, self._seed))
 
   def at(self, ids: Iterable[int]) -> list[types.Demonstration]:
     """Returns the examples with these ids."""
@@ -291,10 +258,14 @@ class Demonstrations:
     """
     found: list[types.Demonstration | None] = []
     for question in questions:
-      same = self._by_question.get(question.question, {})
+      same = self._by_question.get(question.asked, {})
       number = same.get(question.id, next(iter(same.values()), None))
       found.append(None if number is None else self.examples[number])
     return found
+
+  def set_shares(self, members: Sequence[int], shares: Sequence[float]) -> None:
+    """Makes shares of what is taken, as `Prompts.set_shares` does."""
+    self._parts = order.parts(members, shares)
 
   def set_weights(self, weights: Sequence[float]) -> None:
     """Gives each example the weight that its SFT loss is multiplied by.
@@ -319,8 +290,31 @@ class Demonstrations:
     ]
 
 
+def _encoded(
+  question: types.Question, encoder: Encoder
+) -> list[tuple[types.Question, types.Demonstration]]:
+  """A question's demonstrations; of several, each has a name of its own."""
+  found = encoder.demonstrations(question)
+  if len(found) == 1:
+    return [(question, found[0])]
+  return [
+    (question._replace(id=f"{question.id}-turn-{number}"), one)
+    for number, one in enumerate(found, start=1)
+  ]
+
+
+def _follows_prompt(
+  question: types.Question, demonstration: types.Demonstration, encoder: Encoder
+) -> bool:
+  """Whether a demonstration begins where a rollout of its question does."""
+  if question.dialogue is None or not question.dialogue.turns:
+    return True
+  prompt = encoder.prompt_tokens(question)
+  return np.array_equal(demonstration.prompt, prompt)
+
+
 def _given_logprobs(
-  examples: Sequence[tuple[types.Question, tuple[np.ndarray, np.ndarray]]],
+  examples: Sequence[tuple[types.Question, types.Demonstration]],
 ) -> list[np.ndarray] | None:
   """Returns the log-probs that came with the examples, None if any has none.
 
@@ -329,7 +323,7 @@ def _given_logprobs(
   if any(question.meta.get("logprobs") is None for question, _ in examples):
     return None
   found = []
-  for question, (_, solution) in examples:
+  for question, (_, _, solution, *_) in examples:
     values = question.meta["logprobs"]
     if len(values) < len(solution):
       raise errors.ConfigError(

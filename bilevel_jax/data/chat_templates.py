@@ -9,53 +9,80 @@ FILE_DESCRIPTOR` renders for the process that started it, one after the other.
 import atexit
 import contextlib
 import json
+import re
 import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from bilevel_jax import errors, limited_process
 
 _MOST_SECONDS = 10.0  # of CPU time, for one dialogue
 _MOST_BYTES = 2**30  # of the process's memory
 _MOST_CHARACTERS = 2**22  # of a dialogue
+RESERVED = frozenset(
+  [
+    "conversations",
+    "messages",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_assistant_tokens_mask",
+  ]
+)
+"""Names that no variable of a template may have."""
+
+
+class Rendered(NamedTuple):
+  """A dialogue as a template renders it."""
+
+  text: str
+  generated: list[tuple[int, int]]
+  """First and last character, and one more, of each `{% generation %}`."""
+
+
+def marks_generation(template: str) -> bool:
+  """Returns whether a template says itself what an assistant writes."""
+  return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 
 def render(
   template: str,
-  messages: Sequence[Mapping[str, str]],
-  *,
-  add_generation_prompt: bool,
+  dialogues: Sequence[tuple[Sequence[Mapping[str, Any]], bool]],
   variables: Mapping[str, Any],
-) -> str:
-  """Returns a dialogue as a template renders it.
+) -> list[Rendered]:
+  """Returns dialogues as a template renders them.
 
   Args:
-    messages: each with a role and a content.
-    variables: what else the template sees, such as eos_token.
+    dialogues: messages, each with a role and a content, and whether the header
+      of an answer follows them.
+    variables: what else the template sees, such as eos_token or tools.
 
   Raises:
     ConfigError: it raises, takes too long or too much memory, or what it
       renders is too long.
   """
-  request = {
-    "conversations": [messages],
-    "chat_template": template,
-    "add_generation_prompt": add_generation_prompt,
-    **variables,
-  }
+  request = {"chat_template": template, **variables}
+  if marks_generation(template):
+    request["return_assistant_tokens_mask"] = True
+  message = [_MOST_SECONDS, _MOST_CHARACTERS, request, dialogues]
   with _lock:
     try:
       _Process.kept = _Process.kept or _Process()
-      answer = _Process.kept.ask([_MOST_SECONDS, _MOST_CHARACTERS, request])
+      answer = _Process.kept.ask(message)
     except BaseException:
       _end()  # an answer that is to come would be taken for the next one
       raise
   if "error" in answer:
     raise errors.ConfigError(answer["error"])
-  return answer["text"]
+  return [
+    Rendered(text, [(start, end) for start, end in generated])
+    for text, generated in answer["rendered"]
+  ]
 
 
 class _Process:
@@ -76,7 +103,7 @@ class _Process:
     )
     remote.close()
 
-  def ask(self, message: object) -> dict[str, str]:
+  def ask(self, message: object) -> dict[str, Any]:
     """Returns what the process answers.
 
     Raises:
@@ -112,14 +139,19 @@ def _answer(pipe: connection.Connection) -> None:
   from transformers.utils import chat_template_utils
 
   while True:
-    seconds, most, request = json.loads(pipe.recv_bytes())
-    # Its signal ends the process, in the middle of an operation too.
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    seconds, most, request, dialogues = json.loads(pipe.recv_bytes())
+    rendered = []
     try:
-      (text,), _ = chat_template_utils.render_jinja_template(**request)
-      answer = {"text": text}
-      if len(text) > most:
-        answer = {"error": f"{len(text)} characters, more than {most}"}
+      for messages, add_generation_prompt in dialogues:
+        # Its signal ends the process, in the middle of an operation too.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        (text,), generated = chat_template_utils.render_jinja_template(
+          [messages], add_generation_prompt=add_generation_prompt, **request
+        )
+        if len(text) > most:
+          raise ValueError(f"{len(text)} characters, more than {most}")
+        rendered.append((text, *(generated or [[]])))
+      answer: dict[str, Any] = {"rendered": rendered}
     except MemoryError:
       answer = {"error": f"more than {_MOST_BYTES / 2**30:g} GiB of memory"}
     except Exception as error:  # a template can raise anything

@@ -1,55 +1,66 @@
 """From a source in the settings to questions: files, the hub, tasks."""
 
-import gzip
+import dataclasses
 import hashlib
 import itertools
 import math
 import pathlib
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bilevel_jax import errors, types
-from bilevel_jax.data import json_lines, settings, tasks
-
-FIELDS = ("id", "question", "answer", "solution")
-# Fields of programs' tests, which stand in for an answer.
-_TESTS = ("tests", "input_output", "test_list", "test", "private_test_cases")
-_BETWEEN = {"answer": ",", "solution": "\n\n"}  # where there are several
-
-# (where it stands, for messages; its fields)
-_Row = tuple[str, Mapping[str, Any]]
+from bilevel_jax.data import columns, data_files, rows, settings, tasks
 
 
-def load(source: settings.Source) -> list[types.Question]:
+class Part(NamedTuple):
+  """The questions of one of several sources."""
+
+  questions: list[types.Question]
+  share: float  # of what is taken, beside those of the others
+
+
+def load(
+  source: settings.Source, needs_answers: Iterable[str] = ()
+) -> list[types.Question]:
   """Returns the questions that a source names.
 
-  A row's `question` and `answer` must be there; of several answers, or
-  solutions, one text is made; a row with tests of programs needs none. Else,
-  without an `answer`, what follows `####` in the
-  `solution` is taken (the format of GSM8K: its own files load with
-  `fields={"solution": "answer"}`). `solution` defaults to None, `id` to a hash
-  of the question: the same in every file, whatever its name. null, NaN and
-  Infinity are missing values. Other fields go to `meta`, and a field `meta`
-  that is a mapping is merged into it.
+  A row's form is told by its columns (`data.rows`). Of several answers, or
+  solutions, one text is made. Without an answer, what follows `####` in the
+  solution is taken, or its last box. `id` defaults to a hash of what is asked:
+  the same in every file, whatever its name. null, NaN and Infinity are missing
+  values. What nothing else reads goes to `meta`, and a field `meta` that is a
+  mapping is merged into it.
 
   Args:
-    source: a procedural task, a JSONL or JSONL.gz file, or a Hugging Face
-      data set; a file is read in place of the data set beside it. `fields`
+    source: a procedural task, a data file, a Hugging Face data set, or several
+      of them; a file is read in place of the data set beside it. `fields`
       maps our names to theirs, `first` and `count` choose a slice.
+    needs_answers: what reads answers, so that each row must have one.
 
   Raises:
-    ConfigError: nothing there, not JSON, a field that is missing or is not
-      text, an id that two rows have, or fewer examples than asked for.
+    ConfigError: nothing there, a row that cannot be read, an id that two rows
+      have, or fewer examples than asked for.
   """
-  unknown = [name for name in source.fields if name not in FIELDS]
+  parts = load_parts(source, needs_answers)
+  return [question for part in parts for question in part.questions]
+
+
+def load_parts(
+  source: settings.Source, needs_answers: Iterable[str] = ()
+) -> list[Part]:
+  """Returns the same by its sources, of which there may be one.
+
+  Raises:
+    ConfigError: as `load`.
+  """
+  unknown = [name for name in source.fields if name not in columns.FIELDS]
   if unknown:
     raise errors.ConfigError(
-      f"fields maps {', '.join(FIELDS)} to a field of the data, got "
+      f"fields maps {', '.join(columns.FIELDS)} to a field of the data, got "
       f"{unknown[0]!r}"
     )
   if source.task is not None:
-    return tasks.generate(
+    questions = tasks.generate(
       source.task,
       first=source.first,
       count=source.count,
@@ -57,19 +68,102 @@ def load(source: settings.Source) -> list[types.Question]:
       split=source.split,
       options=source.task_options,
     )
+    return [Part(questions, 1.0)]
+  seen: dict[str, str] = {}  # where each id was
+  if not source.sources:
+    return [Part(_of_one(source, seen, tuple(needs_answers)), 1.0)]
+  shares = shares_of(source.sources)
+  parts = []
+  for name, share in shares.items():
+    one = dataclasses.replace(source, sources=(), **named(name))
+    found = load(one, needs_answers)
+    parts.append(Part(found, (share or len(found))))
+    for question in found:
+      if question.id in seen:
+        raise errors.ConfigError(
+          f"{name} has the id {question.id!r} of {seen[question.id]}: ids must "
+          "differ"
+        )
+      seen[question.id] = name
+  if None in shares.values():
+    return [Part([q for part in parts for q in part.questions], 1.0)]
+  return parts
+
+
+def shares_of(sources: Sequence[str]) -> dict[str, float | None]:
+  """Returns the share of each source; None of all where none says one.
+
+  Raises:
+    ConfigError: a share that is no number above 0, or some without one.
+  """
+  split = [text.rpartition("=") for text in sources]
+  if not any(equals for _, equals, _ in split):
+    return dict.fromkeys(sources)
+  try:
+    shares = {name: float(share) for name, _, share in split}
+  except ValueError:
+    shares = {"": 0.0}
+  if "" in shares or not all(0 < share < math.inf for share in shares.values()):
+    raise errors.ConfigError(
+      "data.questions.sources and its like must be SOURCE=SHARE, each share a "
+      f"number above 0, or all without a share, got {', '.join(sources)}"
+    )
+  return dict(shares)
+
+
+def named(text: str) -> dict[str, Any]:
+  """Returns the fields of a source that a text names.
+
+  A procedural task; a file; or a directory or hub id, which may be followed by
+  a colon and the name of a configuration.
+  """
+  if text in tasks.NAMES or text.startswith("reasoning_gym/"):
+    return {"task": text}
+  if pathlib.Path(text).is_file() or text.endswith(data_files.SUFFIXES):
+    return {"path": text}
+  hub, _, name = text.partition(":")
+  return {"hub": hub, "name": name or None}
+
+
+def _of_one(
+  source: settings.Source, seen: dict[str, str], needs_answers: Sequence[str]
+) -> list[types.Question]:
   if source.path is not None:
-    name, rows = source.path, file_rows(pathlib.Path(source.path))
+    name, found = source.path, data_files.read(pathlib.Path(source.path))
   elif source.hub is not None:
-    name, rows = source.hub, _hub_rows(source)
+    name, found = source.hub, _hub_rows(source)
   else:
-    raise errors.ConfigError("a source needs one of path, hub, task, got none")
+    raise errors.ConfigError(
+      "a source needs one of path, hub, task, sources, got none"
+    )
   # A file beside a hub id is a copy of it with our own names.
   fields = {} if source.path and source.hub else source.fields
-  seen: dict[str, str] = {}  # where each id was
-  return [
-    _identified(_question(row, fields), row[0], seen)
-    for row in _slice(rows, name, source)
-  ]
+  questions, unclear = [], 0
+  for row in _slice(found, name, source):
+    question = rows.question(row, fields)
+    if needs_answers and not question.answer:
+      raise errors.ConfigError(_without_answer(row, fields, needs_answers))
+    unclear += rows.may_be_answer(row, question, fields)
+    questions.append(_identified(question, row.where, seen))
+  if unclear == len(questions):
+    raise errors.ConfigError(
+      f"{name}: every solution is a bare answer, such as "
+      f"{questions[0].solution!r}: say by `fields` whether it is what a reward "
+      "reads (fields.answer=solution) or what is learned "
+      "(fields.solution=solution)"
+    )
+  return questions
+
+
+def _without_answer(
+  row: columns.Row, fields: Mapping[str, str], needs_answers: Sequence[str]
+) -> str:
+  name = fields.get("answer", "answer")
+  what = "has no value in" if name in row.values else "lacks"
+  return (
+    f"{row.where} {what} the field {name!r}, which {', '.join(needs_answers)} "
+    f"needs, it has {', '.join(row.values)} (`fields` maps our names to theirs)"
+  )
 
 
 def _identified(
@@ -82,7 +176,7 @@ def _identified(
         f"{where} has the id {name!r} of {seen[name]}: ids must differ"
       )
   else:
-    text = question.question.encode()
+    text = question.asked.encode()
     content = name = hashlib.blake2b(text, digest_size=8).hexdigest()
     repeated = 1
     while name in seen:
@@ -93,11 +187,11 @@ def _identified(
 
 
 def _slice(
-  rows: Iterable[_Row], name: str, source: settings.Source
-) -> Iterator[_Row]:
+  found: Iterable[columns.Row], name: str, source: settings.Source
+) -> Iterator[columns.Row]:
   stop = None if source.count is None else source.first + source.count
   seen = 0
-  for seen, row in enumerate(itertools.islice(rows, stop), start=1):
+  for seen, row in enumerate(itertools.islice(found, stop), start=1):
     if seen > source.first:
       yield row
   if not seen:
@@ -110,43 +204,18 @@ def _slice(
     )
 
 
-def file_rows(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """Yields (where it stands, the object) for each line of JSONL or JSONL.gz.
-
-  Raises:
-    ConfigError: a file that is not there, cannot be read, or is not JSON.
-  """
-  if not path.is_file():
-    raise errors.ConfigError(f"data file {path} does not exist")
-  # The first two bytes, not the name, say whether a file is compressed.
-  try:
-    with path.open("rb") as start:
-      compressed = start.read(2) == b"\x1f\x8b"
-    opener = gzip.open if compressed else open
-    # A byte-order mark is no text, and only a newline ends a line.
-    with opener(path, "rt", encoding="utf-8-sig", newline="\n") as lines:
-      for number, line in enumerate(lines, start=1):
-        if line.strip():
-          where = f"{path} line {number}"
-          yield where, json_lines.parse(line, where)
-  except UnicodeDecodeError as error:
-    raise errors.ConfigError(f"{path} is not UTF-8 text: {error}") from error
-  except (OSError, EOFError, zlib.error) as error:
-    raise errors.ConfigError(f"{path} cannot be read: {error}") from error
-
-
-def _hub_rows(source: settings.Source) -> Iterator[_Row]:
+def _hub_rows(source: settings.Source) -> Iterator[columns.Row]:
   import datasets
 
   hub = str(source.hub)
   local = pathlib.Path(hub)
   try:
     if (local / "dataset_dict.json").is_file():
-      rows = datasets.load_from_disk(hub)[source.split]
+      found = datasets.load_from_disk(hub)[source.split]
     elif (local / "state.json").is_file():
-      rows = datasets.load_from_disk(hub)
+      found = datasets.load_from_disk(hub)
     else:
-      rows = datasets.load_dataset(
+      found = datasets.load_dataset(
         hub, source.name, split=source.split, revision=source.revision
       )
   except Exception as error:  # the hub's clients raise dozens of types
@@ -155,79 +224,8 @@ def _hub_rows(source: settings.Source) -> Iterator[_Row]:
       f"data set {hub} (name {source.name}, split {source.split}) cannot be "
       f"loaded: {type(error).__name__}: {reason}"
     ) from error
-  for number, row in enumerate(rows):
-    yield f"{hub} row {number}", dict(row)
-
-
-def _question(row: _Row, fields: Mapping[str, str]) -> types.Question:
-  where, values = row
-  # A field that the map gives to one of ours is not taken for another one by
-  # its name: GSM8K's `answer` is our `solution`.
-  taken = set(fields.values())
-  names = {
-    field: fields.get(field, None if field in taken else field)
-    for field in FIELDS
-  }
-
-  def read(field: str) -> str | None:
-    name = names[field]
-    if name is None or _is_missing(values.get(name)):
-      if field in fields:
-        raise _missing(str(name), row)
-      return None
-    value = values[name]
-    if field in _BETWEEN and _are_texts(value):
-      value = _BETWEEN[field].join(value)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-      raise errors.ConfigError(
-        f"{where}: field {name!r} must be text or a number, got "
-        f"{json_lines.kind(value)}"
-      )
-    json_lines.check_text(str(value), f"{where}: field {name!r}")
-    return str(value)
-
-  question, answer, solution = map(read, ("question", "answer", "solution"))
-  if question is None:
-    raise _missing("question", row)
-  if answer is None and solution is not None and "####" in solution:
-    answer = solution.rpartition("####")[2].strip()
-  if answer is None and any(values.get(name) for name in _TESTS):
-    answer = ""
-  if answer is None:
-    raise _missing("answer", row)
-  rest = {k: v for k, v in values.items() if k not in names.values()}
-  nested = rest.pop("meta", None)
-  if isinstance(nested, Mapping):
-    rest |= nested
-  elif nested is not None:
-    rest["meta"] = nested
-  return types.Question(
-    read("id") or "", question, answer, solution or None, rest
-  )
-
-
-def _is_missing(value: Any) -> bool:
-  return value is None or (
-    isinstance(value, float) and not math.isfinite(value)
-  )
-
-
-def _are_texts(value: Any) -> bool:
-  return (
-    isinstance(value, list)
-    and bool(value)
-    and all(isinstance(text, str) for text in value)
-  )
-
-
-def _missing(name: str, row: _Row) -> errors.ConfigError:
-  where, values = row
-  if name in values:
-    return errors.ConfigError(f"{where} has no value in the field {name!r}")
-  return errors.ConfigError(
-    f"{where} lacks the field {name!r}, it has {', '.join(values) or 'none'} "
-    "(`fields` maps our names to theirs)"
-  )
+  for number, row in enumerate(found):
+    yield columns.Row(f"{hub} row {number}", dict(row))
 
 
 def rewritten(
@@ -263,6 +261,15 @@ def rewritten(
         f"({', '.join(fields)}), got {error} for question {question.id}"
       ) from error
 
-  return [
-    question._replace(solution=solution(question)) for question in questions
-  ]
+  return [_answered(question, solution(question)) for question in questions]
+
+
+def _answered(question: types.Question, solution: str | None) -> types.Question:
+  """The question with another solution, which ends its dialogue, if any."""
+  dialogue = question.dialogue
+  if dialogue is not None and dialogue.turns:
+    turns = dialogue.turns[: dialogue.asked]
+    if solution is not None:
+      turns = (*turns, {"role": "assistant", "content": solution})
+    dialogue = dialogue._replace(turns=turns)
+  return question._replace(solution=solution, dialogue=dialogue)

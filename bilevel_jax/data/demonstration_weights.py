@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bilevel_jax import errors, types
-from bilevel_jax.data import corpora
+from bilevel_jax.data import data_files
 
 
 def of(questions: Sequence[types.Question], path: str) -> list[float]:
@@ -21,7 +21,7 @@ def of(questions: Sequence[types.Question], path: str) -> list[float]:
       id that two rows have, or a demonstration that no row is of.
   """
   rows: dict[str, Mapping[str, Any]] = {}
-  for where, row in corpora.file_rows(pathlib.Path(path)):
+  for where, row in data_files.read(pathlib.Path(path)):
     name = str(row.get("id"))
     if name in rows:
       raise errors.ConfigError(f"{where} has the id {name!r} of another row")

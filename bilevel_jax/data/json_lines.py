@@ -33,18 +33,30 @@ def parse(line: str | bytes, where: str) -> dict[str, Any]:
   """
   try:
     row = json.loads(line)
-    deep = isinstance(row, (dict, list)) and _is_deep(row)
   except ValueError as error:
     raise errors.ConfigError(f"{where} is not JSON: {error}") from error
   except RecursionError:
-    row, deep = {}, True
-  if deep:
-    raise errors.ConfigError(
-      f"{where} must be nested at most {_MOST_LEVELS} levels deep"
-    )
+    raise _too_deep(where) from None
+  check_object(row, where)
+  return row
+
+
+def check_object(row: Any, where: str) -> None:
+  """Returns nothing if a value is an object that can be gone through.
+
+  Raises:
+    ConfigError: it is no object, or nested too deeply.
+  """
+  if isinstance(row, (dict, list)) and _is_deep(row):
+    raise _too_deep(where)
   if not isinstance(row, dict):
     raise errors.ConfigError(f"{where} must be a JSON object, got {kind(row)}")
-  return row
+
+
+def _too_deep(where: str) -> errors.ConfigError:
+  return errors.ConfigError(
+    f"{where} must be nested at most {_MOST_LEVELS} levels deep"
+  )
 
 
 def _is_deep(row: dict | list) -> bool:

@@ -1,8 +1,10 @@
 """Settings of examples: where they are read, and how they become tokens."""
 
 import dataclasses
+import string
 from typing import Any
 
+from bilevel_jax import errors
 from bilevel_jax.fields import setting
 
 
@@ -23,6 +25,11 @@ class Tokenizer:
   use_chat_template: bool = setting(
     True, "wrap the prompt in the chat template where there is one"
   )
+  chat_template_kwargs: dict[str, Any] = setting(
+    {},
+    "what else the chat template sees, such as {'enable_thinking': False}; a "
+    "row's own column of this name comes before it",
+  )
   date: str | None = setting(
     None,
     "date and time, as 2026-03-01T12:00:00, that a chat template which asks "
@@ -35,7 +42,9 @@ class Source:
   """Where examples come from: a task, a file, or the hub."""
 
   path: str | None = setting(
-    None, "JSONL or JSONL.gz file; beside `hub`, a copy with our names"
+    None,
+    "data file (JSONL, JSON, CSV, TSV, all also with gzip, or parquet); beside "
+    "`hub`, a copy with our names",
   )
   hub: str | None = setting(None, "Hugging Face dataset id or directory")
   name: str | None = setting(None, "configuration name of the hub dataset")
@@ -49,8 +58,16 @@ class Source:
   task_options: dict[str, Any] = setting(
     {}, "arguments of the procedural task, such as {'steps': 2}"
   )
+  sources: tuple[str, ...] = setting(
+    (),
+    "several sources in place of one, each a file, directory, hub id or task, "
+    "such as ('mine.jsonl=0.7', 'openai/gsm8k:main=0.3') where each has a "
+    "share of what is taken; without shares all rows count alike",
+  )
   fields: dict[str, str] = setting(
-    {}, "our field -> their field, for id, question, answer, solution"
+    {},
+    "our column -> theirs, where the names do not say it (docs/how_to/"
+    "own_data.md); a dot leads into a mapping, as in reward_model.ground_truth",
   )
   first: int = setting(0, "examples to skip at the start", at_least=0)
   count: int | None = setting(None, "examples to keep; default all", at_least=1)
@@ -66,3 +83,25 @@ class Demonstrations(Source):
     "JSONL file with an id and a weight for each demonstration, such as the "
     "demonstrations.jsonl of another run: its SFT loss is multiplied by that",
   )
+
+
+def check_prompt(prompt: str, name: str = "tokenizer.prompt") -> None:
+  """Returns nothing if a question can be put into the text.
+
+  Args:
+    name: what to call it in a message.
+
+  Raises:
+    ConfigError: it is no format string, or has no field.
+  """
+  try:
+    fields = {field for _, field, _, _ in string.Formatter().parse(prompt)}
+  except ValueError as error:
+    raise errors.ConfigError(
+      f"{name} must be a format string (write {{{{ and }}}} for "
+      f"braces), got {prompt!r}: {error}"
+    ) from error
+  if not fields - {None}:
+    raise errors.ConfigError(
+      f"{name} must have a field such as {{question}}, got {prompt!r}"
+    )

@@ -8,7 +8,10 @@ special tokens taken as text.
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
+
+Escape: TypeAlias = Callable[[str], str]
+"""A text -> the same with escapes."""
 
 _ESCAPE = "\U000f0000"  # a private character; doubled it stands for itself
 
@@ -78,6 +81,15 @@ class SpecialTokens:
       else:
         plain += piece
     return ids + (encode(plain, False) if plain else [])
+
+  def name(self, token: int | None) -> str:
+    """Returns the text of a special token; "" of None."""
+    return next((name for name, i in self.ids.items() if i == token), "")
+
+  def all(self, text: str) -> list[tuple[int, str, int]]:
+    """Returns where each special token in a text is, its text and its id."""
+    found = self._any.finditer(text)
+    return [(match.start(), match[0], self.ids[match[0]]) for match in found]
 
   def first(self, text: str) -> tuple[str, int | None]:
     """Returns what precedes the first special token in a text, and its id.

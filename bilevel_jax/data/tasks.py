@@ -230,6 +230,7 @@ def countdown(
 
 
 _TASKS = {"arithmetic": arithmetic, "countdown": countdown}
+NAMES = tuple(_TASKS)
 
 
 def _draws(task: str, seed: int, options: dict[str, Any]) -> _Draws:

@@ -1,14 +1,11 @@
 """Text to tokens and back: a Hugging Face tokenizer with its chat template.
 
-The prompt is what the chat template renders with a generation prompt; the
-solution is what the template renders after that, up to and with the token
-that ends the assistant's turn. So a demonstration holds exactly the tokens
-that the policy would have to produce, and nothing after its EOS.
+A demonstration holds exactly the tokens that the policy would have to produce,
+and nothing after the token that ends its last turn (`data.dialogues`).
 """
 
-import json
+import itertools
 import pathlib
-import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,15 +15,12 @@ from bilevel_jax import errors, types
 from bilevel_jax.data import (
   chat_templates,
   dates,
+  dialogues,
   json_lines,
   settings,
   special_tokens,
   tokenizer_files,
 )
-
-CHARACTERS = "0123456789+-*/()=?.,:#; \n{}\\abcdefghijklmnopqrstuvwxyz"
-
-_PROBE = "PROBE"
 
 
 class Tokenizer:
@@ -52,7 +46,7 @@ class Tokenizer:
     self._system_prompt = wanted.system_prompt
     self._prompt = wanted.prompt
     has_template = tokenizer.chat_template is not None
-    self._chat = wanted.use_chat_template and has_template
+    is_chat = wanted.use_chat_template and has_template
     known = set(self.vocabulary().values())
     self.vocab_size = max(known) + 1
     eos_ids = tokenizer_files.eos_ids(files / "generation_config.json", known)
@@ -67,15 +61,18 @@ class Tokenizer:
         if added.special
       }
     )
-    asks = self._chat and "strftime_now" in str(tokenizer.chat_template)
+    asks = is_chat and "strftime_now" in str(tokenizer.chat_template)
     self.date = (wanted.date or dates.now()) if asks else None
-    self._before_end = self._after_solution = ""
-    if self._chat:
-      self._after_solution = self._template_tail()
-      before, turn_end = self._special.first(self._after_solution)
-      if turn_end is not None:
-        self._before_end, end_id = before, turn_end
-        eos_ids.append(turn_end)
+    self._chat: dialogues.ChatTemplate | None = None
+    frame = wanted.prompt + "\n"
+    self._opening = special_tokens.opening_mark(frame.rpartition("}")[2])
+    frame = frame.removesuffix(self._opening)
+    if is_chat:
+      self._chat = self._chat_template(wanted)
+      frame = self._chat.frame
+      if self._chat.end_id is not None:
+        end_id = self._chat.end_id
+        eos_ids.append(end_id)
     if end_id is None:
       raise errors.ConfigError(
         f"the tokenizer in {files} must name what ends a text, got no "
@@ -84,11 +81,6 @@ class Tokenizer:
       )
     self.end_id = end_id
     self.eos_ids = tuple(sorted(set(eos_ids)))
-    frame = self._render(_PROBE, None) if self._chat else wanted.prompt + "\n"
-    self._opening = special_tokens.opening_mark(
-      frame.rpartition(_PROBE if self._chat else "}")[2]
-    )
-    frame = frame.removesuffix(self._opening)
     # In a solution the others are tokens: they neither begin nor end a turn.
     ends = {*self.eos_ids, tokenizer.bos_token_id}
     self._kept = {
@@ -99,16 +91,36 @@ class Tokenizer:
     pad_id = tokenizer.pad_token_id
     self.pad_id: int = end_id if pad_id is None else pad_id
 
+  def _chat_template(
+    self, wanted: settings.Tokenizer
+  ) -> dialogues.ChatTemplate:
+    try:
+      template = self._tokenizer.get_chat_template()
+    except ValueError as error:
+      raise errors.ConfigError(
+        "the chat template must render a dialogue, got "
+        f"{tokenizer_files.one_line(error)}"
+      ) from error
+    for name in chat_templates.RESERVED & wanted.chat_template_kwargs.keys():
+      raise errors.ConfigError(
+        f"tokenizer.chat_template_kwargs must not have {name}"
+      )
+    if self.date is not None:
+      template = dates.macro(self.date) + template
+    return dialogues.ChatTemplate(
+      template,
+      self._special,
+      {**self._tokenizer.special_tokens_map, **wanted.chat_template_kwargs},
+      wanted.system_prompt,
+    )
+
   def prompt_tokens(self, question: types.Question) -> np.ndarray:
     """Returns int32 ids [n] of the prompt, up to where an answer starts.
 
     Raises:
       ConfigError: the question cannot be put into the prompt or encoded.
     """
-    text = self._prompt_text(question)
-    if self._chat:
-      return self._array(self._special.encode(text, self._encode))
-    return self._after_bos(text)
+    return self._array(self._first(self._prompt_text(question), question))
 
   def prompt_text(self, question: types.Question) -> str:
     """Returns the text of the prompt, with what the template adds.
@@ -124,41 +136,97 @@ class Tokenizer:
     Raises:
       ConfigError: it cannot be encoded.
     """
-    return self._after_bos(self._special.escaped(text, self._special.ids))
+    return self._array(self._after_bos(self._as_it_stands(text)))
 
-  def solution_tokens(self, question: types.Question) -> np.ndarray:
-    """Returns int32 ids [n] of the solution and the EOS that ends it.
+  def demonstrations(
+    self, question: types.Question
+  ) -> list[types.Demonstration]:
+    """Returns the demonstrations that a question with its solution makes.
+
+    A dialogue makes one of all its turns, or one of each where the template
+    renders a turn otherwise once it is answered. Their `id` is 0.
 
     Raises:
-      ConfigError: the question has no solution, or it cannot be encoded.
+      ConfigError: there is no solution, it cannot be encoded, or the template
+        leaves out a part of it.
     """
     if question.solution is None:
       raise errors.ConfigError(
         f"question {question.id} must have a solution to be a demonstration"
       )
-    solution = self._without_end(question.solution)
-    if question.solution.strip() and not solution.strip():
-      raise errors.ConfigError(
-        f"question {question.id} must have a solution with a text before its "
-        f"end, got {question.solution!r}"
-      )
-    solution = self._special.escaped(solution, self._kept)
-    text = special_tokens.without_mark(solution, self._opening)
-    if self._chat:
-      user_text = self._user_text(question)
-      dialogue = self._render(user_text, solution)
-      prompt, tail = self._render(user_text, None), self._after_solution
-      if dialogue.startswith(prompt) and dialogue.endswith(tail):
-        rendered = special_tokens.without_mark(
-          dialogue[len(prompt) : len(dialogue) - len(tail)], self._opening
+    return [
+      self._encoded(target, question) for target in self._targets(question)
+    ]
+
+  def _targets(self, question: types.Question) -> list[dialogues.Target]:
+    dialogue = question.dialogue
+    if dialogue is not None and not dialogue.turns:
+      before = self._as_it_stands(question.question)
+      text = before + self._as_it_stands(self._solution(question))
+      eos_id = self._tokenizer.eos_token_id
+      return [
+        dialogues.Target(
+          text,
+          len(before),
+          [(len(before), len(text) + 1, 1.0)],
+          self.end_id if eos_id is None else eos_id,
         )
-        if special_tokens.holds(rendered, text):
-          text = rendered
-      # Otherwise the template rewrites the prompt once it is answered, or
-      # leaves out a part of the answer, and the bare solution is what would
-      # follow the prompt that is sampled from.
-    text += self._before_end
-    return self._array([*self._special.encode(text, self._encode), self.end_id])
+      ]
+    turns, weights = self._turns(question)
+    if dialogue is None:
+      solution = self._special.escaped(self._solution(question), self._kept)
+      turns = [*turns, {"role": "assistant", "content": solution}]
+      weights = [*weights, 1.0]
+    if self._chat is not None:
+      return self._chat.targets(
+        turns,
+        weights,
+        dialogue or types.Dialogue(),
+        self.end_id,
+        self.eos_ids,
+      )
+    return dialogues.line_targets(
+      dialogues.with_system(turns, self._system_prompt),
+      weights,
+      self._opening,
+      self.end_id,
+    )
+
+  def _encoded(
+    self, target: dialogues.Target, question: types.Question
+  ) -> types.Demonstration:
+    end = len(target.text)
+    cuts = {target.prompt, *(x for span in target.spans for x in span[:2])}
+    inside = sorted(cuts - {0, end, end + 1})
+    ids = self._first(target.text, question)
+    starts = [self._first(target.text[:cut], question) for cut in inside]
+    if any(ids[: len(start)] != start for start in starts):
+      # Tokens reach over a cut, where what is sampled begins with another.
+      pieces = [
+        target.text[a:b] for a, b in itertools.pairwise([0, *inside, end])
+      ]
+      parts = [self._first(pieces[0], question)]
+      parts += [
+        self._special.encode(piece, self._encode) for piece in pieces[1:]
+      ]
+      ids = [number for part in parts for number in part]
+      counts = list(itertools.accumulate(map(len, parts[:-1])))
+    else:
+      counts = list(map(len, starts))
+    ids = [*ids, target.end_id]
+    place = {0: 0, end: len(ids) - 1, end + 1: len(ids)}
+    place.update(zip(inside, counts, strict=True))
+    first = place[target.prompt]
+    weights = np.zeros(len(ids), np.float32)
+    for start, stop, weight in target.spans:
+      weights[place[start] : place[stop]] = weight
+    is_usual = not weights[:first].any() and (weights[first:] == 1).all()
+    return types.Demonstration(
+      0,
+      self._array(ids[:first]),
+      self._array(ids[first:]),
+      token_weights=None if is_usual else weights,
+    )
 
   def decode(self, tokens: Iterable[int]) -> str:
     """Returns the text of token ids, special tokens left out."""
@@ -189,11 +257,45 @@ class Tokenizer:
     )
 
   def _prompt_text(self, question: types.Question) -> str:
-    text = self._user_text(question)
-    if self._chat:
-      return self._render(text, None)
-    system = self._system_prompt
-    return text + "\n" if system is None else f"{system}\n{text}\n"
+    """The prompt with escapes."""
+    dialogue = question.dialogue
+    if dialogue is not None and not dialogue.turns:
+      return self._as_it_stands(question.question)
+    turns, _ = self._turns(question)
+    if dialogue is not None:
+      turns = turns[: dialogue.asked]
+    if self._chat is not None:
+      return self._chat.prompt(turns, dialogue or types.Dialogue())
+    return dialogues.lines(dialogues.with_system(turns, self._system_prompt))
+
+  def _turns(
+    self, question: types.Question
+  ) -> tuple[list[dialogues.Turn], list[float]]:
+    """The turns with escapes, and the weight of each one's loss."""
+    if question.dialogue is None:
+      return [{"role": "user", "content": self._user_text(question)}], [0.0]
+    turns = question.dialogue.turns
+    escape_own = lambda text: self._special.escaped(
+      self._without_end(text), self._kept
+    )
+    escaped = [
+      dialogues.escaped(turn, escape_own, self._special.escaped)
+      for turn in turns
+    ]
+    return escaped, dialogues.loss_weights(turns)
+
+  def _as_it_stands(self, text: str) -> str:
+    return self._special.escaped(text, self._special.ids)
+
+  def _solution(self, question: types.Question) -> str:
+    given = question.solution or ""
+    solution = self._without_end(given)
+    if given.strip() and not solution.strip():
+      raise errors.ConfigError(
+        f"question {question.id} must have a solution with a text before its "
+        f"end, got {given!r}"
+      )
+    return solution
 
   def _user_text(self, question: types.Question) -> str:
     # Neither the answer nor the solution: a prompt must not give them away.
@@ -209,46 +311,23 @@ class Tokenizer:
         + (f" for question {question.id}" if question.id else "")
       ) from error
 
-  def _render(self, user_text: str, solution: str | None) -> str:
-    messages = [{"role": "user", "content": user_text}]
-    if self._system_prompt is not None:
-      messages.insert(0, {"role": "system", "content": self._system_prompt})
-    if solution is not None:
-      messages.append({"role": "assistant", "content": solution})
-    try:
-      template = self._tokenizer.get_chat_template()
-      if self.date is not None:
-        template = dates.macro(self.date) + template
-      return chat_templates.render(
-        template,
-        messages,
-        add_generation_prompt=solution is None,
-        variables=self._tokenizer.special_tokens_map,
-      )
-    except (errors.ConfigError, ValueError) as error:
-      raise errors.ConfigError(
-        "the chat template must render a dialogue"
-        f"{'' if self._system_prompt is None else ' with a system prompt'}, "
-        f"got {tokenizer_files.one_line(error)}"
-      ) from error
-
-  def _template_tail(self) -> str:
-    rendered = self._render("question", _PROBE)
-    if (times := rendered.count(_PROBE)) != 1:
-      raise errors.ConfigError(
-        "the chat template must render the assistant's turns once, got one "
-        + ("that leaves them out" if not times else f"with {times} of each")
-      )
-    return rendered.partition(_PROBE)[2]
-
   def _without_end(self, text: str) -> str:
     """The text without the marks that end a turn where it ends in them."""
     ends = [t for t, i in self._special.ids.items() if i in self.eos_ids]
     while end := next(filter(text.rstrip().endswith, ends), None):
-      text = text.rstrip().removesuffix(end).removesuffix(self._before_end)
+      text = text.rstrip().removesuffix(end)
+      text = text if self._chat is None else self._chat.without_end(text)
     return text
 
-  def _after_bos(self, text: str) -> np.ndarray:
+  def _first(self, text: str, question: types.Question) -> list[int]:
+    """Ids of a text with escapes that a sequence begins with."""
+    dialogue = question.dialogue
+    is_text = dialogue is not None and not dialogue.turns
+    if self._chat is None or is_text:
+      return self._after_bos(text)
+    return self._special.encode(text, self._encode)
+
+  def _after_bos(self, text: str) -> list[int]:
     """Ids of a text with escapes, after what starts every text, once."""
     bare = self._special.restored(text)
     ids = self._encode(bare)
@@ -258,9 +337,9 @@ class Tokenizer:
     if at is None:
       while whole and whole[-1] in self.eos_ids:  # some end every text
         whole.pop()
-      return self._array(whole)
+      return whole
     begin, ids = whole[:at], self._special.encode(text, self._encode)
-    return self._array(ids if ids[:at] == begin else begin + ids)
+    return ids if ids[:at] == begin else begin + ids
 
   def _encode(
     self, text: str, as_text: bool = False, add_special_tokens: bool = False
@@ -300,7 +379,7 @@ def of_settings(
   Raises:
     ConfigError: nothing there, unreadable, or a bad template or prompt.
   """
-  check_prompt(wanted.prompt)
+  settings.check_prompt(wanted.prompt)
   if wanted.date is not None:
     dates.moment(wanted.date)
   directory = tokenizer_files.directory(source)
@@ -308,68 +387,3 @@ def of_settings(
   if wanted.chat_template is not None:
     tokenizer.chat_template = wanted.chat_template
   return Tokenizer(tokenizer, directory, wanted)
-
-
-def character_tokenizer(directory: str | pathlib.Path) -> None:
-  """Writes a tokenizer with one token per character, for tiny policies.
-
-  Id 0 is <pad>, 1 is <eos>, then come `CHARACTERS` in order. There is no
-  unknown token: any other character is a ConfigError when it is encoded, for a
-  policy cannot learn from what it cannot see.
-
-  Args:
-    directory: where to write; made if need be.
-  """
-  import tokenizers
-  from tokenizers import decoders, models, pre_tokenizers
-
-  directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
-  special = ["<pad>", "<eos>"]
-  vocabulary = {token: i for i, token in enumerate([*special, *CHARACTERS])}
-  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary))
-  tokenizer.pre_tokenizer = pre_tokenizers.Split(
-    tokenizers.Regex(r"[\s\S]"), "isolated"
-  )
-  tokenizer.decoder = decoders.Fuse()
-  tokenizer.add_special_tokens(special)
-  tokenizer.save(str(directory / "tokenizer.json"))
-  _write_json(
-    directory / "tokenizer_config.json",
-    {
-      "tokenizer_class": "PreTrainedTokenizerFast",
-      "pad_token": special[0],
-      "eos_token": special[1],
-      "clean_up_tokenization_spaces": False,
-    },
-  )
-  _write_json(
-    directory / "generation_config.json",
-    {"eos_token_id": vocabulary["<eos>"], "pad_token_id": vocabulary["<pad>"]},
-  )
-
-
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def check_prompt(prompt: str, setting: str = "tokenizer.prompt") -> None:
-  """Returns nothing if a question can be put into the text.
-
-  Args:
-    setting: what to call it in a message.
-
-  Raises:
-    ConfigError: it is no format string, or has no field.
-  """
-  try:
-    fields = {field for _, field, _, _ in string.Formatter().parse(prompt)}
-  except ValueError as error:
-    raise errors.ConfigError(
-      f"{setting} must be a format string (write {{{{ and }}}} for "
-      f"braces), got {prompt!r}: {error}"
-    ) from error
-  if not fields - {None}:
-    raise errors.ConfigError(
-      f"{setting} must have a field such as {{question}}, got {prompt!r}"
-    )

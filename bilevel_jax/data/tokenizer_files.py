@@ -8,6 +8,7 @@ from typing import Any
 
 from bilevel_jax import errors
 
+CHARACTERS = "0123456789+-*/()=?.,:#; \n{}\\abcdefghijklmnopqrstuvwxyz"
 _HUB_FILES = (
   "tokenizer*",
   "vocab*",
@@ -116,3 +117,46 @@ def eos_ids(path: pathlib.Path, known: Container[int]) -> list[int]:
 def one_line(error: Exception) -> str:
   """Returns an error's message without line breaks, 300 characters at most."""
   return " ".join(str(error).split())[:300]
+
+
+def character_tokenizer(directory: str | pathlib.Path) -> None:
+  """Writes a tokenizer with one token per character, for tiny policies.
+
+  Id 0 is <pad>, 1 is <eos>, then come `CHARACTERS` in order. There is no
+  unknown token: any other character is a ConfigError when it is encoded, for a
+  policy cannot learn from what it cannot see.
+
+  Args:
+    directory: where to write; made if need be.
+  """
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers
+
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  special = ["<pad>", "<eos>"]
+  vocabulary = {token: i for i, token in enumerate([*special, *CHARACTERS])}
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary))
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(
+    tokenizers.Regex(r"[\s\S]"), "isolated"
+  )
+  tokenizer.decoder = decoders.Fuse()
+  tokenizer.add_special_tokens(special)
+  tokenizer.save(str(directory / "tokenizer.json"))
+  _write_json(
+    directory / "tokenizer_config.json",
+    {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "pad_token": special[0],
+      "eos_token": special[1],
+      "clean_up_tokenization_spaces": False,
+    },
+  )
+  _write_json(
+    directory / "generation_config.json",
+    {"eos_token_id": vocabulary["<eos>"], "pad_token_id": vocabulary["<pad>"]},
+  )
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -179,10 +179,11 @@ def load_questions(
       f"--benchmarks takes {', '.join(BENCHMARKS)}, got {name!r}"
     )
   benchmark = BENCHMARKS[name]
+  readers = () if benchmark.verifier == "code" else ("--benchmarks",)
   found = [
     question
     for source in _sources(name, directory)
-    for question in corpora.load(source)
+    for question in corpora.load(source, readers)
   ]
   if within is not None and (field := benchmark.dated) is not None:
     first, last = within

@@ -36,6 +36,8 @@ class Definition(NamedTuple):
   """Dataclass of its settings; None: it has none."""
   rules: Callable[[Any, Any], Iterable[str]]
   """(its options, the run's settings) -> a sentence for each broken rule."""
+  rollouts: bool
+  """Whether it ever samples: its module's ROLLOUTS, True by default."""
 
 
 def find(name: str) -> Definition:
@@ -58,4 +60,5 @@ def find(name: str) -> Definition:
     build,
     getattr(module, "Options", None),
     getattr(module, "rules", lambda options, settings: ()),
+    getattr(module, "ROLLOUTS", True),
   )

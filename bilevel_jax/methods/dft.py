@@ -3,6 +3,8 @@
 from bilevel_jax.methods import contract, sft
 from bilevel_jax.objectives import token_weights
 
+ROLLOUTS = False
+
 
 def build(options: object, setup: contract.Setup) -> contract.Method:
   """Returns SFT on -sg[p] log p, whatever `sft.token_weight` says."""

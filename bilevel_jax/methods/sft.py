@@ -3,6 +3,8 @@
 from bilevel_jax.bilevel import problem
 from bilevel_jax.methods import contract, updates
 
+ROLLOUTS = False
+
 
 def build(
   options: object,

@@ -318,6 +318,7 @@ _NAMED: dict[str, Verifier] = {
   "reasoning_gym": reasoning_gym,
 }
 NAMES = (*_NAMED, "regex", "code")
+READ_ANSWERS = ("math", "exact", "number", "choice")
 CANNOT_HANG = ("exact", "number", "expression", "choice")
 
 

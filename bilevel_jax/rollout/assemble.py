@@ -79,6 +79,9 @@ def demonstration_batch(
 ) -> TokenBatch:
   """Returns demonstrations as rows that weigh their solutions only.
 
+  Where a demonstration has weights of its tokens, those above 0 are counted,
+  and what the weighting gives them is multiplied by theirs.
+
   Args:
     weighting: [B, T] mask of solutions -> weights.
     coefficients: [n], what each row's weights are multiplied by, beside its
@@ -87,12 +90,26 @@ def demonstration_batch(
     with_logprobs: whether the batch has the demonstrations' own log-probs, as
       `expert_logprobs`.
   """
+  given = {
+    row: d.token_weights[: len(d.prompt) + len(d.solution)]
+    for row, d in enumerate(demonstrations)
+    if d.token_weights is not None
+  }
+
+  def of_turns(mask: Array) -> Array:
+    mask = np.array(mask)
+    for row, values in given.items():
+      mask[row, 1 : len(values)] = values[1:] > 0
+    return weighting(mask)
+
   batch = token_batch(
     [(d.prompt, d.solution) for d in demonstrations],
-    weighting,
+    of_turns if given else weighting,
     rows=rows,
     columns=columns,
   )
+  for row, values in given.items():
+    np.asarray(batch.weights)[row, : len(values)] *= values
   count, shape = len(demonstrations), batch.tokens.shape
 
   def column(values: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -105,9 +122,10 @@ def demonstration_batch(
   logprobs = None
   if with_logprobs:
     logprobs = np.zeros(shape, np.float32)
-    for row, (_, prompt, _, values, _) in enumerate(demonstrations):
-      assert values is not None
-      logprobs[row, len(prompt) : len(prompt) + len(values)] = values
+    for row, d in enumerate(demonstrations):
+      assert d.logprobs is not None
+      first = len(d.prompt)
+      logprobs[row, first : first + len(d.logprobs)] = d.logprobs
   weights = batch.weights * column([d.weight for d in demonstrations])
   if coefficients is not None:
     weights = weights * column(coefficients)

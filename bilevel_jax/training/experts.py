@@ -37,7 +37,8 @@ def load_expert(
     base: weights that the run begins with, not consumed.
 
   Raises:
-    ConfigError: weights that cannot be read, or of another vocabulary.
+    ConfigError: weights that cannot be read, or of another vocabulary; or
+      dialogues of several turns, of which it would score one.
   """
   wanted, stream = learner.method.needs.expert, streams.demonstrations
   if wanted == "rollouts":
@@ -45,6 +46,14 @@ def load_expert(
   scored = stream is None or all(
     d.logprobs is not None for d in stream.examples
   )
+  if wanted == "demonstrations" and stream is not None:
+    turned = [d.id for d in stream.examples if d.token_weights is not None]
+    if turned:
+      raise errors.ConfigError(
+        f"method {settings.method.name} scores one turn of a demonstration, "
+        f"got {len(turned)} with a loss on several: give their turns weight 0 "
+        "but for the last"
+      )
   if wanted == "demonstrations" and stream is not None and not scored:
     # At a temperature of 1, as the SFT loss scores them.
     expert = _load(settings, model, mesh, base, 1.0)

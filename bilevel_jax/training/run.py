@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import config, errors, methods, own_code, processes
+from bilevel_jax.data import rows
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import cache
-from bilevel_jax.training import experts, meshes, sharding, sources
+from bilevel_jax.training import checkpoint, experts, meshes, sharding, sources
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.types import TrainState, Tree
 
@@ -158,6 +159,45 @@ def spent(run: Run) -> str | None:
   return None
 
 
+def resume(run: Run, checkpoints: checkpoint.Checkpoints) -> int:
+  """Takes the latest complete checkpoint up; returns the steps it had done.
+
+  Raises:
+    ConfigError: it is of other weights or examples.
+  """
+  restored = checkpoints.restore(run.state)
+  if restored is None:
+    return 0  # the run was killed before its first checkpoint
+  done, state, host = restored
+  if host["model"] != run.host["model"]:
+    raise errors.ConfigError(
+      f"cannot resume: {run.settings.model.weights} has other weights than "
+      "the run in run_dir started from"
+    )
+  # A checkpoint of an older version does not have it.
+  if host.setdefault("examples", run.host["examples"]) != run.host["examples"]:
+    raise errors.ConfigError(
+      f"cannot resume {run.settings.run_dir}: the examples are others than it "
+      "started with (their rows, or how the tokenizer and its template render "
+      "them)"
+    )
+  host.setdefault("code", run.host["code"])
+  run.state, run.host = state, host
+  return done
+
+
+def over(run: Run, done: int) -> str | None:
+  """Returns why there is no step left to do after so many, if so."""
+  if done >= run.settings.steps:
+    return f"the run has done {done} steps of steps {run.settings.steps}"
+  if budget := spent(run):
+    return (
+      f"the run has sampled {run.host['tokens']} tokens, its updates took "
+      f"{run.host['update_flops']:g} operations, and its budget is {budget}"
+    )
+  return None
+
+
 def due(every: int | None, done: int, steps: int) -> bool:
   """Returns whether what happens every so often happens after this step.
 
@@ -179,6 +219,12 @@ def opening(run: Run) -> str:
   ]
   if streams.demonstrations is not None:
     lines.append(f"demonstrations: {streams.demonstrations.counts}")
+    bare, solved = rows.bare_solutions(streams.demonstrations.questions)
+    if bare:
+      lines.append(
+        f"{bare} of {solved} solutions are bare answers, and learned as they "
+        "are: where a reward is to read them, fields.answer names their column"
+      )
     if path := settings.data.demonstrations.weights:
       weights = [d.weight for d in streams.demonstrations.examples]
       lines.append(
@@ -195,4 +241,9 @@ def opening(run: Run) -> str:
     lines.append(f"programs run in: {run.scorer.isolation}")
   if streams.held_out is not None:
     lines.append(f"held out: {streams.held_out.counts}")
+  first = streams.prompts.questions[0]
+  if first.dialogue is not None and not first.dialogue.turns:
+    lines.append("prompts are texts, continued as they stand")
+  shown = run.model.tokenizer.prompt_text(first)
+  lines.append(f"the first prompt, as the model gets it: {shown!r}")
   return "\n".join(lines)

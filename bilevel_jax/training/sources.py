@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import config, errors, weights
+from bilevel_jax import config, errors, methods, types, weights
 from bilevel_jax.data import batches, corpora, demonstration_weights
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.methods import contract
 from bilevel_jax.models import policy as policy_lib
 from bilevel_jax.models import presets
 from bilevel_jax.random_streams import Stream
+from bilevel_jax.rewards import verifiers
 from bilevel_jax.rollout import engine
 from bilevel_jax.training import sharding
 from bilevel_jax.types import Policy, TrainState, Tree
@@ -57,6 +58,8 @@ class Streams(NamedTuple):
         add(example.prompt.tobytes(), example.solution.tobytes())
         if example.weight != 1:
           add(repr(example.weight).encode())
+        if example.token_weights is not None:
+          add(example.token_weights.tobytes())
     return content.hexdigest()
 
 
@@ -165,8 +168,14 @@ def build_streams(
       other demonstrations.
   """
   data = settings.data
-  questions = corpora.load(data.questions)
-  is_set = lambda source: bool(source.path or source.hub or source.task)
+  reading = [
+    v for v in settings.reward.verifiers if v in verifiers.READ_ANSWERS
+  ]
+  rollouts = methods.find(settings.method.name).rollouts
+  parts = corpora.load_parts(data.questions, reading if rollouts else ())
+  is_set = lambda source: bool(
+    source.path or source.hub or source.task or source.sources
+  )
 
   def prompts(examples, seed):
     return batches.Prompts(
@@ -179,9 +188,10 @@ def build_streams(
 
   demonstrations = None
   if data.demonstrations_per_step:
-    examples = questions
+    own = parts
     if is_set(data.demonstrations):
-      examples = corpora.load(data.demonstrations)
+      own = corpora.load_parts(data.demonstrations)
+    examples = [question for part in own for question in part.questions]
     if data.solution is not None:
       examples = corpora.rewritten(examples, data.solution)
     demonstrations = batches.Demonstrations(
@@ -192,19 +202,42 @@ def build_streams(
       share=data.demonstration_share,
       seed=settings.seed + 1,
     )
+    if len(own) > 1:
+      # Those of one dialogue's turns have names of their own.
+      of = lambda question: question._replace(id=question.id.split("-turn-")[0])
+      demonstrations.set_shares(
+        *_shares(own, [of(q) for q in demonstrations.questions])
+      )
     if (path := data.demonstrations.weights) is not None:
       demonstrations.set_weights(
         demonstration_weights.of(demonstrations.questions, path)
       )
   held_out = None
   if is_set(data.evaluation):
-    held_out = prompts(corpora.load(data.evaluation), settings.seed)
-  asked = prompts(questions, settings.seed)
+    held_out = prompts(corpora.load(data.evaluation, reading), settings.seed)
+  asked = prompts(
+    [question for part in parts for question in part.questions], settings.seed
+  )
+  if len(parts) > 1:
+    asked.set_shares(*_shares(parts, asked.questions))
   paired = [False] * len(asked)
   if demonstrations is not None:
     paired = [own is not None for own in demonstrations.of(asked.questions)]
   _set_share(asked, paired, data.paired_questions_share)
   return Streams(asked, demonstrations, held_out, sum(paired))
+
+
+def _shares(
+  parts: Sequence[corpora.Part], questions: Sequence[types.Question]
+) -> tuple[list[int], list[float]]:
+  """Returns the part of each question, and the share of each part."""
+  part_of = {
+    question.id: number
+    for number, part in enumerate(parts)
+    for question in part.questions
+  }
+  members = [part_of[question.id] for question in questions]
+  return members, [part.share for part in parts]
 
 
 def _set_share(
@@ -222,7 +255,7 @@ def _set_share(
         f"data.paired_questions_share {share:g} needs {what} a demonstration "
         f"of its own, got {sum(paired)} of {len(paired)} questions with one"
       )
-  asked.set_share(paired, share)
+  asked.set_shares([0 if own else 1 for own in paired], [share, 1 - share])
 
 
 def demonstration_groups(

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from bilevel_jax import compile_cache, config, errors, train, types, weights
-from bilevel_jax.data import corpora, tokenizer
+from bilevel_jax.data import corpora, tokenizer_files
 from bilevel_jax.evaluation import scoring
 from bilevel_jax.rewards import pool
 from bilevel_jax.rollout import answers
@@ -137,7 +137,7 @@ def perform(out: pathlib.Path, study: plan.Study, job: plan.Job) -> None:
     settings.tokenizer.path = None
   elif settings.model.weights is None and settings.tokenizer.path is None:
     characters = out / "tokenizer"
-    tokenizer.character_tokenizer(characters)
+    tokenizer_files.character_tokenizer(characters)
     settings.tokenizer.path = str(characters)
   if job.prepare is not None:
     files = directory.with_name(f"{directory.name}-data")

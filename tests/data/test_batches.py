@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies
 
 from bilevel_jax import errors, types
-from bilevel_jax.data import batches
+from bilevel_jax.data import batches, order
 
 
 class Characters:
@@ -18,8 +18,10 @@ class Characters:
   def prompt_tokens(self, question):
     return np.array([ord(c) for c in question.question], np.int32)
 
-  def solution_tokens(self, question):
-    return np.array([*map(ord, question.solution), 0], np.int32)
+  def demonstrations(self, question):
+    solution = np.array([*map(ord, question.solution), 0], np.int32)
+    prompt = self.prompt_tokens(question)
+    return [types.Demonstration(0, prompt, solution)]
 
 
 def _question(text, solution=None):
@@ -35,23 +37,23 @@ QUESTIONS = [_question("q" * n, "s" * n) for n in range(1, 8)]
   seed=strategies.integers(0, 2**40),
 )
 def test_every_epoch_is_a_permutation(size, epoch, seed):
-  sampled = batches.order(size, epoch * size, size, seed)
+  sampled = order.of_epochs(size, epoch * size, size, seed)
   np.testing.assert_array_equal(np.sort(sampled), np.arange(size))
 
 
 def test_order_can_be_resumed_at_every_position():
-  whole = batches.order(7, 0, 40, 3)
+  whole = order.of_epochs(7, 0, 40, 3)
   for position in range(40):
     for count in (0, 1, min(5, 40 - position), 40 - position):
       np.testing.assert_array_equal(
-        batches.order(7, position, count, 3), whole[position:][:count]
+        order.of_epochs(7, position, count, 3), whole[position:][:count]
       )
 
 
 def test_epochs_and_seeds_differ():
-  first, second = batches.order(50, 0, 100, 0).reshape(2, 50)
+  first, second = order.of_epochs(50, 0, 100, 0).reshape(2, 50)
   assert (first != second).any()
-  assert (first != batches.order(50, 0, 50, 1)).any()
+  assert (first != order.of_epochs(50, 0, 50, 1)).any()
 
 
 def _own(examples, question):
@@ -92,7 +94,7 @@ def test_a_share_of_the_stream_is_of_the_chosen(examples, share, start):
   hypothesis.assume(any(examples) and not all(examples))
   questions = [_question("q" * n) for n in range(1, len(examples) + 1)]
   stream = batches.Prompts(questions, Characters(), max_tokens=9, seed=5)
-  stream.set_share(examples, share)
+  stream.set_shares([0 if one else 1 for one in examples], [share, 1 - share])
   asked, prompts, _ = stream.take(start, 200)
   is_chosen = np.array([examples[len(q.question) - 1] for q in asked])
   assert [len(q.question) for q in asked] == [len(p) for p in prompts]
@@ -117,7 +119,7 @@ def test_a_share_of_the_stream_is_of_the_chosen(examples, share, start):
 def test_every_example_is_in_the_stream_s_hash_whatever_its_share():
   stream = batches.Prompts(QUESTIONS, Characters(), max_tokens=9, seed=5)
   before = stream.every()
-  stream.set_share([True] + [False] * 6, 1.0)
+  stream.set_shares([0] + [1] * 6, [1.0, 0.0])
   assert stream.take(0, 3)[0] == QUESTIONS[:1] * 3
   after = stream.every()
   assert after[0] == before[0]
@@ -286,7 +288,7 @@ def test_log_probs_that_came_with_the_data_stay_with_their_demonstrations():
   given = batches.Demonstrations(
     scored, Characters(), max_tokens=4, overlong="truncate", share=1.0, seed=3
   )
-  for _, _, solution, values, _ in given.take(1, 5):
+  for _, _, solution, values, *_ in given.take(1, 5):
     letters = int((solution > 0).sum())
     assert values.dtype == np.float32
     assert len(values) == len(solution)
@@ -320,3 +322,25 @@ def test_one_demonstration_without_log_probs_leaves_all_without():
     seed=0,
   )
   assert [d.logprobs for d in given.examples] == [None, None]
+
+
+@hypothesis.given(
+  sizes=strategies.lists(strategies.integers(1, 5), min_size=3, max_size=4),
+  start=strategies.integers(0, 99),
+)
+def test_several_parts_have_their_shares_from_any_position_on(sizes, start):
+  """The first exactly, those that share the rest within one for each part."""
+  members = [part for part, size in enumerate(sizes) for _ in range(size)]
+  shares = [3, 1, 2, 2][: len(sizes)]
+  parts = order.parts(members, shares)
+  taken = order.of_parts(parts, start, 240, 7)
+  counts = np.bincount(np.array(members)[taken], minlength=len(sizes))
+  wanted = 240 * np.array(shares) / sum(shares)
+  assert np.abs(counts - wanted).max() <= len(sizes)
+  assert abs(counts[0] - wanted[0]) < 1
+  np.testing.assert_array_equal(
+    order.of_parts(parts, start + 40, 9, 7), taken[40:49]
+  )
+  for part, size in enumerate(sizes):  # each has all its examples in an epoch
+    of_part = taken[np.array(members)[taken] == part]
+    assert len(set(of_part[: 2 * size].tolist())) == size

@@ -20,12 +20,9 @@ DOUBLED = (
 
 
 def render(template, **variables):
-  return chat_templates.render(
-    template,
-    [{"role": "user", "content": "What?\ud800\u2028"}],
-    add_generation_prompt=True,
-    variables=variables,
-  )
+  dialogue = [{"role": "user", "content": "What?\ud800\u2028"}], True
+  (rendered,) = chat_templates.render(template, [dialogue], variables)
+  return rendered.text
 
 
 @pytest.mark.parametrize(
@@ -78,7 +75,7 @@ def test_a_tokenizer_whose_template_loops_is_refused(tmp_path, monkeypatch):
 SCRIPT = """
 import sys, time
 from bilevel_jax.data import chat_templates
-chat_templates.render("a", [], add_generation_prompt=True, variables={})
+chat_templates.render("a", [([], True)], {})
 print(chat_templates._Process.kept._process.process_id, flush=True)
 if sys.argv[1] == "stay":
   time.sleep(100)

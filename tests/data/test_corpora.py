@@ -27,8 +27,8 @@ def write(tmp_path):
 ID = hashlib.blake2b(b"1+1", digest_size=8).hexdigest()
 
 
-def _load(path, **given):
-  return corpora.load(config.Source(path=path, **given))
+def _load(path, needs_answers=(), **given):
+  return corpora.load(config.Source(path=path, **given), needs_answers)
 
 
 def test_a_row_needs_only_a_question_and_an_answer(write):
@@ -67,7 +67,8 @@ def test_fields_are_mapped(write):
 def test_gsm8k_own_format_has_its_answer_behind_four_hashes(write):
   row = {"question": "How many?", "answer": "1+1 = 2\n#### 2"}
   (question,) = _load(write(row), fields={"solution": "answer"})
-  assert question[1:] == ("How many?", "2", "1+1 = 2\n#### 2", {})
+  assert question[1:5] == ("How many?", "2", "1+1 = 2\n#### 2", {})
+  assert _load(write(row)) == [question]
 
 
 def test_an_answer_is_not_replaced_by_what_is_behind_four_hashes(write):
@@ -114,7 +115,7 @@ def test_json_that_is_no_number_is_a_missing_value(write, missing):
     with pytest.raises(
       errors.ConfigError, match=f"no value in the field '{field}'"
     ):
-      _load(write(broken))
+      _load(write(broken), needs_answers=["math"])
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -164,8 +165,8 @@ def test_lines_after_the_slice_are_not_read(write):
     (
       [ROW, {"question": "1+1", "solution": "2"}],
       {},
-      "{path} line 2 lacks the field 'answer', it has question, solution "
-      "(`fields` maps our names to theirs)",
+      "{path} line 2 lacks the field 'answer', which math needs, it has "
+      "question, solution (`fields` maps our names to theirs)",
     ),
     (
       [{"answer": "2"}],
@@ -186,9 +187,10 @@ def test_lines_after_the_slice_are_not_read(write):
     ),
     (
       [ROW],
-      {"fields": {"prompt": "question"}},
-      "fields maps id, question, answer, solution to a field of the data, got "
-      "'prompt'",
+      {"fields": {"problem": "question"}},
+      "fields maps id, question, answer, solution, prompt, completion, "
+      "messages, system, tools, chat_template_kwargs, weight to a field of the "
+      "data, got 'problem'",
     ),
     (
       [ROW],
@@ -208,7 +210,7 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(
 ):
   path = write(*rows)
   with pytest.raises(errors.ConfigError) as error:
-    _load(path, **given)
+    _load(path, needs_answers=["math"], **given)
   assert str(error.value) == sentence.replace("{path}", path)
 
 

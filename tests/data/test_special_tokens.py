@@ -5,7 +5,7 @@ import tokenizers
 
 from bilevel_jax import errors
 from bilevel_jax.data import tokenizer
-from tests.data.test_tokenizer import CHATML, QUESTION, write
+from tests.data.test_tokenizer import CHATML, QUESTION, solution_tokens, write
 
 STRIPS = CHATML.replace(
   "{{ m.content }}", "{{ m.content.split('</think>')[-1] }}"
@@ -68,7 +68,7 @@ def test_a_solution_is_whole_in_its_target_with_one_of_each_mark(
 ):
   directory = write(tmp_path / "t", template=template)
   loaded = tokenizer.from_source(directory, prompt="{question}")
-  ids = loaded.solution_tokens(QUESTION._replace(solution=solution))
+  ids = solution_tokens(loaded, QUESTION._replace(solution=solution))
   assert _shown(directory, ids) == target
   assert [int(i) in loaded.eos_ids for i in ids].index(True) == len(ids) - 1
 
@@ -77,19 +77,19 @@ def test_a_prompt_of_ones_own_opens_thoughts_once(tmp_path):
   directory = write(tmp_path / "t")
   loaded = tokenizer.from_source(directory, prompt="{question} <think>")
   assert loaded.decode(loaded.prompt_tokens(QUESTION)).endswith("? <think>\n")
-  ids = loaded.solution_tokens(QUESTION._replace(solution=ANSWER))
+  ids = solution_tokens(loaded, QUESTION._replace(solution=ANSWER))
   assert loaded.decode(ids) == ANSWER.removeprefix("<think>\n")
   # What a question ends with is no mark of the prompt's.
   loaded = tokenizer.from_source(directory, prompt="{question}")
   asked = QUESTION._replace(question="Which? [a]", solution="[a] it is")
-  assert loaded.decode(loaded.solution_tokens(asked)) == "[a] it is"
+  assert loaded.decode(solution_tokens(loaded, asked)) == "[a] it is"
 
 
 @pytest.mark.parametrize("solution", [END, f" {END}\n", END * 2, "<|end|>"])
 def test_a_solution_of_end_marks_alone_is_refused(tmp_path, solution):
   loaded = tokenizer.from_source(write(tmp_path / "t", template=CHATML))
   with pytest.raises(errors.ConfigError, match="text before its end, got"):
-    loaded.solution_tokens(QUESTION._replace(solution=solution))
+    solution_tokens(loaded, QUESTION._replace(solution=solution))
 
 
 def test_a_template_that_says_an_answer_twice_is_refused(tmp_path):
@@ -125,7 +125,7 @@ def test_special_tokens_in_a_question_are_text(tmp_path, template, text):
 )
 def test_marks_of_turns_inside_a_solution_are_text(tmp_path, text):
   loaded = tokenizer.from_source(write(tmp_path / "t", template=CHATML))
-  ids = loaded.solution_tokens(QUESTION._replace(solution=text))
+  ids = solution_tokens(loaded, QUESTION._replace(solution=text))
   assert loaded.decode(ids) == text
   assert sum(int(i) < 4 for i in ids) == 1
 
@@ -154,7 +154,7 @@ def test_a_token_that_is_of_no_turn_is_a_token_in_solutions(tmp_path):
   """Some models' reasoning is between special tokens."""
   directory = write(tmp_path / "t", template=CHATML)
   loaded = tokenizer.from_source(directory)
-  ids = loaded.solution_tokens(QUESTION._replace(solution="<|start|>six 42"))
+  ids = solution_tokens(loaded, QUESTION._replace(solution="<|start|>six 42"))
   assert ids[0] == _backend(directory).token_to_id("<|start|>")
 
 

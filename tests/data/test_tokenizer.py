@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from bilevel_jax import errors, types
-from bilevel_jax.data import tokenizer
+from bilevel_jax.data import tokenizer, tokenizer_files
 
 CHATML = (
   "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -79,6 +79,14 @@ def write(
   return directory
 
 
+def solution_tokens(loaded, question):
+  """Returns the ids of a question's one demonstration, after its prompt."""
+  (found,) = loaded.demonstrations(question)
+  assert found.prompt.tolist() == loaded.prompt_tokens(question).tolist()
+  assert found.token_weights is None
+  return found.solution
+
+
 def backend_ids(directory, text):
   backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
   return backend.encode(text, add_special_tokens=False).ids
@@ -125,7 +133,7 @@ def test_prompt_and_solution_are_the_dialogue_up_to_its_eos(
   loaded = tokenizer.from_source(directory, prompt="{question}")
   together = [
     *loaded.prompt_tokens(QUESTION),
-    *loaded.solution_tokens(QUESTION),
+    *solution_tokens(loaded, QUESTION),
   ]
   assert together == backend_ids(directory, rendered)
 
@@ -135,14 +143,14 @@ def test_prompt_and_solution_are_the_dialogue_up_to_its_eos(
 def test_any_text_survives_in_a_solution(tmp_path_factory, text):
   directory = tmp_path_factory.mktemp("t")
   loaded = tokenizer.from_source(write(directory, template=CHATML))
-  tokens = loaded.solution_tokens(QUESTION._replace(solution=text))
+  tokens = solution_tokens(loaded, QUESTION._replace(solution=text))
   assert tokens[-1] == IM_END
   assert loaded.decode(tokens) == text
 
 
 def test_solution_ends_with_one_eos_and_nothing_after(tmp_path):
   loaded = tokenizer.from_source(write(tmp_path / "t", template=CHATML))
-  tokens = loaded.solution_tokens(QUESTION)
+  tokens = solution_tokens(loaded, QUESTION)
   assert tokens.dtype == np.int32
   assert np.flatnonzero(np.isin(tokens, loaded.eos_ids)) == [len(tokens) - 1]
 
@@ -151,7 +159,7 @@ def test_a_template_that_rewrites_the_prompt_gets_the_bare_solution(tmp_path):
   template = "{{ messages | length }}{{ messages[-1].content }}<|end|>"
   directory = write(tmp_path / "t", template=template)
   loaded = tokenizer.from_source(directory)
-  assert list(loaded.solution_tokens(QUESTION)) == backend_ids(
+  assert list(solution_tokens(loaded, QUESTION)) == backend_ids(
     directory, QUESTION.solution + "<|end|>"
   )
 
@@ -181,7 +189,7 @@ def test_pad_may_be_the_eos_and_changes_no_token(tmp_path):
   )
   assert padded.pad_id == IM_END
   assert padded.eos_ids == (IM_END,)
-  assert padded.solution_tokens(QUESTION)[-1] == IM_END
+  assert solution_tokens(padded, QUESTION)[-1] == IM_END
   unpadded = tokenizer.from_source(
     write(tmp_path / "2", template=CHATML, eos="<|im_end|>")
   )
@@ -198,7 +206,7 @@ def test_plain_prompt_is_text_and_newline_after_bos(tmp_path):
     START,
     *backend_ids(directory, "What is 6 * 7?\n"),
   ]
-  assert list(loaded.solution_tokens(QUESTION)) == [
+  assert list(solution_tokens(loaded, QUESTION)) == [
     *backend_ids(directory, QUESTION.solution),
     END,
   ]
@@ -244,20 +252,20 @@ def test_prompt_can_use_meta_but_not_the_answer(tmp_path):
 
 
 def test_character_tokenizer_round_trips_its_alphabet(tmp_path):
-  tokenizer.character_tokenizer(tmp_path / "t")
+  tokenizer_files.character_tokenizer(tmp_path / "t")
   loaded = tokenizer.from_source(tmp_path / "t", prompt="{question}")
-  text = tokenizer.CHARACTERS + "  a\n\n#1"
+  text = tokenizer_files.CHARACTERS + "  a\n\n#1"
   question = QUESTION._replace(question=text, solution=text)
   assert loaded.vocab_size <= 64
   assert len(loaded.prompt_tokens(question)) == len(text) + 1
   assert loaded.decode(loaded.prompt_tokens(question)) == text + "\n"
-  assert loaded.decode(loaded.solution_tokens(question)) == text
-  assert loaded.solution_tokens(question)[-1] == loaded.end_id == 1
+  assert loaded.decode(solution_tokens(loaded, question)) == text
+  assert solution_tokens(loaded, question)[-1] == loaded.end_id == 1
   assert (loaded.eos_ids, loaded.pad_id) == ((1,), 0)
 
 
 def test_character_tokenizer_refuses_what_it_does_not_know(tmp_path):
-  tokenizer.character_tokenizer(tmp_path / "t")
+  tokenizer_files.character_tokenizer(tmp_path / "t")
   loaded = tokenizer.from_source(tmp_path / "t", prompt="{question}")
   with pytest.raises(errors.ConfigError, match="every character of 'A"):
     loaded.prompt_tokens(QUESTION._replace(question="A"))
@@ -286,7 +294,7 @@ def test_tokenizer_json_wins_over_the_class_that_the_config_names(tmp_path):
     json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|end|>"})
   )
   loaded = tokenizer.from_source(directory, prompt="{question}")
-  ids = loaded.solution_tokens(QUESTION._replace(solution="a  12"))
+  ids = solution_tokens(loaded, QUESTION._replace(solution="a  12"))
   assert list(ids) == backend_ids(directory, "a  12<|end|>")
   assert 300 in ids
 

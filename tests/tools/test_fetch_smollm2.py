@@ -18,6 +18,7 @@ from bilevel_jax.models import policy
 from bilevel_jax.rollout import engine
 from bilevel_jax.weights import gguf, huggingface
 from tests import gguf_files, smollm2
+from tests.data.test_tokenizer import solution_tokens
 from tools import fetch_smollm2
 
 NEW_TOKENS = 64
@@ -256,7 +257,7 @@ def test_real_prompt_is_what_transformers_renders(directory):
   dialogue = rendered(
     [user, {"role": "assistant", "content": question.solution}], False
   )
-  ours = [*loaded.prompt_tokens(question), *loaded.solution_tokens(question)]
+  ours = [*loaded.prompt_tokens(question), *solution_tokens(loaded, question)]
   assert ours == dialogue[: len(ours)]
   assert theirs.decode(dialogue[len(ours) :]) == "\n"
   with pytest.raises(errors.ConfigError, match="must be below the number"):

@@ -12,7 +12,7 @@ from bilevel_jax.methods import terms
 from bilevel_jax.rollout import assemble, packing
 from bilevel_jax.training import host as host_lib
 from bilevel_jax.training import run, sharding
-from bilevel_jax.types import Question
+from bilevel_jax.types import Demonstration, Question
 from tests import tiny_run
 
 
@@ -108,8 +108,9 @@ class _Letters:
   def prompt_tokens(self, question):
     return np.frombuffer(question.question.encode(), np.uint8)
 
-  def solution_tokens(self, question):
-    return np.frombuffer(question.solution.encode(), np.uint8)
+  def demonstrations(self, question):
+    solution = np.frombuffer(question.solution.encode(), np.uint8)
+    return [Demonstration(0, self.prompt_tokens(question), solution)]
 
 
 def _stream(logprobs, **changes):

@@ -15,6 +15,7 @@ from bilevel_jax import errors, types
 from bilevel_jax.data import tokenizer
 from bilevel_jax.weights import gguf_tokenizer
 from tests import gguf_files, public_data, smollm2
+from tests.data.test_tokenizer import solution_tokens
 
 
 def write(path, pre="qwen2", **arguments):
@@ -152,7 +153,7 @@ def test_the_directory_serves_prompts_with_every_eos(tmp_path):
   )
   ids = [
     *loaded.prompt_tokens(question),
-    *loaded.solution_tokens(question),
+    *solution_tokens(loaded, question),
   ]
   text = "".join(tokens[i] for i in ids).replace("Ċ", "\n")
   assert text == (
