@@ -120,6 +120,10 @@ def check(
           f"{question.id} must name one of {', '.join(known)}, got "
           f"{chosen[0]!r} (reward.verifier_names maps values to them)"
         )
+      if chosen[0] in READ_ANSWERS and not question.answer:
+        raise errors.ConfigError(
+          f"question {question.id} must have an answer, which {chosen[0]} reads"
+        )
     if "code" in chosen:
       try:
         forms.tests_of(question)

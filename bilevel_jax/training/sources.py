@@ -169,7 +169,10 @@ def build_streams(
   """
   data = settings.data
   reading = [
-    v for v in settings.reward.verifiers if v in verifiers.READ_ANSWERS
+    verifier
+    for verifier in settings.reward.verifiers
+    if verifier in verifiers.READ_ANSWERS
+    and settings.reward.verifiers_by is None  # else the scorer checks each row
   ]
   rollouts = methods.find(settings.method.name).rollouts
   parts = corpora.load_parts(data.questions, reading if rollouts else ())
