@@ -102,8 +102,8 @@ def steps(
     settings: as `config.parse` returns or takes them.
     questions: rows of any form (docs/how_to/own_data.md), a list or a
       datasets.Dataset, in place of the settings' source; the run keeps them.
-    demonstrations: the same.
-    evaluation: the same.
+    demonstrations: rows to learn from, in the same way.
+    evaluation: rows that are held out, in the same way.
     shown: whether the run is shown on the screen, as `run` shows it.
 
   Raises:
@@ -147,7 +147,7 @@ def _steps(
     run_directory.claimed(directory.path, "run_dir"),
     _scorer(settings) as scorer,
   ):
-    processes.on_first(lambda: given_rows.write(directory.path, given))
+    processes.on_first(lambda: given_rows.keep(directory.path, given))
     run = run_lib.gather(directory.dated(settings), scorer)
     settings = run.settings if run.model.tokenizer.date else settings
     notes: list[str] = []

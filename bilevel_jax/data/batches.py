@@ -114,7 +114,7 @@ class Prompts:
 
     Args:
       members: the part, from 0, that each of `questions` is of.
-      shares: as `order.parts` has them.
+      shares: of the parts, as `order.parts` has them.
     """
     self._parts = order.parts(members, shares)
 

@@ -111,7 +111,11 @@ class Reader:
     ]
 
   def form(self) -> str:
-    """Which of the forms the row has."""
+    """Returns which of the FORMS the row has.
+
+    Raises:
+      ConfigError: none of them, or several.
+    """
     found = {
       form: column
       for form, columns in FORMS.items()

@@ -129,7 +129,7 @@ def _of_one(
   source: settings.Source, seen: dict[str, str], needs_answers: Sequence[str]
 ) -> list[types.Question]:
   if source.path is not None:
-    name, found = source.path, data_files.read(pathlib.Path(source.path))
+    name, found = source.path, data_files.rows_of(pathlib.Path(source.path))
   elif source.hub is not None:
     name, found = source.hub, _hub_rows(source)
   else:

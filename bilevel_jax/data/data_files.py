@@ -15,7 +15,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
 _LONGEST_FIELD = 2**24  # characters of a field of CSV
 
 
-def read(path: pathlib.Path) -> Iterator[columns.Row]:
+def rows_of(path: pathlib.Path) -> Iterator[columns.Row]:
   """Yields the rows of a file.
 
   JSONL has an object on each line, JSON a list of them, or an object whose

@@ -21,7 +21,7 @@ def of(questions: Sequence[types.Question], path: str) -> list[float]:
       id that two rows have, or a demonstration that no row is of.
   """
   rows: dict[str, Mapping[str, Any]] = {}
-  for where, row in data_files.read(pathlib.Path(path)):
+  for where, row in data_files.rows_of(pathlib.Path(path)):
     name = str(row.get("id"))
     if name in rows:
       raise errors.ConfigError(f"{where} has the id {name!r} of another row")

@@ -110,7 +110,7 @@ class ChatTemplate:
     """Returns the demonstrations that a dialogue makes.
 
     Args:
-      turns: escaped.
+      turns: messages whose texts are escaped.
       weights: of each turn's loss; 0 where it has none.
       end_id: what ends a demonstration whose template has no such token.
       end_ids: tokens that may end a turn.
@@ -271,8 +271,8 @@ def line_targets(
 
 def with_system(turns: Sequence[Turn], system: str | None) -> list[Turn]:
   """Returns the turns after a system message, where they have none."""
-  begun = bool(turns) and turns[0]["role"] == "system"
-  if system is None or begun:
+  has_system = bool(turns) and turns[0]["role"] == "system"
+  if system is None or has_system:
     return list(turns)
   return [{"role": "system", "content": system}, *turns]
 
@@ -283,8 +283,8 @@ def escaped(
   """Returns a turn with an escape in place of each special token of its texts.
 
   Args:
-    escape_own: of the assistant's texts.
-    escape: of all others.
+    escape_own: puts them into the assistant's texts.
+    escape: puts them into all other texts.
   """
   chosen = escape_own if turn["role"] == "assistant" else escape
   return {

@@ -26,7 +26,6 @@ def parsed(message: Any, where: str) -> dict[str, Any]:
 
   Args:
     message: in OpenAI's form or ShareGPT's, its content a text or parts of it.
-    where: it stands, for messages.
 
   Raises:
     ConfigError: it is no message, has a role that is not known, or content

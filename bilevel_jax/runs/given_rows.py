@@ -47,9 +47,7 @@ def named(
   return config.parse({**tree, "data": data})
 
 
-def write(
-  run_dir: str | pathlib.Path, given: Mapping[str, Rows | None]
-) -> None:
+def keep(run_dir: str | pathlib.Path, given: Mapping[str, Rows | None]) -> None:
   """Writes the files; a run that is resumed must have the same.
 
   Raises:
