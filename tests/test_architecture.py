@@ -36,6 +36,7 @@ RANKS = {
   "main": 10,
   "generate": 10,
   "evaluate": 10,
+  "score": 10,
   "rank": 11,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
