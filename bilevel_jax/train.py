@@ -8,11 +8,10 @@ import signal
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from bilevel_jax import command_line, config, fields, processes
+from bilevel_jax import command_line, config, processes
 from bilevel_jax.evaluation import benchmarks
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.reporting import run_report, terminal
-from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import answers
 from bilevel_jax.runs import directory as run_directory
 from bilevel_jax.runs import given_rows, reward_failures
@@ -145,7 +144,7 @@ def _steps(
   silent = not processes.is_first()
   with (
     run_directory.claimed(directory.path, "run_dir"),
-    _scorer(settings) as scorer,
+    run_lib.build_scorer(settings) as scorer,
   ):
     processes.on_first(lambda: given_rows.keep(directory.path, given))
     run = run_lib.gather(directory.dated(settings), scorer)
@@ -252,21 +251,6 @@ def _steps(
           if processes.any_of(asked_to_end.by == signal.SIGINT):
             raise Interrupted(f"Ctrl-C {words}")
           raise TrainingStopped(f"SIGTERM {words}")
-
-
-def _scorer(settings: config.Config) -> pool.Scorer:
-  reward = settings.reward
-  ones = (1.0,) * len(reward.verifiers)
-  with processes.together():
-    return pool.Scorer(
-      dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
-      pattern=reward.pattern,
-      by=verifiers.choice(reward.verifiers_by, reward.verifier_names),
-      sandbox=settings.sandbox,
-      deadline_s=reward.deadline_s,
-      memory=fields.byte_count(reward.memory) if reward.memory else None,
-      workers=reward.workers,
-    )
 
 
 def _log_completions(

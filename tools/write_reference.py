@@ -26,6 +26,7 @@ PROGRAMS = (
   "bilevel_jax/evaluate.py",
   "bilevel_jax/generate.py",
   "bilevel_jax/rank.py",
+  "bilevel_jax/difficulty.py",
   "bilevel_jax/score.py",
   "tools/plan_memory.py",
   "tools/compare_runs.py",

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from bilevel_jax import errors, fields, methods
 from bilevel_jax.config import schema
-from bilevel_jax.data import corpora
+from bilevel_jax.data import corpora, pass_rates
 from bilevel_jax.fields import byte_count
 from bilevel_jax.rewards.sandbox import settings
 
@@ -198,6 +198,16 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
       "logging.profile_steps must be the first and the last step to trace, "
       f"counted from 1, got {', '.join(map(str, traced))}"
     )
+  if data.pass_rates is None and (data.keep or data.curriculum != "none"):
+    yield (
+      "data.keep and data.curriculum need data.pass_rates, got None with "
+      f"{data.keep} and {data.curriculum}"
+    )
+  if data.keep is not None:
+    try:
+      pass_rates.bounds(data.keep)
+    except errors.ConfigError as error:
+      yield str(error)
   reward = config.reward
   if (reward.overlong_tokens or 0) > rollout.max_new_tokens:
     yield (

@@ -65,6 +65,21 @@ class Data:
   overlong: Literal["drop", "truncate"] = setting(
     "drop", "what becomes of longer prompts and demonstrations"
   )
+  pass_rates: str | None = setting(
+    None,
+    "JSONL file with an id and a pass_rate for each question, such as "
+    "`python -m bilevel_jax.difficulty` writes of a policy's answers",
+  )
+  keep: str | None = setting(
+    None,
+    "questions to ask by data.pass_rates: the least and the most, as 0.1..0.9; "
+    "0..0.99 leaves out what is solved; default: all",
+  )
+  curriculum: Literal["none", "easy_first", "hard_first"] = setting(
+    "none",
+    "order of the questions of each epoch by data.pass_rates; none, and among "
+    "equal ones: shuffled",
+  )
   prompts_per_step: int = setting(16, "questions per step", at_least=1)
   paired_questions_share: float | None = setting(
     None,

@@ -62,6 +62,7 @@ class Prompts:
 
   Attributes:
     questions: those that were kept, in the order in which they were given.
+    ranks: [questions] float64, by which each epoch is ordered; None: shuffled.
   """
 
   def __init__(
@@ -99,6 +100,7 @@ class Prompts:
       for tokens in itertools.compress(encoded, keep)
     ]
     self._parts: order.Parts = [(np.arange(len(self)), 1.0)]
+    self.ranks: np.ndarray | None = None
     self.counts = Counts(
       given=len(encoded),
       dropped=keep.count(False),
@@ -118,6 +120,14 @@ class Prompts:
     """
     self._parts = order.parts(members, shares)
 
+  def set_ranks(self, ranks: Sequence[float] | np.ndarray) -> None:
+    """Has each epoch begin with the questions of the smallest ranks.
+
+    Args:
+      ranks: [questions] numbers.
+    """
+    self.ranks = np.asarray(ranks, np.float64)
+
   def take(
     self, position: int, count: int
   ) -> tuple[list[types.Question], list[np.ndarray], np.ndarray]:
@@ -128,7 +138,9 @@ class Prompts:
       that name their random streams: the positions, so that a question that
       is sampled twice does not sample the same tokens twice.
     """
-    indices = order.of_parts(self._parts, position, count, self._seed)
+    indices = order.of_parts(
+      self._parts, position, count, self._seed, self.ranks
+    )
     ids = np.arange(position, position + count).astype(np.uint32)
     return *self._at(indices), ids
 

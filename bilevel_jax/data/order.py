@@ -10,23 +10,39 @@ Parts: TypeAlias = Sequence[tuple[np.ndarray, float]]
 parts before it; the last one has all of that."""
 
 
-def of_epochs(size: int, start: int, count: int, seed: int) -> np.ndarray:
+def of_epochs(
+  size: int,
+  start: int,
+  count: int,
+  seed: int,
+  ranks: np.ndarray | None = None,
+) -> np.ndarray:
   """Returns [count] int64, the examples at positions start to start + count.
 
   Args:
     size: examples in the stream, at least 1.
     seed: of the order; each epoch is a permutation of its own.
+    ranks: [size] numbers; in each epoch the smaller ones come first, and equal
+      ones as the permutation has them. None: all are equal.
   """
   positions = np.arange(start, start + count)
   indices = np.empty(count, np.int64)
   for epoch in np.unique(positions // size):
     permutation = np.random.default_rng([seed, epoch]).permutation(size)
+    if ranks is not None:
+      permutation = permutation[np.argsort(ranks[permutation], kind="stable")]
     rows = positions // size == epoch
     indices[rows] = permutation[positions[rows] % size]
   return indices
 
 
-def of_parts(parts: Parts, start: int, count: int, seed: int) -> np.ndarray:
+def of_parts(
+  parts: Parts,
+  start: int,
+  count: int,
+  seed: int,
+  ranks: np.ndarray | None = None,
+) -> np.ndarray:
   """Returns [count] int64, examples of several parts by their shares.
 
   Of any n positions in a row, share * n rounded down or up are of the first
@@ -35,22 +51,26 @@ def of_parts(parts: Parts, start: int, count: int, seed: int) -> np.ndarray:
 
   Args:
     seed: of the order; each epoch is a permutation of its own.
+    ranks: [examples of all parts] numbers, as for `of_epochs`.
   """
+
+  def of_part(examples: np.ndarray, start: int, count: int) -> np.ndarray:
+    own = None if ranks is None else ranks[examples]
+    return examples[of_epochs(len(examples), start, count, seed, own)]
+
   (examples, share), *others = parts
   if not others:
-    return examples[of_epochs(len(examples), start, count, seed)]
+    return of_part(examples, start, count)
   positions = np.arange(start, start + count + 1)
   before = np.floor(share * positions).astype(np.int64)
   is_first = np.diff(before) > 0
   indices = np.empty(count, np.int64)
   first = int(is_first.sum())
   if first:
-    indices[is_first] = examples[
-      of_epochs(len(examples), before[0], first, seed)
-    ]
+    indices[is_first] = of_part(examples, int(before[0]), first)
   if first < count:
     indices[~is_first] = of_parts(
-      others, start - int(before[0]), count - first, seed
+      others, start - int(before[0]), count - first, seed, ranks
     )
   return indices
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import config, errors, methods, own_code, processes
+from bilevel_jax import config, errors, fields, methods, own_code, processes
 from bilevel_jax.data import rows
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import cache
@@ -47,6 +47,26 @@ class Run:
   def weights(self) -> Tree:
     """Returns what the sampler reads: the policy as it is now, merged."""
     return self.learner.programs.merge(self.state.base, self.state.adapter)
+
+
+def build_scorer(settings: config.Config) -> pool.Scorer:
+  """Returns what scores completions, its processes started.
+
+  Raises:
+    ConfigError: a verifier, or a sandbox, that cannot be had.
+  """
+  reward = settings.reward
+  ones = (1.0,) * len(reward.verifiers)
+  with processes.together():
+    return pool.Scorer(
+      dict(zip(reward.verifiers, reward.weights or ones, strict=True)),
+      pattern=reward.pattern,
+      by=verifiers.choice(reward.verifiers_by, reward.verifier_names),
+      sandbox=settings.sandbox,
+      deadline_s=reward.deadline_s,
+      memory=fields.byte_count(reward.memory) if reward.memory else None,
+      workers=reward.workers,
+    )
 
 
 def gather(settings: config.Config, scorer: pool.Scorer) -> Run:

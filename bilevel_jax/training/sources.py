@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import config, errors, methods, types, weights
-from bilevel_jax.data import batches, corpora, demonstration_weights
+from bilevel_jax.data import (
+  batches,
+  corpora,
+  demonstration_weights,
+  pass_rates,
+)
 from bilevel_jax.data import tokenizer as tokenizer_lib
 from bilevel_jax.methods import contract
 from bilevel_jax.models import policy as policy_lib
@@ -51,6 +56,8 @@ class Streams(NamedTuple):
         content.update(len(part).to_bytes(8, "little") + part)
 
     for prompts in filter(None, (self.prompts, self.held_out)):
+      if prompts.ranks is not None:
+        add(prompts.ranks.tobytes())
       for question, prompt in zip(*prompts.every(), strict=True):
         add(prompt.tobytes(), repr(question).encode("utf-8", "surrogatepass"))
     if self.demonstrations is not None:
@@ -218,9 +225,11 @@ def build_streams(
   held_out = None
   if is_set(data.evaluation):
     held_out = prompts(corpora.load(data.evaluation, reading), settings.seed)
-  asked = prompts(
-    [question for part in parts for question in part.questions], settings.seed
-  )
+  questions = [question for part in parts for question in part.questions]
+  asked = prompts(_kept(questions, data), settings.seed)
+  if data.pass_rates is not None and data.curriculum != "none":
+    rates = np.array(pass_rates.of_file(asked.questions, data.pass_rates))
+    asked.set_ranks(-rates if data.curriculum == "easy_first" else rates)
   if len(parts) > 1:
     asked.set_shares(*_shares(parts, asked.questions))
   paired = [False] * len(asked)
@@ -241,6 +250,27 @@ def _shares(
   }
   members = [part_of[question.id] for question in questions]
   return members, [part.share for part in parts]
+
+
+def _kept(
+  questions: list[types.Question], data: config.Data
+) -> list[types.Question]:
+  """Returns the questions whose pass rate is within the bounds."""
+  if data.pass_rates is None or data.keep is None:
+    return questions
+  least, most = pass_rates.bounds(data.keep)
+  rates = pass_rates.of_file(questions, data.pass_rates)
+  found = [
+    question
+    for question, rate in zip(questions, rates, strict=True)
+    if least <= rate <= most
+  ]
+  if not found:
+    raise errors.ConfigError(
+      f"data.keep {data.keep} must leave a question, but the {len(rates)} pass "
+      f"rates are {min(rates):g} to {max(rates):g}"
+    )
+  return found
 
 
 def _set_share(

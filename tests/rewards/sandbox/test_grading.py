@@ -220,7 +220,7 @@ def test_a_field_chooses_the_verifier_of_each_question():
   assert score("5", "exact") == (1.0, True)
   assert score("is 5", "exact") == (0.0, False)
   assert score("is 5", "number") == score("is 5", "sums") == (2.0, True)
-  verifiers.check(["number"], by, [_question(kind="sums")])
+  verifiers.check(["number"], by, [_question("5", kind="sums")])
   for meta, words in (({}, "lacks"), ({"kind": "other"}, "must name one of")):
     with pytest.raises(errors.ConfigError, match=f"^reward.*{words}"):
       verifiers.check(["number"], by, [_question(**meta)])
