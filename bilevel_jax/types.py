@@ -309,3 +309,7 @@ class Scores:
   rewards: np.ndarray  # [N] float32, 0 where not scored
   scored: np.ndarray  # [N] bool, False: could not be scored, left out
   correct: np.ndarray  # [N] bool, the first part of the reward is at its top
+  values: np.ndarray | None = (
+    None  # [N, parts of the reward] float32, NaN where
+  )
+  # a part has none; None: unknown

@@ -99,7 +99,8 @@ class Reward:
   verifiers: tuple[str, ...] = setting(
     ("math",),
     "any of math, code, exact, number, expression, choice, reasoning_gym, "
-    "regex, or dotted paths to functions (completion, question) -> float",
+    "regex, or dotted paths to functions of your own: (completion, question) "
+    "-> float, TRL's or verl's (docs/how_to/own_reward.md)",
   )
   verifiers_by: str | None = setting(
     None,
@@ -136,7 +137,12 @@ class Reward:
     "run stops",
     at_least=1,
   )
-  workers: int = setting(2, "scoring processes", at_least=1, at_most=256)
+  workers: int | None = setting(
+    None,
+    "scoring processes; default: as many as there are cores",
+    at_least=1,
+    at_most=256,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,8 +162,9 @@ class Reader:
     return self.as_text(value, "reward_model.ground_truth", ",")
 
   def rest(self) -> dict[str, Any]:
-    """What nothing has read, for verifiers."""
-    rest = {k: v for k, v in self.row.values.items() if k not in self._read}
+    """What nothing has read, and what `fields` names, for verifiers."""
+    unread = self.row.values.keys() - (self._read - self._taken)
+    rest = {k: v for k, v in self.row.values.items() if k in unread}
     nested = rest.pop("meta", None)
     if isinstance(nested, Mapping):
       rest |= nested

@@ -27,8 +27,8 @@ _START_LIMIT_S = 300.0  # for the imports of a user's verifier
 _FAILURES_KEPT = 20
 _FAILED_STARTS = 3  # in a row, after which scoring is given up
 
-# A score, or why there is none.
-_Answer = tuple[float, bool] | str
+# The value of each part, or why there is no score.
+_Answer = list[float | None] | str
 
 
 class Failure(NamedTuple):
@@ -59,7 +59,7 @@ class Scorer:
     sandbox: Sandbox = Sandbox(),
     deadline_s: float = 5.0,
     memory: int | None = 4 * 10**9,
-    workers: int = 2,
+    workers: int | None = 2,
   ):
     """Builds the verifiers and starts the processes, without waiting for them.
 
@@ -69,6 +69,7 @@ class Scorer:
       sandbox: for the programs of the verifier `code`.
       deadline_s: seconds that scoring one completion may take.
       memory: bytes that a process may have, see `limited_process`.
+      workers: scoring processes; None: as many as cores that it may use.
 
     Raises:
       ConfigError: a verifier that cannot be built, a sandbox that cannot be
@@ -85,14 +86,16 @@ class Scorer:
     """What programs run in, where there are any, in words."""
     if "code" in parts:
       self.isolation = fork_server.in_force(sandbox)
-    setup = (dict(parts), pattern, sandbox, by, types.Question._fields)
+    names = types.Question._fields, types.Dialogue._fields
+    setup = (dict(parts), pattern, sandbox, by, names)
     self._start = lambda: _Worker(setup, deadline_s, memory)
     self._lock = threading.Lock()
     self._failed_starts = 0
     self.replaced = 0  # processes that died or were killed, so far
     self._failures: list[Failure] = []
     self._in_process = set(parts) <= set(verifiers.CANNOT_HANG)
-    count = 0 if self._in_process else workers
+    cores = len(os.sched_getaffinity(0)) if workers is None else workers
+    count = 0 if self._in_process else cores
     self._workers = [self._start() for _ in range(count)]
 
   def __enter__(self) -> "Scorer":
@@ -139,7 +142,7 @@ class Scorer:
     pairs = list(zip(completions, questions, strict=True))
     if self._in_process:
       answers = [
-        verifiers.score(self._parts, *pair, self._by) for pair in pairs
+        verifiers.evaluate(self._parts, *pair, self._by) for pair in pairs
       ]
     else:
       with self._lock:
@@ -155,11 +158,17 @@ class Scorer:
       if isinstance(answer, str)
     ]
     del self._failures[_FAILURES_KEPT:]
-    found = [(0.0, False) if isinstance(a, str) else a for a in answers]
+    found = [
+      (0.0, False) if isinstance(a, str) else verifiers.total(self._parts, a)
+      for a in answers
+    ]
+    none = [None] * len(self._parts)
+    values = [none if isinstance(a, str) else a for a in answers]
     return types.Scores(
       rewards=np.array([reward for reward, _ in found], np.float32),
       scored=np.array([not isinstance(a, str) for a in answers], bool),
       correct=np.array([correct for _, correct in found], bool),
+      values=np.array(values, np.float32).reshape(len(pairs), len(self._parts)),
     )
 
   def _score_in_workers(
@@ -253,7 +262,9 @@ class _Worker:
     """Has the process score an item."""
     completion, question = pair
     self.item, self.due = item, time.monotonic() + self._deadline_s
-    self._send((completion, tuple(question)))
+    # As plain tuples: where their classes are, JAX is imported.
+    dialogue = question.dialogue and tuple(question.dialogue)
+    self._send((completion, tuple(question._replace(dialogue=dialogue))))
 
   def register(self, poll: select.poll) -> None:
     """Has a poll wait for what this process has to say, or can take."""
@@ -324,9 +335,10 @@ def _parsed(line: bytes, secret: str) -> tuple[_Answer, bool] | None:
   try:
     answer, ends = json.loads(body)
     if not isinstance(answer, str):
-      reward, correct = answer
-      answer = float(reward), bool(correct)
-      if not abs(answer[0]) < verifiers.LARGEST:
+      answer = [None if value is None else float(value) for value in answer]
+      if not all(
+        value is None or abs(value) < verifiers.LARGEST for value in answer
+      ):
         return None
   except (ArithmeticError, RecursionError, TypeError, ValueError):
     return None

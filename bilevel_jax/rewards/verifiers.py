@@ -15,11 +15,11 @@ import math
 import re
 import reprlib
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from bilevel_jax import errors, own_code
-from bilevel_jax.rewards import extraction, mathematics
+from bilevel_jax.rewards import extraction, mathematics, signatures
 from bilevel_jax.rewards.sandbox import forms, grading
 from bilevel_jax.rewards.sandbox.settings import Sandbox
 
@@ -147,16 +147,50 @@ def score(
 ) -> tuple[float, bool] | str:
   """Returns (weighted sum, whether the first part is at its top), or why not.
 
+  Args:
+    by: chooses one of the parts; None: all count.
+  """
+  values = evaluate(parts, completion, question, by)
+  return values if isinstance(values, str) else total(parts, values)
+
+
+def total(
+  parts: Sequence[Part], values: Sequence[float | None]
+) -> tuple[float, bool]:
+  """Returns the weighted sum, and whether the first value is at its top.
+
+  Args:
+    values: of each part; None where it has none, but not of all.
+  """
+  found = [value for value in values if value is not None]
+  weighted = sum(
+    part.weight * value
+    for part, value in zip(parts, values, strict=True)
+    if value is not None
+  )
+  return weighted, found[0] >= 1
+
+
+def evaluate(
+  parts: Sequence[Part],
+  completion: str,
+  question: types.Question,
+  by: Choice | None = None,
+) -> list[float | None] | str:
+  """Returns the value of each part, None where it is not for the question.
+
   A verifier that raises, or returns something that is not a number which
   float32 holds, leaves the completion without a score; the text says which.
 
   Args:
     by: chooses one of the parts; None: all count.
   """
-  if by is not None:
-    parts = [part for part in parts if part.name == by.of(question)]
-  total, values = 0.0, list[float]()
+  chosen = None if by is None else by.of(question)
+  values: list[float | None] = []
   for part in parts:
+    if chosen is not None and part.name != chosen:
+      values.append(None)
+      continue
     try:
       value: Any = part.verify(completion, question)
     except KeyboardInterrupt:
@@ -166,16 +200,20 @@ def score(
     if inspect.iscoroutine(value):
       value.close()
       return f"{part.name} must be a plain function, got an async one"
+    if value is signatures.NOT_FOR_THIS_ROW:
+      values.append(None)
+      continue
     values.append(_number(value))
-    total += part.weight * values[-1]
-    if not abs(total) < LARGEST:
+    if not abs(total(parts[: len(values)], values)[0]) < LARGEST:
       got = _shown(value)
       weighted = f" of weight {part.weight:g}" if part.weight != 1 else ""
       return (
         f"{part.name} must return a finite number below 1e30 in size, got {got}"
         + weighted
       )
-  return total, values[0] >= 1
+  if all(value is None for value in values):
+    return "no verifier is for this question: each returned None"
+  return values
 
 
 def _number(value: Any) -> float:
@@ -337,7 +375,8 @@ def _find(name: str, pattern: str | None, sandbox: Sandbox) -> Verifier:
     )
   if name in _NAMED:
     return _NAMED[name]
-  return cast(Verifier, own_code.function(name, "reward.verifiers", NAMES))
+  function = own_code.function(name, "reward.verifiers", NAMES)
+  return cast(Verifier, signatures.adapted(function))
 
 
 def _regex(pattern: str | None) -> Verifier:

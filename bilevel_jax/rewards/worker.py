@@ -23,14 +23,17 @@ def main(requests: BinaryIO, answers: int) -> None:
   """Scores what it reads until there is no more.
 
   Args:
-    requests: gives (secret, (parts, pattern, sandbox, by, fields of a
-      question)), then (secret, (completion, values of those fields)), pickled.
+    requests: gives (secret, (parts, pattern, sandbox, by, fields of a question
+      and of a dialogue)), then (secret, (completion, values of a question's
+      fields)), pickled.
     answers: file descriptor that takes a line for each of them: the secret, a
       space, and as JSON [answer, whether the process ends now]. An answer is
-      [reward, correct], or why there is none; the first "", or what is wrong.
+      the value of each part, or why there is no score; the first "", or what
+      is wrong.
   """
-  secret, (parts, pattern, sandbox, by, fields) = pickle.load(requests)
-  question: Any = collections.namedtuple("Question", fields)
+  secret, (parts, pattern, sandbox, by, names) = pickle.load(requests)
+  question: Any = collections.namedtuple("Question", names[0])
+  dialogue: Any = collections.namedtuple("Dialogue", names[1])
   try:
     built = verifiers.build(parts, pattern, sandbox)
   except errors.ConfigError as error:
@@ -42,7 +45,10 @@ def main(requests: BinaryIO, answers: int) -> None:
   own = os.getpid()
   while True:
     secret, (completion, values) = pickle.load(requests)
-    answer = verifiers.score(built, completion, question(*values), by)
+    asked = question(*values)
+    if asked.dialogue is not None:
+      asked = asked._replace(dialogue=dialogue(*asked.dialogue))
+    answer = verifiers.evaluate(built, completion, asked, by)
     if os.getpid() != own:  # a verifier forked, and this is its child
       os._exit(0)
     # What took the memory may hold it still.

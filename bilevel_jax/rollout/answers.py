@@ -91,7 +91,7 @@ def answer(
     scores = scorer.score(
       [completions[n] for n in share], [asked[n] for n in share]
     )
-    return vars(scores)
+    return {k: v for k, v in vars(scores).items() if v is not None}
 
   scores = Scores(**processes.divide(len(asked), score))
   return Answers(
@@ -104,7 +104,7 @@ def answer(
   )
 
 
-def measure(answers: Answers) -> dict[str, float]:
+def measure(answers: Answers, parts: Sequence[str] = ()) -> dict[str, float]:
   """Returns what is logged about a step's rollouts.
 
   Rewards are means over scored completions, left out where there is none;
@@ -113,6 +113,9 @@ def measure(answers: Answers) -> dict[str, float]:
   time/rollout_programs counts what this process compiled for sampling so far.
   Where completions began with given tokens: the share of those that did, and
   the accuracy of the others.
+
+  Args:
+    parts: names of the reward's parts; of several, each one's mean is logged.
   """
   rollout, scores = answers.rollout, answers.scores
   scored = scores.scored
@@ -122,6 +125,10 @@ def measure(answers: Answers) -> dict[str, float]:
   if scored.any():
     found["rl/reward"] = float(scores.rewards[scored].mean(dtype=np.float64))
     found["rl/accuracy"] = float(scores.correct[scored].mean())
+  several = _columns(scores.values) if len(parts) > 1 else ()
+  for part, values in zip(parts, several, strict=False):
+    if (there := ~np.isnan(values)).any():
+      found[f"reward/{part}"] = float(values[there].mean(dtype=np.float64))
   if rollout.requests.prefixes is not None:
     prefixed = rollout.prefix_lengths > 0
     found["rollout/guided_share"] = float(prefixed.mean())
@@ -144,6 +151,10 @@ def measure(answers: Answers) -> dict[str, float]:
     "time/rollout_programs": float(sum(engine.programs().values())),
     "time/reward_s": answers.reward_s,
   }
+
+
+def _columns(values: np.ndarray | None) -> list[np.ndarray]:
+  return [] if values is None else list(values.T)
 
 
 def has_signal(answers: Answers) -> np.ndarray:

@@ -156,6 +156,7 @@ def _gathered(
     return {
       name: np.concatenate([getattr(item, name) for item in items])[rows]
       for name in names
+      if all(getattr(item, name) is not None for item in items)
     }
 
   def chosen(lists: Iterable[Sequence[Any]]) -> list[Any]:

@@ -63,7 +63,7 @@ class Host:
       lambda: self._ask(guide), rounds=most or 1
     )
     run.host["tokens"] += answers_lib.sampled_tokens(everything)
-    self.log(answers_lib.measure(everything))
+    self.log(answers_lib.measure(everything, settings.reward.verifiers))
     rollout = answered.rollout
     counted = np.ones(len(rollout.lengths), bool)
     if most is not None:

@@ -61,14 +61,15 @@ def test_fields_are_mapped(write):
   fields = {"question": "problem", "answer": "final", "solution": "steps"}
   (question,) = _load(write(row), fields=fields)
   assert question[1:4] == ("1+1", "2", "so")
-  assert question.meta == {"question": "unused"}
+  assert question.meta == row  # a reward may ask for any of them
 
 
 def test_gsm8k_own_format_has_its_answer_behind_four_hashes(write):
   row = {"question": "How many?", "answer": "1+1 = 2\n#### 2"}
   (question,) = _load(write(row), fields={"solution": "answer"})
-  assert question[1:5] == ("How many?", "2", "1+1 = 2\n#### 2", {})
-  assert _load(write(row)) == [question]
+  assert question[1:4] == ("How many?", "2", "1+1 = 2\n#### 2")
+  (untold,) = _load(write(row))
+  assert untold._replace(meta=question.meta) == question
 
 
 def test_an_answer_is_not_replaced_by_what_is_behind_four_hashes(write):
@@ -288,7 +289,7 @@ def test_a_hub_id_is_loaded_with_its_name_and_split(monkeypatch):
     fields={"solution": "answer"},
   )
   assert corpora.load(source) == [
-    types.Question(ID, "1+1", "2", "two\n#### 2", {})
+    types.Question(ID, "1+1", "2", "two\n#### 2", {"answer": "two\n#### 2"})
   ]
   assert asked == [
     (("openai/gsm8k", "main"), {"split": "test", "revision": None})
