@@ -13,6 +13,7 @@ class Stream(enum.IntEnum):
   ROLLOUT = 2
   EVALUATION = 3
   METHOD = 4
+  FACTORS = 5
 
   def key(
     self, seed: int, step: jax.typing.ArrayLike | None = None

@@ -280,7 +280,9 @@ def _finish(
   """Exports the weights, writes the report, and says what came of it."""
   if run.settings.checkpoints.export:
     screen.note(f"exporting weights to {directory.export}")
-    sources.export(directory.export, run.settings, run.model, run.state)
+    sources.export(
+      directory.export, run.settings, run.model, run.state, run.frozen
+    )
   ranking.write(run, directory)
   processes.on_first(lambda: run_report.write_report(directory.path))
   screen.closing(before, after, directory.path)

@@ -23,7 +23,8 @@ Signs.  Objectives are losses and are minimised. The BRIDGE paper maximises J;
 its J_SFT and J_RL are minus our losses.
 
 Names
-  base          theta       every weight of the language model
+  base          theta       what is trained: every weight of the language model,
+                            or LoRA factors over one that is frozen
   adapter       w           LoRA factors, the upper level's variables
   rl_only_base  theta-hat   a copy of the base moved by RL alone
   penalty       lambda      weight of RL and of the cooperative gain, in [0, 1]
@@ -90,6 +91,13 @@ class Policy(NamedTuple):
   """How the rows of a training batch lie on devices; None: on one."""
   without_token: frozenset[int] = frozenset()
   """Ids in 0..V-1 that no token of the tokenizer has: of probability 0."""
+  over: Callable[[Tree], "Policy"] | None = None
+  """Where `base` are LoRA factors: the base that they are over, which no method
+  sees -> the policy that can compute. None: nothing is frozen."""
+  init_frozen: Callable[[jax.Array], Tree] | None = None
+  """key -> the base that is to be frozen, float32; None: nothing is."""
+  freeze: Callable[[str, Array], Tree] | None = None
+  """(path, array of that base) -> what `over` takes in its place."""
 
 
 @pytree

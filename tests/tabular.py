@@ -47,3 +47,29 @@ def policy(
     extend=extend,
     logits=lambda weights, hidden: hidden,
   )
+
+
+def over_frozen(vocab_size: int, *, rank: int = 2) -> types.Policy:
+  """Returns a Policy whose base are factors over a table, bound to it.
+
+  As with LoRA on two matrices, `base` and `adapter` have products of their own.
+  """
+  whole = policy(vocab_size, rank=rank)
+  table = whole.init(jax.random.key(3))["table"]
+
+  def init(key):
+    factors = whole.init_adapter(key)
+    b = 0.3 * jax.random.normal(jax.random.key(4), factors["B"].shape)
+    return factors | {"B": b}
+
+  def merge(base, adapter):
+    return whole.merge({"table": table + base["A"] @ base["B"]}, adapter)
+
+  return whole._replace(
+    init=init,
+    hidden=lambda base, adapter, tokens, *_: merge(base, adapter)["table"][
+      tokens
+    ],
+    unembedding=lambda base: jnp.eye(vocab_size, dtype=base["A"].dtype),
+    merge=merge,
+  )

@@ -61,6 +61,7 @@ class _Stop:
     },
     {"method__bridge__upper": "demonstrations"},
     {"method__bridge__upper": "token_weight"},
+    {"model__train": "adapter", "adapter__upper_targets": ("k", "up")},
     {
       "method__bridge__upper": "demonstrations",
       "method__bridge__hypergradient": "penalty",
@@ -73,6 +74,7 @@ class _Stop:
     "two_updates_sgd_resync",
     "weights",
     "tokens",
+    "factors",
     "swapped",
     "waiting",
     "rounds",

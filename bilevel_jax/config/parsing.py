@@ -14,7 +14,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from bilevel_jax import errors, fields, methods
-from bilevel_jax.config import schema
+from bilevel_jax.config import model, schema
 from bilevel_jax.data import corpora, pass_rates
 from bilevel_jax.fields import byte_count
 from bilevel_jax.rewards.sandbox import settings
@@ -142,6 +142,7 @@ def _broken_rules(config: schema.Config) -> Iterator[str]:
     )
   if config.model.weights is None and config.model.preset is None:
     yield "model.weights or model.preset must be set, got neither"
+  yield from model.broken_rules(config)
   if rollout.max_new_tokens < 1:
     yield (
       f"rollout.max_new_tokens must be at least 1, got {rollout.max_new_tokens}"

@@ -5,37 +5,13 @@ from typing import Any, Literal
 
 from bilevel_jax import methods
 from bilevel_jax.config import losses
+from bilevel_jax.config.model import Adapter, Model
 from bilevel_jax.data.settings import Demonstrations, Source, Tokenizer
 from bilevel_jax.fields import section, setting
-from bilevel_jax.models import lora
 from bilevel_jax.rewards.sandbox.settings import Sandbox
 
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  weights: str | None = setting(
-    None, "Hugging Face directory, hub id, or .gguf file to start from"
-  )
-  preset: str | None = setting(
-    None, "architecture to start from with random weights, if no `weights`"
-  )
-  revision: str | None = setting(None, "hub revision of `weights`")
-  attention: Literal["auto", "xla", "chunked", "cudnn"] = setting(
-    "auto", "attention kernel"
-  )
-  compute_dtype: Literal["float32", "bfloat16"] = setting(
-    "float32", "dtype of activations, of merged weights and of the KV cache"
-  )
-  remat: Literal["none", "attention_and_mlp", "everything", "offload"] = (
-    setting(
-      "everything",
-      "what a layer recomputes in the backward pass; offload: as everything, "
-      "with the layers' inputs in the host's memory",
-    )
-  )
-  logprob_chunk: int = setting(
-    1024, "tokens whose logits are in memory at once", at_least=1
-  )
+BASE_LEARNING_RATE = 1e-6
+FACTORS_LEARNING_RATE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +201,11 @@ class Optimizer:
   name: Literal["adamw", "sgd", "muon"] = setting(
     "adamw", "optax optimiser; muon: of the layers' matrices, AdamW of the rest"
   )
-  learning_rate: float = setting(1e-6, "peak learning rate", at_least=0)
+  learning_rate: float | None = setting(
+    None,
+    "peak learning rate; default: 1e-6 of every weight, 1e-4 of LoRA factors",
+    at_least=0,
+  )
   schedule: Literal["constant", "cosine", "linear"] = setting(
     "constant", "decay after the warm-up, to end_share of the peak"
   )
@@ -309,6 +289,11 @@ class Checkpoints:
   keep_last: int = setting(2, "most recent checkpoints kept", at_least=1)
   keep_best: int = setting(1, "best by accuracy kept", at_least=0)
   export: bool = setting(True, "write Hugging Face weights at the end")
+  export_merged: bool = setting(
+    False,
+    "with model.train=adapter, write whole merged weights, too; the adapter "
+    "alone names its base",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,7 +346,7 @@ class Config:
   )
   steps: int = setting(100, "steps: one rollout batch each", at_least=1)
   model: Model = section(Model, "the language model")
-  adapter: lora.Spec = section(lora.Spec, "LoRA factors of the policy")
+  adapter: Adapter = section(Adapter, "LoRA factors of the policy")
   tokenizer: Tokenizer = section(Tokenizer, "text to tokens")
   data: Data = section(Data, "questions and demonstrations")
   reward: Reward = section(Reward, "how a completion is scored")
@@ -378,6 +363,14 @@ class Config:
   checkpoints: Checkpoints = section(Checkpoints, "what is saved, and when")
   logging: Logging = section(Logging, "what is shown and written")
   mesh: Mesh = section(Mesh, "how devices are laid out")
+
+  def learning_rate(self, tree: Literal["base", "adapter"]) -> float:
+    """Returns the peak rate of what an optimiser moves, or its default."""
+    given = getattr(self.optimizer, tree).learning_rate
+    if given is not None:
+      return given
+    whole = tree == "base" and self.model.train == "all"
+    return BASE_LEARNING_RATE if whole else FACTORS_LEARNING_RATE
 
   @property
   def updates_per_step(self) -> int:

@@ -127,6 +127,13 @@ def rules(options: Options, settings: Any) -> Iterator[str]:
         f"adaptive, got {options.penalty}"
       )
   targets = settings.adapter.targets
+  if options.freeze_adapted and settings.model.train == "adapter":
+    yield (
+      "method.bridge.freeze_adapted must be False with model.train=adapter, "
+      "whose base is frozen: adapter.upper_targets says which matrices the "
+      "upper level has"
+    )
+    return
   if options.freeze_adapted and set(targets) >= set(presets.PROJECTIONS):
     yield (
       "method.bridge.freeze_adapted must leave the base a matrix to train: "

@@ -14,6 +14,8 @@ from bilevel_jax.types import Array
 
 # (q [B, T, N, H], k and v [B, T, K, H]) -> (mixed values [B, T, N, H], kept)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+# (a matrix's name, x [B, T, in]) -> what is added to x W [B, T, out]; None: 0
+Addend = Callable[[str, jax.Array], jax.Array | None]
 
 _POLICIES = {
   "attention_and_mlp": jax.checkpoint_policies.save_only_these_names(
@@ -152,12 +154,14 @@ class Block(nn.Module):
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
     attend: Attend,
+    addend: Addend = lambda name, x: None,
   ) -> tuple[jax.Array, Any]:
     """Returns the stream after this layer, and what `attend` keeps.
 
     Args:
       x: [B, T, D].
       attend: mixes the values; decides what a query sees.
+      addend: of each matrix's product with its input, biases included.
     """
     a = self.architecture
 
@@ -168,13 +172,15 @@ class Block(nn.Module):
         gain, "fan_in", "truncated_normal"
       )
       size = a.projections[name][1]
-      return nn.Dense(
+      y = nn.Dense(
         size,
         use_bias=bias,
         kernel_init=init,
         dot_general=lambda x, kernel, *_, **__: product(x, kernel),
         name=name,
       )(x)
+      added = addend(name, x)
+      return y if added is None else y + added
 
     def heads(name, x):
       x = project(name, x, a.attention_bias)

@@ -9,13 +9,17 @@ from flax import linen as nn
 
 from bilevel_jax import errors
 from bilevel_jax.fields import setting
-from bilevel_jax.models import presets
+from bilevel_jax.models import layers, presets, quantised
 from bilevel_jax.types import Tree
 
 # U(-1/sqrt(in), 1/sqrt(in)), what PEFT's kaiming_uniform(a=sqrt(5)) amounts to.
 _INIT_A = nn.initializers.variance_scaling(
   1 / 3, "fan_in", "uniform", batch_axis=0
 )
+
+
+ALL_LINEAR = "all-linear"
+"""Every matrix of a layer, as PEFT calls them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +29,32 @@ class Spec:
   rank: int = setting(16, "rank of the LoRA factors", at_least=1)
   alpha: float = setting(16.0, "A @ B is scaled by alpha / rank", above=0)
   targets: tuple[str, ...] = setting(
-    presets.PROJECTIONS, "projections with an adapter"
+    presets.PROJECTIONS,
+    "matrices with an adapter: any of q, k, v, o, gate, up, down, each also as "
+    "PEFT names it, such as q_proj; or all-linear",
   )
+
+  def __post_init__(self) -> None:
+    """Makes one spelling of PEFT's names and ours."""
+    object.__setattr__(self, "targets", target_names(self.targets))
 
   @property
   def scale(self) -> float:
     """What A @ B is multiplied by."""
     return self.alpha / self.rank
+
+
+def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns matrices by our names: q for q_proj, all seven for all-linear.
+
+  What is no tuple of texts, which a check of types refuses, is left as it is.
+  """
+  if not isinstance(targets, tuple) or not all(
+    isinstance(name, str) for name in targets
+  ):
+    return targets
+  found = tuple(name.removesuffix("_proj") for name in targets)
+  return presets.PROJECTIONS if found == (ALL_LINEAR,) else found
 
 
 def init(
@@ -98,6 +121,24 @@ def merge_layer(layer: Tree, adapter_layer: Tree | None, scale: float) -> Tree:
   return merged
 
 
+def addend(factors: Tree, scale: float) -> layers.Addend:
+  """Returns x -> scale (x A) B of a layer's adapted matrices.
+
+  No array of a matrix's own size is made, and none of its gradient.
+
+  Args:
+    factors: {target: {"A": [in, r], "B": [r, out]}}, in the compute dtype.
+  """
+
+  def of(name: str, x: jax.Array) -> jax.Array | None:
+    if name not in factors:
+      return None
+    a, b = factors[name]["A"], factors[name]["B"]
+    return layers.product(layers.product(x, a) * scale, b)
+
+  return of
+
+
 def map_targets(
   function: Callable[[jax.Array], jax.Array], base: Tree, targets: Iterable[str]
 ) -> Tree:
@@ -126,8 +167,15 @@ def delta_norm(
   delta = weight = jnp.zeros((), jnp.float32)
   for target, factors in adapter.items():
     a, b = factors["A"], factors["B"]
-    kernel = base["layers"][target]["kernel"].astype(jnp.float32)
-    weight += jnp.sum(jnp.square(kernel))
+    # By layers: a base in few bits is not to be expanded whole.
+    weight += jnp.sum(
+      jax.lax.map(
+        lambda kernel: jnp.sum(
+          jnp.square(quantised.expand(kernel).astype(jnp.float32))
+        ),
+        base["layers"][target]["kernel"],
+      )
+    )
     delta += jnp.sum(
       jnp.einsum("lir,lis->lrs", a, a) * jnp.einsum("lro,lso->lrs", b, b)
     ).astype(jnp.float32)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bilevel_jax import errors, types
 from bilevel_jax.models import attention as attention_kernels
+from bilevel_jax.models import frozen as frozen_lib
 from bilevel_jax.models import layers, lora, presets, transformer
 
 
@@ -18,6 +19,8 @@ def make(
   attention: str = "auto",
   remat: str = "none",
   adapter: lora.Spec | None = None,
+  trained: lora.Spec | None = None,
+  base_dtype: str = "float32",
   rows: jax.sharding.NamedSharding | None = None,
   without_token: frozenset[int] = frozenset(),
 ) -> types.Policy:
@@ -31,6 +34,9 @@ def make(
     attention: auto, xla, chunked or cudnn, for `hidden`; `extend` has its own.
     remat: what a layer recomputes in the backward pass, one of `layers.REMAT`.
     adapter: None: the policy takes no adapter, and has none to initialise.
+    trained: LoRA factors that are trained in place of the base, on matrices
+      that `adapter` leaves; None: the base itself.
+    base_dtype: how a frozen base is kept, one of `quantised.DTYPES`.
     rows: how the rows of a training batch lie on devices; None: on one.
     without_token: ids that the tokenizer has no token for.
 
@@ -42,11 +48,19 @@ def make(
     raise errors.ConfigError(
       f"model.remat must be one of {', '.join(layers.REMAT)}, got {remat!r}"
     )
-  if adapter is not None:
-    lora.check_targets(architecture, adapter.targets)
+  for spec in filter(None, (adapter, trained)):
+    lora.check_targets(architecture, spec.targets)
   kernel = attention_kernels.choose(attention, jax.default_backend(), dtype)
   return _composed(
-    architecture, adapter, dtype, kernel, remat, rows, without_token
+    architecture,
+    adapter,
+    trained,
+    base_dtype,
+    dtype,
+    kernel,
+    remat,
+    rows,
+    without_token,
   )
 
 
@@ -54,6 +68,8 @@ def make(
 def _composed(
   architecture: presets.Architecture,
   adapter: lora.Spec | None,
+  trained: lora.Spec | None,
+  base_dtype: str,
   dtype: jnp.dtype,
   kernel: str,
   remat: str,
@@ -63,14 +79,17 @@ def _composed(
   of = functools.partial(functools.partial, architecture=architecture)
   # Without an adapter there is nothing to scale; what is handed in anyway
   # must not pass for one.
-  scale = math.nan if adapter is None else adapter.scale
+  scales = {spec.scale for spec in (adapter, trained) if spec is not None}
+  if len(scales) > 1:
+    raise ValueError("two adapters of one model must have the same scale")
+  scale = scales.pop() if scales else math.nan
 
   def init_adapter(key: jax.Array) -> types.Tree:
     if adapter is None:
       raise ValueError("this policy was made without an adapter")
     return lora.init(key, architecture, adapter)
 
-  return types.Policy(
+  policy = types.Policy(
     vocab_size=architecture.vocab_size,
     init=of(transformer.init),
     init_adapter=init_adapter,
@@ -81,13 +100,17 @@ def _composed(
       kernel=kernel,
       remat=remat,
       rows=rows,
+      frozen=trained is not None,
     ),
     unembedding=of(transformer.unembedding, dtype=dtype),
     merge=of(transformer.merge, scale=scale, dtype=dtype),
     init_cache=of(transformer.init_cache, dtype=dtype),
-    extend=of(transformer.extend),
+    extend=of(transformer.extend, scale=scale),
     logits=of(transformer.logits, without_token=without_token),
     max_positions=architecture.max_positions,
     rows=rows,
     without_token=without_token,
   )
+  if trained is None:
+    return policy
+  return frozen_lib.over_frozen(policy, architecture, trained, base_dtype)

@@ -5,6 +5,7 @@ grow with depth. Decoding is unrolled with each layer's own K and V arrays: a
 cache that passed through a scan would be copied at every token.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bilevel_jax.models import attention, layers, lora, presets
+from bilevel_jax.models import attention, layers, lora, presets, quantised
 from bilevel_jax.types import Array, Tree
 
 _INIT_TABLE = nn.initializers.variance_scaling(
@@ -63,6 +64,7 @@ def hidden(
   kernel: str,
   remat: str,
   rows: jax.sharding.NamedSharding | None = None,
+  frozen: bool = False,
 ) -> jax.Array:
   """Returns hidden states [B, T, D] after the final norm.
 
@@ -76,6 +78,8 @@ def hidden(
     rows: of [B, ...] over devices; the stream between layers is held to it, so
       that weights move to the rows and not rows to the weights. The last of
       its axes also splits the width of the embedding. None: one device.
+    frozen: whether the base is a constant: the adapter's product is then added
+      to each matrix's, and nothing of a matrix's size is differentiated.
   """
   rotation = layers.rotation(positions, architecture)
   block = layers.Block(architecture)
@@ -88,8 +92,13 @@ def hidden(
     return attention.KERNELS[kernel](q, k, v, segment_ids, continuations), None
 
   def step(x, layer):
-    weights = _effective(*layer, scale=scale, dtype=dtype)
-    x, kept = block.apply({"params": weights}, x, rotation, attend)
+    if frozen:
+      own, factors = layer
+      weights = _cast(quantised.expand_layer(own), dtype)
+      added = (lora.addend(_cast(factors, dtype), scale),)
+    else:
+      weights, added = _effective(*layer, scale=scale, dtype=dtype), ()
+    x, kept = block.apply({"params": weights}, x, rotation, attend, *added)
     return place(x), kept
 
   # Gathering before the cast spares a table in the compute dtype.
@@ -126,16 +135,21 @@ def merge(
   """Returns the sampler's weights: to the bit those that `hidden` uses.
 
   Laid out as the base, in the compute dtype, with `layers` a tuple of one
-  tree per layer, so that decoding slices no stacked array.
+  tree per layer, so that decoding slices no stacked array. A quantised base
+  stays as it is, and each of its layers has the adapter's factors beside it.
   """
   rest = {name: base[name] for name in base if name != "layers"}
   stacked = (base["layers"], adapter)
+
+  def one(layer, factors):
+    if quantised.is_quantised(layer):
+      return {"quantised": layer, "factors": _cast(factors or {}, dtype)}
+    return _effective(layer, factors, scale=scale, dtype=dtype)
+
   return {
     **_cast(rest, dtype),
     "layers": tuple(
-      _effective(
-        *jax.tree.map(lambda x, i=i: x[i], stacked), scale=scale, dtype=dtype
-      )
+      one(*jax.tree.map(lambda x, i=i: x[i], stacked))
       for i in range(architecture.layers)
     ),
   }
@@ -170,6 +184,7 @@ def extend(
   first: Array,
   *,
   architecture: presets.Architecture,
+  scale: float = math.nan,
 ) -> tuple[jax.Array, Tree]:
   """Returns hidden states [B, n, D] of n new tokens, and the longer cache.
 
@@ -183,6 +198,7 @@ def extend(
     positions: [B, n] int32.
     start: scalar, the column of the first token.
     first: [B] int32, the column of each row's first token that is not padding.
+    scale: of factors beside a quantised layer; without any it is not read.
   """
   rotation = layers.rotation(positions, architecture)
   block = layers.Block(architecture)
@@ -203,7 +219,16 @@ def extend(
   x = weights["embedding"][tokens]
   longer = []
   for layer, pair in zip(weights["layers"], cache, strict=True):
-    x, kept = block.apply({"params": layer}, x, rotation, attend_to(*pair))
+    added = ()
+    if "quantised" in layer:
+      # Tied to what is new in each step: else a compiler would expand every
+      # layer once, before the loop over tokens.
+      layer, x = jax.lax.optimization_barrier((layer, x))
+      added = (lora.addend(layer["factors"], scale),)
+      layer = _cast(quantised.expand_layer(layer["quantised"]), x.dtype)
+    x, kept = block.apply(
+      {"params": layer}, x, rotation, attend_to(*pair), *added
+    )
     longer.append(kept)
   return _final_norm(weights["final_norm"], x, architecture), tuple(longer)
 

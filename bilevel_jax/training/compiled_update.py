@@ -12,7 +12,13 @@ import jax
 
 from bilevel_jax import config
 from bilevel_jax.models import presets
-from bilevel_jax.training import learner, memory_plan, sharding, sources
+from bilevel_jax.training import (
+  frozen_base,
+  largest_batch,
+  learner,
+  sharding,
+  sources,
+)
 
 COLLECTIVES = (
   "all-gather",
@@ -64,8 +70,9 @@ def compile_update(
     state,
     sharding.state_shardings(state, mesh, built.method.placement),
   )
-  batch = memory_plan.abstract_batch(settings, built.method, mesh)
-  lowered = cast(Any, built.programs.update).lower(state, batch)
+  batch = largest_batch.abstract_batch(settings, built.method, mesh)
+  frozen = frozen_base.abstract(policy, mesh)
+  lowered = cast(Any, built.programs.update).lower(state, batch, frozen)
   try:
     program = lowered.compile(
       _AS_ACCELERATORS if mesh.devices.flat[0].platform == "cpu" else None

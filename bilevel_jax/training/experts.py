@@ -1,5 +1,6 @@
 """Another model that a method asks: a teacher, or what wrote demonstrations."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -27,6 +28,7 @@ def load_expert(
   learner: learner_lib.Learner,
   mesh: jax.sharding.Mesh,
   base: Tree,
+  frozen: Tree | None = None,
 ) -> Expert | None:
   """Returns the model that is to score rollouts, if the method wants them to.
 
@@ -34,15 +36,17 @@ def load_expert(
   log-probs came with them; the stream keeps them and the model is let go.
 
   Args:
-    base: weights that the run begins with, not consumed.
+    base: what is trained, as the run begins with it, not consumed.
+    frozen: what it is over, where it is LoRA factors.
 
   Raises:
     ConfigError: weights that cannot be read, or of another vocabulary; or
       dialogues of several turns, of which it would score one.
   """
   wanted, stream = learner.method.needs.expert, streams.demonstrations
+  load = functools.partial(_load, settings, model, mesh, base, frozen)
   if wanted == "rollouts":
-    return _load(settings, model, mesh, base, settings.rollout.temperature)
+    return load(settings.rollout.temperature)
   scored = stream is None or all(
     d.logprobs is not None for d in stream.examples
   )
@@ -56,7 +60,7 @@ def load_expert(
       )
   if wanted == "demonstrations" and stream is not None and not scored:
     # At a temperature of 1, as the SFT loss scores them.
-    expert = _load(settings, model, mesh, base, 1.0)
+    expert = load(1.0)
     stream.set_logprobs(
       score(
         expert,
@@ -106,11 +110,12 @@ def _load(
   model: sources.Model,
   mesh: jax.sharding.Mesh,
   base: Tree,
+  frozen: Tree | None,
   temperature: float,
 ) -> Expert:
   """Returns the model of `method.expert`, in the compute dtype."""
   wanted, dtype = settings.method.expert, settings.model.compute_dtype
-  policy = model.policy
+  policy = model.policy  # where it is the start: its factors, if it has any
   if wanted.weights is not None:
     opened = weights.open(wanted.weights, revision=wanted.revision)
     scratch = pathlib.Path(settings.run_dir) / "expert"
@@ -125,7 +130,7 @@ def _load(
       without_token=theirs.ids_without_token(opened.architecture.vocab_size),
     )
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    base = opened.read(sharding.shardings(shapes, mesh))
+    base, frozen = opened.read(sharding.shardings(shapes, mesh)), None
   tree = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
   program = jax.jit(
     programs.scoring(
@@ -136,7 +141,7 @@ def _load(
       mesh, jax.sharding.PartitionSpec()
     ),
   )
-  return lambda batch: program(tree, None, batch)
+  return lambda batch: program(tree, None, batch, frozen)
 
 
 def _check_vocabulary(

@@ -224,7 +224,9 @@ class Host:
       else:
         sft += forward
     scorings = self._scores_old + (self._run.reference_tree() is not None)
-    return 3 * (taken.rl * rl + taken.sft * sft) + scorings * rl
+    # A frozen base's own gradient, a third of an update, is not taken.
+    passes = 3 if self._run.frozen is None else 2
+    return passes * (taken.rl * rl + taken.sft * sft) + scorings * rl
 
   @property
   def _scores_old(self) -> bool:
@@ -285,12 +287,12 @@ class Host:
     found = {}
     if self._scores_old:  # of the policy that sampled
       found["old_logprobs"] = run.learner.programs.logprobs(
-        run.state.base, run.state.adapter, batch
+        run.state.base, run.state.adapter, batch, run.frozen
       )
     if run.expert is not None:
       found["expert_logprobs"] = run.expert(batch)
     if (reference := run.reference_tree()) is not None:
       found["ref_logprobs"] = run.learner.programs.logprobs(
-        reference, None, batch
+        reference, None, batch, run.frozen
       )
     return dataclasses.replace(batch, **found)

@@ -51,7 +51,7 @@ def build(
   method = build_method(settings, policy, groups)
   rl = settings.rl
   compiled = programs.compile_programs(
-    method,
+    lambda policy: build_method(settings, policy, groups),
     policy,
     temperature=settings.rollout.temperature,
     adapter_scale=settings.adapter.scale,
@@ -105,7 +105,9 @@ def build_method(
     plain: bool = False,
   ):
     group = settings.optimizer.base
-    peak = group.learning_rate if learning_rate is None else learning_rate
+    peak = learning_rate
+    if peak is None:
+      peak = settings.learning_rate("base")
     if plain:
       group = config.Optimizer(name="sgd", clip_norm=group.clip_norm)
     return optimizers.build(
@@ -114,7 +116,11 @@ def build_method(
 
   total_updates = settings.total_updates
   adapter_optimizer = optimizers.build(
-    settings.optimizer.adapter, total_updates
+    dataclasses.replace(
+      settings.optimizer.adapter,
+      learning_rate=settings.learning_rate("adapter"),
+    ),
+    total_updates,
   )
   weightings = _weightings(settings)
   numbers = policy_gradient.PolicyGradient(
@@ -123,7 +129,7 @@ def build_method(
       for field in dataclasses.fields(policy_gradient.PolicyGradient)
     }
   )
-  return _made(
+  method = _made(
     settings.method,
     contract.Setup(
       sft_loss=functools.partial(
@@ -167,6 +173,20 @@ def build_method(
       seed=settings.seed,
     ),
   )
+  _check_levels(settings, method.needs)
+  return method
+
+
+def _check_levels(settings: config.Config, needs: contract.Needs) -> None:
+  adapter = settings.adapter
+  if settings.model.train == "all" or not needs.adapter:
+    return
+  if not adapter.upper_targets:
+    raise errors.ConfigError(
+      f"the method {settings.method.name} has an adapter in its upper level, "
+      "beside the one that model.train=adapter trains: adapter.upper_targets "
+      "must name its matrices, which adapter.targets must leave, got none"
+    )
 
 
 def _made(method: config.Method, setup: contract.Setup) -> contract.Method:

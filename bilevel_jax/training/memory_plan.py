@@ -16,18 +16,17 @@ import jax.numpy as jnp
 
 from bilevel_jax import config
 from bilevel_jax.methods import contract
-from bilevel_jax.models import presets
-from bilevel_jax.rollout import cache, engine, packing, sizes
-from bilevel_jax.training import learner, sharding, sources
-from bilevel_jax.types import (
-  PackedRows,
-  Policy,
-  RLBatch,
-  StepBatch,
-  TokenBatch,
-  TrainState,
-  Tree,
+from bilevel_jax.models import presets, quantised
+from bilevel_jax.rollout import cache, engine
+from bilevel_jax.training import (
+  frozen_base,
+  largest_batch,
+  learner,
+  programs,
+  sharding,
+  sources,
 )
+from bilevel_jax.types import Policy, TrainState, Tree
 
 _GIB = 2**30
 
@@ -93,8 +92,13 @@ def plan(
   method = learner.build_method(settings, policy)
   state = learner.abstract_state(method, policy)
   places = sharding.state_shardings(state, mesh, method.placement)
+  whole, whole_places = state.base, places.base
+  frozen = frozen_base.abstract(policy, mesh)
+  if frozen is not None:
+    whole, whole_places = frozen, jax.tree.map(lambda x: x.sharding, frozen)
   resident = {
-    "base": _bytes(state.base, places.base),
+    "frozen base": 0 if frozen is None else _bytes(frozen, whole_places),
+    "base" if frozen is None else "factors": _bytes(state.base, places.base),
     "adapter": _bytes(state.adapter, places.adapter),
     "RL-only base": _bytes(state.rl_only_base, places.rl_only_base),
     "optimiser states": _bytes(state.optimizer_states, places.optimizer_states),
@@ -115,8 +119,8 @@ def plan(
       settings,
       policy,
       mesh,
-      state,
-      places.base,
+      whole,
+      whole_places,
       None if device_bytes is None else device_bytes - sum(resident.values()),
     )
     if method.needs.rollouts
@@ -156,7 +160,7 @@ def _generation(
   settings: config.Config,
   policy: Policy,
   mesh: sharding.Mesh,
-  state: TrainState,
+  whole: Tree,
   places: Tree,
   free: float | None,
 ) -> dict[str, int]:
@@ -169,13 +173,14 @@ def _generation(
     settings.data.max_prompt_tokens, rollout.max_new_tokens
   )
   a_row = cache.bytes_per_row(policy, columns)
+  few_bits = quantised.is_quantised(whole["layers"])
   at_most = rollout.kv_cache_bytes or (
     math.inf if free is None else cache.SHARE_OF_FREE * free
   )
   at_once = max(1, int(min(rows, at_most // a_row)))
   return {
-    "merged weights": _bytes(
-      _cast(state.base, settings.model.compute_dtype), places
+    "quantised weights" if few_bits else "merged weights": _bytes(
+      whole if few_bits else _cast(whole, settings.model.compute_dtype), places
     ),
     f"KV cache, {at_once} rows of {columns}": at_once * a_row,
     "logits": 2 * 4 * at_once * policy.vocab_size // mesh.shape["tensor"],
@@ -219,17 +224,19 @@ def _update(
   # What flows back: three arrays as wide as the MLP.
   cotangents = 3 * compute * own.mlp_width * size.rows * size.columns
   # A layer's weights come whole from their parts, once to be multiplied and
-  # once to be differentiated; their gradient is summed and then split.
+  # once to be differentiated; their gradient is summed and then split. What is
+  # frozen has none.
+  gradient = 2 * 4 if settings.model.train == "all" else 0
   layer = {
     "gradients": (done + sums + 1) * tree,
     "activations kept": saved,
     "a layer's activations": inside + cotangents,
-    "a layer's weights": (2 * compute + 2 * 4) * matrix,
+    "a layer's weights": (2 * compute + gradient) * matrix,
   }
   unembedding = {
     "gradients": (done + sums) * tree,
     "activations kept": saved,
-    "unembedding and its gradient": (compute + 2 * 4) * table,
+    "unembedding and its gradient": (compute + gradient) * table,
     "log-prob chunk": 4 * settings.model.logprob_chunk * own.vocab_size,
   }
   return layer, unembedding
@@ -241,7 +248,7 @@ def _passes(
   """Most forward passes of a gradient; a device's part of the largest one."""
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   most, found = 1, []
-  for batch in _batches(settings, method, mesh):
+  for batch in largest_batch.parts(settings, method, mesh):
     packed = batch.packed
     assert packed is not None
     passes, rows, columns = packed.tokens.shape
@@ -255,131 +262,36 @@ def _saved(
 ) -> int:
   """Bytes that a forward pass keeps for its backward pass, weights apart."""
   policy = sources.build_policy(settings, architecture)
-  key = jax.random.key(0)
-  base, adapter = (
-    jax.eval_shape(init, key) for init in (policy.init, policy.init_adapter)
-  )
+  model, key = settings.model, jax.random.key(0)
+  inits = [policy.init_frozen, policy.init, policy.init_adapter]
+  if settings.adapter.upper(model.train) is None:
+    inits[-1] = None
+  trees = tuple(init and jax.eval_shape(init, key) for init in inits)
+  if policy.freeze is not None:
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    trees = (frozen_base.abstract(policy, mesh), *trees[1:])
   numbers = jax.ShapeDtypeStruct((size.rows, size.columns), jnp.int32)
 
-  def backward(base, adapter, tokens, positions, segment_ids):
+  def backward(frozen, base, adapter, tokens, positions, segment_ids):
+    over = programs.bound(policy, frozen)
     return jax.vjp(
-      lambda *trees: policy.hidden(*trees, tokens, positions, segment_ids),
+      lambda *trees: over.hidden(*trees, tokens, positions, segment_ids),
       base,
       adapter,
     )[1]
 
-  kept = jax.tree.leaves(
-    jax.eval_shape(backward, base, adapter, *(numbers,) * 3)
-  )
-  weights = {x.shape for x in jax.tree.leaves((base, adapter))}
+  kept = jax.tree.leaves(jax.eval_shape(backward, *trees, *(numbers,) * 3))
+  weights = {
+    x.shape
+    for x in jax.tree.leaves(
+      (trees, inits[0] and jax.eval_shape(inits[0], key))
+    )
+  }
   return sum(
     math.prod(x.shape) * x.dtype.itemsize
     for x in kept
     if x.shape not in weights
   )
-
-
-def abstract_batch(
-  settings: config.Config, method: contract.Method, mesh: sharding.Mesh
-) -> StepBatch:
-  """Returns the shapes of the largest batch that an update may see."""
-  rl, sft = None, None
-  for batch in _batches(settings, method, mesh):
-    if isinstance(batch, RLBatch):
-      rl = batch
-    else:
-      sft = batch
-  return StepBatch(rl=rl, sft=sft)
-
-
-def _batches(
-  settings: config.Config, method: contract.Method, mesh: sharding.Mesh
-) -> list[TokenBatch]:
-  """Batches of sequences of the greatest lengths, as ShapeDtypeStructs."""
-  data, rollout = settings.data, settings.rollout
-  updates, needs = settings.updates_per_step, method.needs
-  how = learner.how_to_pack(settings, mesh)
-  found: list[TokenBatch] = []
-  if needs.rollouts:
-    samples = data.prompts_per_step * rollout.samples_per_prompt
-    rows = samples // settings.rl.updates_per_rollout
-    longest = data.max_prompt_tokens + rollout.max_new_tokens
-    fields, row = _token_batch(rows, longest, how, mesh)
-    wide = fields["weights"]
-    found.append(
-      RLBatch(
-        **fields,
-        advantages=wide,
-        rewards=row,
-        baselines=row,
-        scored=row,
-        sampler_logprobs=wide,
-        old_logprobs=wide,
-        ref_logprobs=wide
-        if settings.rl.kl_coef > 0 or needs.reference == "own"
-        else None,
-        expert_logprobs=wide if needs.expert == "rollouts" else None,
-        questions=_shape(row.shape, jnp.int32, row.sharding),
-        correct=row,
-        accuracy=row,
-      )
-    )
-  if needs.demonstrations:
-    rows = max(1, data.demonstrations_per_step // updates)
-    if needs.own_demonstrations:
-      rows = -(-data.prompts_per_step // settings.rl.updates_per_rollout)
-    fields, row = _token_batch(rows, data.max_demonstration_tokens, how, mesh)
-    found.append(
-      TokenBatch(
-        **fields,
-        ids=_shape(row.shape, jnp.int32, row.sharding),
-        expert_logprobs=fields["weights"]
-        if needs.expert == "demonstrations"
-        else None,
-        group_advantages=_shape((*row.shape, 1), row.dtype, row.sharding)
-        if needs.own_demonstrations
-        else None,
-      )
-    )
-  return found
-
-
-def _shape(shape: tuple[int, ...], dtype: Any, place: Any) -> Any:
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
-
-def _token_batch(
-  rows: int, longest: int, how: packing.Packing, mesh: sharding.Mesh
-) -> tuple[dict[str, Any], Any]:
-  """The fields of a TokenBatch, and an array with a number per row."""
-  width = sizes.columns(longest)
-  columns = max(width, how.row_tokens)
-  per_pass, passes = packing.forward_passes(rows, rows, columns, how)
-
-  def shape(*sizes: int, dtype: Any = jnp.int32) -> Any:
-    place = sharding.batch_place(len(sizes), mesh)
-    return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
-
-  where = shape(rows, width)
-  computed = shape(passes, per_pass, columns)
-  on_device = per_pass // how.row_multiple * columns
-  scored = shape(passes, how.row_multiple, how.log_probs(on_device, on_device))
-  return {
-    "tokens": where,
-    "positions": where,
-    "segment_ids": where,
-    "weights": shape(rows, width, dtype=jnp.float32),
-    "packed": PackedRows(
-      tokens=computed,
-      positions=computed,
-      segment_ids=computed,
-      continuations=computed if how.several else None,
-      columns=scored,
-      targets=scored,
-      where=where,
-      used=shape(),
-    ),
-  }, shape(rows, dtype=jnp.float32)
 
 
 def _bytes(tree: Tree, places: Tree) -> int:

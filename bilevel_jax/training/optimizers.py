@@ -30,6 +30,8 @@ def learning_rate(
     total_updates: updates of the whole run, warm-up included.
   """
   peak, warmup = settings.learning_rate, settings.warmup_steps
+  if peak is None:
+    peak = config.BASE_LEARNING_RATE
   decay_updates = max(1, total_updates - warmup)
   end = settings.end_share
   decay = {

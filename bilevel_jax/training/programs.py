@@ -20,19 +20,27 @@ from bilevel_jax.types import (
 
 
 class Programs(NamedTuple):
-  """What a run calls; each is compiled once for each shape of batch."""
+  """What a run calls; each is compiled once for each shape of batch.
+
+  All but `init` end with what a policy over a frozen base takes, `Policy.over`;
+  None, the default: nothing is frozen. It is an argument and no constant of the
+  program, which would hold a copy.
+  """
 
   init: Callable[[Tree, Tree | None], TrainState]
-  update: Callable[[TrainState, StepBatch], tuple[TrainState, Metrics]]
-  """Donates the state it is given."""
-  logprobs: Callable[[Tree, Tree | None, TokenBatch], jax.Array]
-  merge: Callable[[Tree, Tree | None], Tree]
-  delta_norm: Callable[[Tree, Tree], jax.Array]
-  """(base, adapter) -> ||scale * A @ B|| / ||W|| of the adapted matrices."""
+  update: Callable[..., tuple[TrainState, Metrics]]
+  """(state, batch, frozen) -> (state, metrics); donates the state."""
+  logprobs: Callable[..., jax.Array]
+  """(base, adapter, batch, frozen) -> [B, T]."""
+  merge: Callable[..., Tree]
+  """(base, adapter, frozen) -> what the sampler reads."""
+  delta_norm: Callable[..., jax.Array]
+  """(base, adapter, frozen) -> ||scale * A @ B|| / ||W|| of the matrices that
+  have factors, be they the adapter's or in the place of the base."""
 
 
 def compile_programs(
-  method: contract.Method,
+  make: Callable[[Policy], contract.Method],
   policy: Policy,
   *,
   temperature: float,
@@ -43,44 +51,72 @@ def compile_programs(
   """Returns the jitted programs of a method on a policy.
 
   Args:
+    make: builds the method; again for each program of a policy over a frozen
+      base, so that what it closes over is an argument.
     temperature: of the rollouts; log-probs are of the tempered policy.
     chunk: positions whose logits are in memory at once.
     adapter_scale: what A @ B is multiplied by.
     state_shardings: TrainState of shardings, or None on a single device.
   """
 
-  def delta_norm(base: Tree, adapter: Tree):
+  def update(state: TrainState, batch: StepBatch, frozen: Tree = None):
+    # What is computed while a method is built is no part of the program.
+    with jax.ensure_compile_time_eval():
+      method = make(bound(policy, frozen))
+    return guarded(method.update)(state, batch)
+
+  def merge(base: Tree, adapter: Tree | None, frozen: Tree):
+    return bound(policy, frozen).merge(base, adapter)
+
+  def delta_norm(base: Tree, adapter: Tree | None, frozen: Tree = None):
+    if frozen is not None:
+      base, adapter = frozen, {**base, **(adapter or {})}
     delta, weight = lora.delta_norm(base, adapter, adapter_scale)
     return delta / weight
 
+  whole_merge, merge_over = jax.jit(policy.merge), jax.jit(merge)
   return Programs(
-    init=jax.jit(method.init, out_shardings=state_shardings),
+    init=jax.jit(make(policy).init, out_shardings=state_shardings),
     update=jax.jit(
-      guarded(method.update),
+      update,
       donate_argnums=0,
       out_shardings=None
       if state_shardings is None
       else (state_shardings, None),
     ),
     logprobs=jax.jit(scoring(policy, temperature=temperature, chunk=chunk)),
-    merge=jax.jit(policy.merge),
+    # Equal policies have one function, and so one program.
+    merge=lambda base, adapter, frozen=None: (
+      whole_merge(base, adapter)
+      if frozen is None
+      else merge_over(base, adapter, frozen)
+    ),
     delta_norm=jax.jit(delta_norm),
   )
 
 
+def bound(policy: Policy, frozen: Tree | None) -> Policy:
+  """Returns the policy over its frozen base; itself where nothing is."""
+  return policy if policy.over is None else policy.over(frozen)
+
+
 def scoring(
   policy: Policy, *, temperature: float, chunk: int
-) -> Callable[[Tree, Tree | None, TokenBatch], jax.Array]:
-  """Returns (base, adapter, batch) -> log-probs [B, T], by micro-batches.
+) -> Callable[..., jax.Array]:
+  """Returns (base, adapter, batch, frozen) -> log-probs, by micro-batches.
 
   Args:
     chunk: positions whose logits are in memory at once.
   """
 
-  def logprobs(base: Tree, adapter: Tree | None, batch: TokenBatch):
+  def logprobs(
+    base: Tree, adapter: Tree | None, batch: TokenBatch, frozen: Tree = None
+  ):
+    over = bound(policy, frozen)
+
     def rows(part: TokenBatch):
       return terms.token_logprobs(
-        policy, base, adapter, part, temperature=temperature, chunk=chunk
+        over, base, adapter, part, temperature=temperature, chunk=chunk
       )[0]
 
     found = accumulation.map_micro_batches(lambda part: ((), rows(part)), batch)

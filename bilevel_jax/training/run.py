@@ -1,6 +1,7 @@
 """What the parts of a run share, gathered and checked before the first."""
 
 import dataclasses
+import math
 import statistics
 from typing import Any
 
@@ -11,9 +12,16 @@ from bilevel_jax import config, errors, fields, methods, own_code, processes
 from bilevel_jax.data import rows
 from bilevel_jax.rewards import pool, verifiers
 from bilevel_jax.rollout import cache
-from bilevel_jax.training import checkpoint, experts, meshes, sharding, sources
+from bilevel_jax.training import (
+  checkpoint,
+  experts,
+  frozen_base,
+  meshes,
+  sharding,
+  sources,
+)
 from bilevel_jax.training import learner as learner_lib
-from bilevel_jax.types import TrainState, Tree
+from bilevel_jax.types import Policy, TrainState, Tree
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,6 +36,7 @@ class Run:
   mesh: jax.sharding.Mesh
   device_summary: str  # of the devices, and why: for the opening lines
   cache_bytes: int  # that the sampler's KV cache may take on a device
+  frozen: Tree | None  # base of LoRA factors that are trained in its place
   reference: Tree | None  # base of the KL's reference policy
   expert: experts.Expert | None  # that scores rollouts
   state: TrainState
@@ -46,7 +55,9 @@ class Run:
 
   def weights(self) -> Tree:
     """Returns what the sampler reads: the policy as it is now, merged."""
-    return self.learner.programs.merge(self.state.base, self.state.adapter)
+    return self.learner.programs.merge(
+      self.state.base, self.state.adapter, self.frozen
+    )
 
 
 def build_scorer(settings: config.Config) -> pool.Scorer:
@@ -118,14 +129,16 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
         "training.max_update_flops needs a method whose operations are counted "
         f"(of bridge: hypergradient=penalty), got {settings.method.name}"
       )
-    base = sources.read_base(model, mesh)
+    frozen, base = frozen_base.start_weights(settings, model, mesh)
   examples = streams.checksum()
   processes.check_same("the examples", examples.encode())
   reference = None
   dtype = learner_lib.reference_dtype(settings)
   if dtype and needs.reference == "start" and needs.rollouts:
     reference = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), base)
-  expert = experts.load_expert(settings, model, streams, learner, mesh, base)
+  expert = experts.load_expert(
+    settings, model, streams, learner, mesh, base, frozen
+  )
   state = learner_lib.initial_state(settings, learner, model.policy, base)
   return Run(
     settings=settings,
@@ -135,6 +148,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
     scorer=scorer,
     mesh=mesh,
     device_summary=device_summary,
+    frozen=frozen,
     reference=reference,
     expert=expert,
     cache_bytes=settings.rollout.kv_cache_bytes
@@ -146,11 +160,17 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "tokens": 0,
       "update_flops": 0.0,
       "method": {},  # the method's own memory
-      "model": sources.checksum(base),
+      "model": sources.checksum(base if frozen is None else (frozen, base))
+      | {"parameters": _parameters(model.policy)},
       "examples": examples,
       "code": _code(settings),
     },
   )
+
+
+def _parameters(policy: Policy) -> int:
+  shapes = jax.eval_shape(policy.init_frozen or policy.init, jax.random.key(0))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
 def changed_code(run: Run) -> list[str]:
@@ -227,13 +247,23 @@ def due(every: int | None, done: int, steps: int) -> bool:
   return done == steps or (every is not None and done % every == 0)
 
 
+def _trained(run: Run) -> str:
+  if run.frozen is None:
+    return ""
+  count = sum(
+    x.size for x in jax.tree.leaves((run.state.base, run.state.adapter))
+  )
+  kept = run.settings.model.base_dtype
+  return f", frozen in {kept}; {count / 1e6:.2f}M of LoRA factors are trained"
+
+
 def opening(run: Run) -> str:
   """Returns what the run is about to do, in a few lines."""
   settings, streams = run.settings, run.streams
   name = settings.model.weights or settings.model.preset
   lines = [
     f"{settings.method.name} on {name}"
-    f", {run.host['model']['parameters'] / 1e6:.2f}M parameters",
+    f", {run.host['model']['parameters'] / 1e6:.2f}M parameters{_trained(run)}",
     run.device_summary,
     f"questions: {streams.prompts.counts}",
   ]

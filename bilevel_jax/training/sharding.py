@@ -27,6 +27,23 @@ RULES: Rules = (
     PartitionSpec(None, "fsdp", "tensor"),
   ),
   (r"(^|/)layers/(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+  # Of a quantised base. There are too few scales to split them by blocks.
+  (
+    r"(^|/)layers/(q|k|v|gate|up)/kernel/(int8|nf4)$",
+    PartitionSpec(None, "fsdp", "tensor"),
+  ),
+  (
+    r"(^|/)layers/(o|down)/kernel/(int8|nf4)$",
+    PartitionSpec(None, "tensor", "fsdp"),
+  ),
+  (
+    r"(^|/)layers/(q|k|v|gate|up)/kernel/scales$",
+    PartitionSpec(None, None, "tensor"),
+  ),
+  (
+    r"(^|/)layers/(o|down)/kernel/scales$",
+    PartitionSpec(None, None, "fsdp"),
+  ),
   (r"(^|/)layers/(q|k|v)/bias$", PartitionSpec(None, "tensor")),
   (
     r"(^|/)(attention_norm|mlp_norm|q_norm|k_norm|final_norm)/scale$",

@@ -1,5 +1,7 @@
 """What a run reads and writes: the model, its examples, its weights."""
 
+import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from bilevel_jax.rewards import verifiers
 from bilevel_jax.rollout import engine
 from bilevel_jax.training import sharding
 from bilevel_jax.types import Policy, TrainState, Tree
-from bilevel_jax.weights import huggingface
+from bilevel_jax.weights import huggingface, peft_files
 
 _MOST_GROUPS = 16
 
@@ -105,7 +107,9 @@ def build_policy(
     compute_dtype=settings.model.compute_dtype,
     attention=settings.model.attention,
     remat=settings.model.remat,
-    adapter=settings.adapter,
+    adapter=settings.adapter.upper(settings.model.train),
+    trained=settings.adapter.trained(settings.model.train),
+    base_dtype=settings.model.base_dtype,
     rows=rows,
     without_token=without_token,
   )
@@ -332,7 +336,8 @@ def read_base(model: Model, mesh: jax.sharding.Mesh) -> Tree:
   Raises:
     ConfigError: weights that cannot be read or do not fit.
   """
-  shapes = jax.eval_shape(model.policy.init, jax.random.key(0))
+  init = model.policy.init_frozen or model.policy.init
+  shapes = jax.eval_shape(init, jax.random.key(0))
   return model.opened.read(sharding.shardings(shapes, mesh))
 
 
@@ -342,7 +347,9 @@ def checksum(base: Tree) -> dict[str, int]:
 
   def summed(xs: list[jax.Array]) -> jax.Array:
     # Integers, so that no mesh changes the sum.
-    bits = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in xs]
+    bits = [
+      jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") for x in xs
+    ]
     return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in bits]).sum(
       dtype=jnp.uint32
     )
@@ -358,25 +365,39 @@ def export(
   settings: config.Config,
   model: Model,
   state: TrainState,
+  frozen: Tree | None = None,
 ) -> None:
-  """Writes the merged policy for transformers, and the adapter for PEFT.
+  """Writes the policy for transformers, for PEFT, or for both.
 
-  The adapter belongs on the base that was trained with it, which is the
-  merged policy less the adapter, not on the weights that the run began with.
+  Whole weights are the merged policy. The adapter, in a folder of its own, is
+  both levels' factors where the base is frozen, and names the base that the run
+  began with. Where the base was trained, too, or is of a kind that PEFT cannot
+  load, the base that the adapter fits is written beside it.
   """
-  huggingface.export(
-    directory,
-    model.architecture,
-    state.base,
-    state.adapter,
-    settings.adapter.scale,
+  base, adapter, name = state.base, state.adapter, None
+  if frozen is not None:
+    name = model.opened.name
+    base, adapter = frozen, {**state.base, **(state.adapter or {})}
+  spec = dataclasses.replace(
+    settings.adapter.spec, targets=tuple(adapter or ())
+  )
+  write = functools.partial(
+    huggingface.export,
+    architecture=model.architecture,
+    scale=spec.scale,
     source_directory=model.tokenizer.files,
   )
-  if state.adapter is not None:
-    huggingface.export_adapter(
-      directory / "adapter",
-      model.architecture,
-      state.adapter,
-      settings.adapter,
-      base_model_name=str(settings.model.weights or settings.model.preset),
-    )
+  if frozen is None or settings.checkpoints.export_merged:
+    write(directory, base=base, adapter=adapter)
+  if adapter is None:
+    return
+  fits = peft_files.Base(
+    name, model.opened.fingerprint(), settings.model.revision
+  )
+  if name is None:
+    path = (directory / "base").absolute()
+    write(path, base=base)
+    fits = peft_files.Base(str(path), weights.open(str(path)).fingerprint())
+  huggingface.export_adapter(
+    directory / peft_files.FOLDER, model.architecture, adapter, spec, base=fits
+  )

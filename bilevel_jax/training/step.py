@@ -33,7 +33,7 @@ def run_step(run: run_lib.Run, step: int) -> StepResult:
   host = host_lib.Host(run, step, plan)
   updates = []
   for batch in learner.method.batches(host):
-    run.state, measured = learner.programs.update(run.state, batch)
+    run.state, measured = learner.programs.update(run.state, batch, run.frozen)
     updates.append(measured)
   updates = jax.device_get(updates)
   update_s = time.perf_counter() - started - host.sampling_s
@@ -56,9 +56,9 @@ def run_step(run: run_lib.Run, step: int) -> StepResult:
     # Skipped updates are counted; all else is a mean over the updates.
     mean_or_sum = np.sum if name == "training/skipped_updates" else np.mean
     logged[name] = float(mean_or_sum(values))
-  if run.state.adapter is not None:
+  if run.state.adapter is not None or run.frozen is not None:
     logged["bilevel/adapter_delta_norm"] = float(
-      learner.programs.delta_norm(run.state.base, run.state.adapter)
+      learner.programs.delta_norm(run.state.base, run.state.adapter, run.frozen)
     )
   logged["rollout/tokens_so_far"] = run.host["tokens"]
   logged["time/step_s"] = time.perf_counter() - started

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bilevel_jax import checksums, errors, types
-from bilevel_jax.models import lora, presets
+from bilevel_jax.models import lora, presets, quantised
 from bilevel_jax.weights import (
   huggingface_config,
   huggingface_names,
@@ -214,6 +214,7 @@ def _arrays(
   for (part, i), (value, _) in zip(places, values, strict=True):
     if part is tree["layers"]:
       value, factors = jax.tree.map(lambda x, i=i: x[i], (value, adapter))
+      value = quantised.expand_layer(value)
       value = lora.merge_layer(value, factors, scale)
     for weight, leaf in zip(
       jax.tree.leaves(part), jax.tree.leaves(value), strict=True

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from bilevel_jax import errors, processes, types
-from bilevel_jax.models import presets, transformer
+from bilevel_jax.models import lora, presets, transformer
 from bilevel_jax.weights import (
   gguf,
   gguf_tokenizer,
@@ -36,14 +37,18 @@ class Opened(NamedTuple):
   """A hash that other weights do not have, in a second at most."""
   run: pathlib.Path | None = None
   """Directory of the run that left the weights, if one did."""
+  name: str | None = None
+  """What transformers and PEFT load the same weights by: a hub id, or the path
+  of a directory; None: nothing, as of a GGUF file."""
 
 
 def open(source: str, *, revision: str | None = None) -> Opened:
   """Returns the model that a source names.
 
   Args:
-    source: a Hugging Face directory, a hub id, a .gguf file, or a run
-      directory, whose export is meant.
+    source: a Hugging Face directory, a hub id, a .gguf file, a PEFT adapter,
+      which is merged into its base as it is read, or a run directory, whose
+      export is meant.
     revision: branch, tag or commit of a hub id.
 
   Raises:
@@ -63,16 +68,19 @@ def open(source: str, *, revision: str | None = None) -> Opened:
       functools.partial(_hash, [path]),
     )
   exported = (path / "export").is_dir()
-  run = path if exported else path.parent if path.name == "export" else None
+  left = exported or path.name == "export"  # by a run
+  run = None
+  if left:
+    run = path if exported else path.parent
   directory = huggingface.resolve(
     str(path / "export") if exported else source, revision
   )
+  if run is not None and not (run / "config.json").is_file():
+    run = None
+  place = directory / peft_files.FOLDER if left else directory
   alone = not (directory / "config.json").exists()
-  if alone and (directory / peft_files.CONFIG).exists():
-    raise errors.ConfigError(
-      f"{source} is a PEFT adapter, which is not a whole model: merge it into "
-      "its base first, or name the export of a run, which has both"
-    )
+  if alone and (place / peft_files.CONFIG).exists():
+    return _with_adapter(place)._replace(run=run)
   if {"config", "versions"} <= huggingface_config.read_fields(directory).keys():
     raise errors.ConfigError(
       f"{source} is a run that has left no export: it has not come to its last "
@@ -85,8 +93,46 @@ def open(source: str, *, revision: str | None = None) -> Opened:
     functools.partial(huggingface.load_base, directory, architecture),
     lambda _: directory,
     lambda: _hash(sorted(directory.glob("*.safetensors"))),
-    run if run is not None and (run / "config.json").is_file() else None,
+    run,
+    str(directory.absolute()) if path.is_dir() else source,
   )
+
+
+def _with_adapter(directory: pathlib.Path) -> Opened:
+  """Returns the model that a PEFT adapter and its base are together."""
+  fits = peft_files.read_base(directory)
+  if fits.name is None:
+    raise errors.ConfigError(
+      f"{directory} is a PEFT adapter that names no base: "
+      f"base_model_name_or_path of its {peft_files.CONFIG} must be a string"
+    )
+  try:
+    base = open(fits.name, revision=fits.revision)
+  except errors.ConfigError as error:
+    raise errors.ConfigError(
+      f"{directory} is a PEFT adapter, and its base cannot be opened: {error}"
+    ) from error
+  if fits.fingerprint not in (None, base.fingerprint()):
+    raise errors.ConfigError(
+      f"{directory} is an adapter of other weights than {fits.name} has: it "
+      "would be another model"
+    )
+  loaded = peft_files.load_adapter(directory, base.architecture)
+  adapter = jax.tree.map(np.asarray, loaded.adapter)  # of no device
+
+  def merged(whole: types.Tree, adapter: types.Tree) -> types.Tree:
+    layers = lora.merge_layer(whole["layers"], adapter, loaded.spec.scale)
+    return {**whole, "layers": layers}
+
+  def read(shardings: types.Tree | None) -> types.Tree:
+    program = jax.jit(merged, donate_argnums=0, out_shardings=shardings)
+    return program(base.read(shardings), adapter)
+
+  def fingerprint() -> str:
+    own = _hash(sorted(directory.glob("*.safetensors")))
+    return hashlib.sha256(f"{base.fingerprint()} {own}".encode()).hexdigest()
+
+  return Opened(base.architecture, read, base.tokenizer_files, fingerprint)
 
 
 def untrained(

@@ -17,6 +17,9 @@ from bilevel_jax.weights import (
 
 _WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+FOLDER = "adapter"
+"""Where it is in an export."""
+_BASE = "base_model.json"
 # Fields that change what an adapter computes, and the only value we implement.
 _ONLY = {
   "peft_type": ("LORA",),
@@ -53,23 +56,32 @@ class LoadedAdapter(NamedTuple):
   base_model_name: str | None
 
 
+class Base(NamedTuple):
+  """Which base an adapter fits."""
+
+  name: str | None  # directory or hub id
+  fingerprint: str | None = None  # `Opened.fingerprint`; None: not known
+  revision: str | None = None  # of a hub id
+
+
 def export_adapter(
   directory: str | pathlib.Path,
   architecture: presets.Architecture,
   adapter: types.Tree,
   spec: lora.Spec,
   *,
-  base_model_name: str | None,
+  base: Base,
 ) -> pathlib.Path:
   """Returns `directory`, now holding the adapter as PEFT reads it.
 
   The adapter belongs to the base that it was trained with: where the base has
-  moved too, `base_model_name` must be an export of that base without it.
+  moved too, `base` must be an export of that base without it. What PEFT does
+  not read, the base's fingerprint, is in a file of its own, base_model.json.
   Every process of a run must call this; the first one writes.
 
   Args:
     adapter: {target: {"A": [L, in, r], "B": [L, r, out]}}.
-    base_model_name: directory or hub id of the base.
+    base: of which `name` is a directory or hub id.
 
   Raises:
     ConfigError: the directory cannot be written.
@@ -104,7 +116,7 @@ def export_adapter(
     {
       "peft_type": "LORA",
       "task_type": "CAUSAL_LM",
-      "base_model_name_or_path": base_model_name,
+      "base_model_name_or_path": base.name,
       "r": spec.rank,
       "lora_alpha": spec.alpha,
       "lora_dropout": 0.0,
@@ -119,8 +131,39 @@ def export_adapter(
       "inference_mode": True,
     },
   )
+  huggingface_export.write_json(stage / _BASE, base._asdict())
   huggingface_export.publish(stage, directory, CONFIG)
   return directory
+
+
+def find(directory: pathlib.Path) -> pathlib.Path | None:
+  """Returns where an adapter is: there, or in an export, or in a run's."""
+  for place in ("", FOLDER, f"export/{FOLDER}"):
+    if (directory / place / CONFIG).is_file():
+      return directory / place
+  return None
+
+
+def read_base(directory: pathlib.Path) -> Base:
+  """Returns the base that a PEFT directory says it fits.
+
+  Raises:
+    ConfigError: a file that is not a JSON object of texts.
+  """
+  config = huggingface_config.read_object(directory / CONFIG)
+  name = config.get("base_model_name_or_path")
+  fields = {}
+  if (directory / _BASE).exists():
+    fields = huggingface_config.read_object(directory / _BASE)
+  found = Base(name, fields.get("fingerprint"), fields.get("revision"))
+  for key, value in found._asdict().items():
+    if value is not None and not isinstance(value, str):
+      raise errors.ConfigError(
+        f"{directory}: the {key} of an adapter's base must be a text, got "
+        f"{value!r}"
+      )
+  # Where the base was named anew by hand, the hash of the old one says nothing.
+  return found if fields.get("name") in (None, name) else Base(name)
 
 
 def load_adapter(

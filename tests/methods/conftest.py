@@ -313,9 +313,10 @@ def world() -> World:
   return make_world()
 
 
-def make_world() -> World:
+def make_world(train: str = "all") -> World:
   rng = np.random.default_rng(0)
-  policy = tabular.policy(VOCABULARY)
+  policies = {"all": tabular.policy, "adapter": tabular.over_frozen}
+  policy = policies[train](VOCABULARY)
   adapter = policy.init_adapter(jax.random.key(1))
   adapter["B"] = 0.3 * jax.random.normal(
     jax.random.key(2), adapter["B"].shape, jnp.float32

@@ -37,6 +37,7 @@ every_case = pytest.mark.parametrize(
 )
 
 
+every_base = pytest.mark.parametrize("train", ["all", "adapter"])
 OPTIONS = {"relift": {"buffer": 1}}  # so that a step has an update of SFT
 
 
@@ -47,10 +48,10 @@ class Case(NamedTuple):
 
 
 @functools.cache
-def _compiled(name: str, **settings) -> Case:
+def _compiled(name: str, train: str = "all", **settings) -> Case:
   """Compiled once for all tests: nearly all of their time is compilation."""
   options = OPTIONS.get(name, {}) | settings
-  method = conftest.make_world().method(name, **options)
+  method = conftest.make_world(train).method(name, **options)
   traces = []
 
   def counted(state, batch):
@@ -79,9 +80,11 @@ def _assert_finite(metrics):
   assert all(np.isfinite(float(v)) for v in metrics.values()), metrics
 
 
+@every_base
 @pytest.mark.parametrize("name", NAMES)
-def test_an_update_keeps_the_structure_and_is_traced_once(world, name):
-  method, update, traces = _compiled(name)
+def test_an_update_keeps_the_structure_and_is_traced_once(name, train):
+  world = conftest.make_world(train)
+  method, update, traces = _compiled(name, train)
   state, before = world.start(method), len(traces)
   kinds = world.kinds(method)
   for batch in 2 * kinds:
@@ -94,10 +97,12 @@ def test_an_update_keeps_the_structure_and_is_traced_once(world, name):
   assert len(traces) - before <= len(kinds)
 
 
+@every_base
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_learns_what_it_descends(world, name):
+def test_a_method_learns_what_it_descends(name, train):
   """Demonstrations, or the tokens with an advantage, become likelier."""
-  method, update, _ = _compiled(name)
+  world = conftest.make_world(train)
+  method, update, _ = _compiled(name, train)
   score = jax.jit(
     functools.partial(
       terms.token_logprobs, world.policy, chunk=64, temperature=1.0
@@ -122,10 +127,12 @@ def test_a_method_learns_what_it_descends(world, name):
   assert any(after[part] > before[part] + 1e-3 for part in seen)
 
 
+@every_base
 @every_case
-def test_micro_batches_change_nothing(world, name, settings):
+def test_micro_batches_change_nothing(name, settings, train):
+  world = conftest.make_world(train)
   _off_policy(world)
-  method, update, _ = _compiled(name, **settings)
+  method, update, _ = _compiled(name, train, **settings)
   for batch in world.kinds(method):
     expected, expected_metrics = update(world.start(method), batch)
     actual, metrics = update(world.start(method), _packed(batch))
@@ -172,10 +179,12 @@ def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, split, empty):
       chex.assert_trees_all_equal(after.base, world.base)
 
 
+@every_base
 @every_case
-def test_devices_change_nothing(world, name, settings):
+def test_devices_change_nothing(name, settings, train):
+  world = conftest.make_world(train)
   _off_policy(world)
-  method, update, _ = _compiled(name, **settings)
+  method, update, _ = _compiled(name, train, **settings)
   mesh = sharding.make_mesh(2, 1, 1, jax.devices()[:2])
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   for batch in world.kinds(method):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bilevel_jax.models import lora
-from bilevel_jax.weights import huggingface
+from bilevel_jax.weights import huggingface, peft_files
 from tests.models import tiny
 from tests.weights import directories
 
@@ -70,7 +70,7 @@ def test_peft_loads_our_adapter_and_agrees(tmp_path):
     architecture,
     adapter,
     lora.Spec(rank=4, alpha=8.0, targets=tiny.ALL),
-    base_model_name=str(tmp_path / "base"),
+    base=peft_files.Base(str(tmp_path / "base")),
   )
   model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
   assert_same_logits(architecture, base, adapter, model)

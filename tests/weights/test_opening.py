@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from unittest import mock
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ def test_a_run_is_trained_on_from_its_export(directory, first):
   settings = tiny_run.parsed(
     directory, "second", steps=1, model__weights=str(first)
   )
-  before = run.gather(settings, scorer=None).state.base
+  before = run.gather(settings, scorer=mock.Mock()).state.base
   directories.assert_same_bits(before, export.read(None))
   assert train.run(settings).number == 1
   _, state, _ = tiny_run.last_state(settings)
@@ -141,7 +142,7 @@ def test_a_gguf_file_is_trained_with_the_tokenizer_inside(tmp_path):
   settings = dataclasses.replace(
     settings, data=dataclasses.replace(settings.data, max_prompt_tokens=64)
   )
-  gathered = run.gather(settings, scorer=None)
+  gathered = run.gather(settings, scorer=mock.Mock())
   directories.assert_same_bits(
     gathered.state.base, weights.open(str(file)).read(None)
   )

@@ -7,7 +7,7 @@ import safetensors.numpy
 
 from bilevel_jax import errors
 from bilevel_jax.models import lora
-from bilevel_jax.weights import huggingface
+from bilevel_jax.weights import huggingface, peft_files
 from tests.weights import directories
 
 LLAMA = directories.LLAMA
@@ -19,7 +19,7 @@ def export_adapter(directory, adapter, targets):
     LLAMA,
     adapter,
     lora.Spec(rank=4, alpha=8.0, targets=targets),
-    base_model_name="some/base",
+    base=peft_files.Base("some/base"),
   )
 
 
