@@ -237,9 +237,13 @@ def how_to_pack(
 
 
 def _has_small_unembedding(policy: Policy) -> bool:
-  base = jax.eval_shape(policy.init, jax.random.key(0))
+  init = policy.init_frozen or policy.init
+  base = jax.eval_shape(init, jax.random.key(0))
   total = sum(x.size for x in jax.tree.leaves(base))
-  return jax.eval_shape(policy.unembedding, base).size < _SMALL_SHARE * total
+  table = jax.eval_shape(
+    lambda base: programs.bound(policy, base).unembedding(base), base
+  )
+  return table.size < _SMALL_SHARE * total
 
 
 def abstract_state(method: contract.Method, policy: Policy) -> TrainState:
