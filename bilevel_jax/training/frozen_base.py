@@ -1,9 +1,10 @@
-"""What model.train=adapter starts from: the base as it is kept, the factors."""
+"""What a run starts from: weights, or factors and the base they are over."""
 
 import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import config, errors, processes
@@ -110,3 +111,22 @@ def abstract(policy: Policy, mesh: sharding.Mesh) -> Tree | None:
     shapes,
     sharding.shardings(shapes, mesh),
   )
+
+
+def checksum(base: Tree) -> dict[str, int]:
+  """Returns what distinguishes one set of weights from another: JSON."""
+  leaves = jax.tree.leaves(base)
+
+  def summed(xs: list[jax.Array]) -> jax.Array:
+    # Integers, so that no mesh changes the sum.
+    bits = [
+      jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") for x in xs
+    ]
+    return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in bits]).sum(
+      dtype=jnp.uint32
+    )
+
+  return {
+    "parameters": sum(x.size for x in leaves),
+    "checksum": int(jax.jit(summed)(leaves)),
+  }

@@ -160,7 +160,7 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
       "tokens": 0,
       "update_flops": 0.0,
       "method": {},  # the method's own memory
-      "model": sources.checksum(base if frozen is None else (frozen, base))
+      "model": frozen_base.checksum(base if frozen is None else (frozen, base))
       | {"parameters": _parameters(model.policy)},
       "examples": examples,
       "code": _code(settings),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import config, errors, methods, types, weights
@@ -339,25 +338,6 @@ def read_base(model: Model, mesh: jax.sharding.Mesh) -> Tree:
   init = model.policy.init_frozen or model.policy.init
   shapes = jax.eval_shape(init, jax.random.key(0))
   return model.opened.read(sharding.shardings(shapes, mesh))
-
-
-def checksum(base: Tree) -> dict[str, int]:
-  """Returns what distinguishes one set of weights from another: JSON."""
-  leaves = jax.tree.leaves(base)
-
-  def summed(xs: list[jax.Array]) -> jax.Array:
-    # Integers, so that no mesh changes the sum.
-    bits = [
-      jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") for x in xs
-    ]
-    return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in bits]).sum(
-      dtype=jnp.uint32
-    )
-
-  return {
-    "parameters": sum(x.size for x in leaves),
-    "checksum": int(jax.jit(summed)(leaves)),
-  }
 
 
 def export(
