@@ -53,7 +53,7 @@ class Source:
     "train", "split of the hub dataset, or of the task: train or test"
   )
   task: str | None = setting(
-    None, "procedural task: arithmetic, countdown, or reasoning_gym/NAME"
+    None, "procedural task: arithmetic, countdown, programs, reasoning_gym/NAME"
   )
   task_options: dict[str, Any] = setting(
     {}, "arguments of the procedural task, such as {'steps': 2}"

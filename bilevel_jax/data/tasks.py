@@ -1,4 +1,4 @@
-"""Procedural questions: arithmetic, countdown, and those of reasoning-gym.
+"""Procedural questions: arithmetic, countdown, programs, reasoning-gym's.
 
 A task is an endless sequence of distinct questions that its seed and options
 determine. A question belongs to the split `test` if the CRC-32 of its text is
@@ -42,8 +42,8 @@ def generate(
   Args:
     count: questions to return; default `DEFAULT_COUNT`.
     split: `train` or `test`; the two have no question in common.
-    options: arguments of the task (`arithmetic`, `countdown`, or those of the
-      reasoning-gym data set's configuration).
+    options: arguments of the task (`arithmetic`, `countdown`, `programs`, or
+      those of the reasoning-gym data set's configuration).
 
   Raises:
     ConfigError: an unknown task, split or option, or too few questions.
@@ -229,7 +229,38 @@ def countdown(
   )
 
 
-_TASKS = {"arithmetic": arithmetic, "countdown": countdown}
+def programs(
+  rng: random.Random, *, max_operand: int = 9, max_input: int = 9
+) -> types.Question:
+  """Returns a question of the program that two examples determine.
+
+  Such as `f(2)=5 f(4)=7`, which `f=lambda x:x+3` answers: the verifier `code`
+  calls `f` with four other numbers.
+
+  Args:
+    max_operand: what is added, subtracted or multiplied by is from 2 to this.
+    max_input: numbers that are given are from 0 to this.
+  """
+  sign, operand = rng.choice("+-*"), rng.randint(2, max(2, max_operand))
+  inputs = rng.sample(range(max(max_input, 5) + 1), 6)
+  outputs = [int(_apply(sign, x, operand)) for x in inputs]
+  shown = [f"f({x})={y}" for x, y in zip(inputs, outputs, strict=True)]
+  program = f"f=lambda x:x{sign}{operand}"
+  tests = {
+    "fn_name": "f",
+    "inputs": [[x] for x in inputs[2:]],
+    "outputs": outputs[2:],
+  }
+  return types.Question(
+    "", " ".join(shown[:2]), program, program, {"tests": tests}
+  )
+
+
+_TASKS = {
+  "arithmetic": arithmetic,
+  "countdown": countdown,
+  "programs": programs,
+}
 NAMES = tuple(_TASKS)
 
 

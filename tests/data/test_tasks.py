@@ -206,8 +206,8 @@ def test_countdown_reads_like_the_shared_corpus():
   [
     (
       {"task": "algebra"},
-      "task must be one of arithmetic, countdown, reasoning_gym/NAME, got "
-      "'algebra'",
+      "task must be one of arithmetic, countdown, programs, "
+      "reasoning_gym/NAME, got 'algebra'",
     ),
     (
       {"task": "arithmetic", "split": "dev"},
@@ -320,3 +320,32 @@ def test_a_missing_reasoning_gym_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "reasoning_gym", None)
   with pytest.raises(errors.ConfigError, match="install the extra `tasks`"):
     tasks.generate("reasoning_gym/chain_sum")
+
+
+def test_programs_are_what_their_examples_and_tests_say():
+  questions = tasks.generate("programs", count=200)
+  signs = set()
+  for question in questions:
+    program = question.solution
+    f = eval(program.removeprefix("f="))
+    for shown in question.question.split():
+      given, out = re.fullmatch(r"f\((\d+)\)=(-?\d+)", shown).groups()
+      assert f(int(given)) == int(out)
+    tests = question.meta["tests"]
+    assert [f(*given) for given in tests["inputs"]] == tests["outputs"]
+    assert len(tests["inputs"]) == 4
+    shown = {f"f({x})" for (x,) in tests["inputs"]}
+    assert not [s for s in shown if s in question.question]
+    signs.add(program[12])
+    # No other program of the kind fits both examples.
+    fitting = [
+      (sign, n)
+      for sign in "+-*"
+      for n in range(2, 10)
+      if all(
+        str(eval(f"{s[2 : s.index(')')]}{sign}{n}")) == s.partition("=")[2]
+        for s in question.question.split()
+      )
+    ]
+    assert fitting == [(program[12], int(program[13:]))]
+  assert signs == set("+-*")
