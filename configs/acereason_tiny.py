@@ -14,9 +14,11 @@ RL of programs, whose reward is the share of hidden tests that they pass in the
 sandbox; what the policy always or never solves is not asked. It is the form of
 configs/acereason.py, and CI runs it.
 
-Hardware: 2 CPU cores, no download. Cost: a few minutes.
-Expected: accuracy on held-out programs rises in SFT and again in the last
-stage; see docs/code_rewards.md for what was measured.
+Hardware: 2 CPU cores, no download. Cost: a few minutes. Expected (one run,
+intervals of 95%): held-out programs 0% to 10% (5.5% to 17.4%) in SFT;
+arithmetic 6.5% (3.8% to 10.8%) to 19.5% (14.6% to 25.5%) in its stage. The last
+stage, of 300 questions, did not help: programs 9% (4.8% to 16.2%) to 5% (2.2%
+to 11.2%). It shows that the stages fit together, not that they pay.
 """
 
 from configs import quickstart
