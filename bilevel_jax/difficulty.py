@@ -85,7 +85,7 @@ def measure(
     model = sampler.build(
       opened,
       tokenizer,
-      dtype=settings.model.compute_dtype,
+      dtype=settings.model.dtype,
       place=functools.partial(meshes.for_sampling, devices=jax.local_devices()),
     )
     rows = settings.rollout.max_rows * RowSharding(model.policy.rows).shards

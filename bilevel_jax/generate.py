@@ -70,8 +70,8 @@ def load(
     system: system message; default: the run's, none without a run.
     template: the user's turn, with {question} where a prompt goes; default:
       the run's, the prompt itself without a run.
-    dtype: float32 or bfloat16, of weights and cache; default: float32 on a
-      CPU, else bfloat16.
+    dtype: float32 or bfloat16, of weights and cache; default: bfloat16 where
+      the device multiplies it, else float32.
 
   Raises:
     ConfigError: it cannot be found, read, or put together.
@@ -179,7 +179,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   )
   add(
     "--dtype",
-    "of weights and cache (default float32 on a CPU, else bfloat16)",
+    "of weights and cache (default bfloat16 where the device has it)",
     choices=("float32", "bfloat16"),
   )
   parser.add_argument(

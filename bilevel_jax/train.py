@@ -117,6 +117,11 @@ def steps(
     "evaluation": evaluation,
   }
   settings = given_rows.named(settings, given)
+  # Said in the run's config.json: a run that goes on elsewhere keeps it.
+  model = dataclasses.replace(
+    settings.model, compute_dtype=settings.model.dtype
+  )
+  settings = dataclasses.replace(settings, model=model)
   try:
     yield from _steps(settings, given, shown)
   except OSError as error:

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import jax
+
 from bilevel_jax.fields import setting
-from bilevel_jax.models import lora
+from bilevel_jax.models import lora, policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,11 @@ class Model:
     "with model.train=adapter, how the frozen base is kept; int8 and nf4: the "
     "layers' matrices in blocks with a scale each, all else in bfloat16",
   )
-  compute_dtype: Literal["float32", "bfloat16"] = setting(
-    "float32", "dtype of activations, of merged weights and of the KV cache"
+  compute_dtype: Literal["auto", "float32", "bfloat16"] = setting(
+    "auto",
+    "dtype of activations, of merged weights and of the KV cache; auto: "
+    "bfloat16 where the device multiplies it, else float32, as on CPUs and on "
+    "GPUs before Ampere",
   )
   remat: Literal["none", "attention_and_mlp", "everything", "offload"] = (
     setting(
@@ -43,6 +48,13 @@ class Model:
   logprob_chunk: int = setting(
     1024, "tokens whose logits are in memory at once", at_least=1
   )
+
+  @property
+  def dtype(self) -> str:
+    """The compute dtype; `auto` asks the first device."""
+    if self.compute_dtype != "auto":
+      return self.compute_dtype
+    return policy.dtype_of(jax.devices()[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,20 @@ from bilevel_jax import errors, types
 from bilevel_jax.models import attention as attention_kernels
 from bilevel_jax.models import frozen as frozen_lib
 from bilevel_jax.models import layers, lora, presets, transformer
+
+
+def dtype_of(device: Any) -> str:
+  """Returns bfloat16 where a device multiplies it, else float32.
+
+  CPUs do not, nor do GPUs of a compute capability below 8, such as the T4.
+
+  Args:
+    device: whose platform and compute capability decide.
+  """
+  if device.platform == "cpu":
+    return "float32"
+  capability = getattr(device, "compute_capability", None)
+  return "float32" if capability and float(capability) < 8 else "bfloat16"
 
 
 def make(

@@ -114,7 +114,7 @@ def _load(
   temperature: float,
 ) -> Expert:
   """Returns the model of `method.expert`, in the compute dtype."""
-  wanted, dtype = settings.method.expert, settings.model.compute_dtype
+  wanted, dtype = settings.method.expert, settings.model.dtype
   policy = model.policy  # where it is the start: its factors, if it has any
   if wanted.weights is not None:
     opened = weights.open(wanted.weights, revision=wanted.revision)

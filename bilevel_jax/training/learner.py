@@ -218,9 +218,7 @@ def how_to_pack(
     ConfigError: packing is asked of a kernel that cannot.
   """
   training, model = settings.training, settings.model
-  kernel = attention.choose(
-    model.attention, jax.default_backend(), model.compute_dtype
-  )
+  kernel = attention.choose(model.attention, jax.default_backend(), model.dtype)
   able = kernel in attention.TAKES_SEGMENTS
   if training.packing == "on" and not able:
     raise errors.ConfigError(
@@ -270,4 +268,4 @@ def initial_state(
 
 def reference_dtype(settings: config.Config) -> str | None:
   """Returns the dtype of the KL's reference policy, None without a KL term."""
-  return settings.model.compute_dtype if settings.rl.kl_coef > 0 else None
+  return settings.model.dtype if settings.rl.kl_coef > 0 else None

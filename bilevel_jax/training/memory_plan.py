@@ -180,7 +180,7 @@ def _generation(
   at_once = max(1, int(min(rows, at_most // a_row)))
   return {
     "quantised weights" if few_bits else "merged weights": _bytes(
-      whole if few_bits else _cast(whole, settings.model.compute_dtype), places
+      whole if few_bits else _cast(whole, settings.model.dtype), places
     ),
     f"KV cache, {at_once} rows of {columns}": at_once * a_row,
     "logits": 2 * 4 * at_once * policy.vocab_size // mesh.shape["tensor"],
@@ -218,7 +218,7 @@ def _update(
   tree = _bytes(state.base, sharding.shardings(state.base, mesh))
   done = method.needs.trees - 1  # gradients that wait to be applied
   sums = 1 if passes > 1 else 0
-  compute = jnp.dtype(settings.model.compute_dtype).itemsize
+  compute = jnp.dtype(settings.model.dtype).itemsize
   matrix = sum(a * b for a, b in own.projections.values())
   table = own.vocab_size * own.width
   # What flows back: three arrays as wide as the MLP.

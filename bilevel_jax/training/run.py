@@ -264,7 +264,7 @@ def opening(run: Run) -> str:
   lines = [
     f"{settings.method.name} on {name}"
     f", {run.host['model']['parameters'] / 1e6:.2f}M parameters{_trained(run)}",
-    run.device_summary,
+    f"{run.device_summary}, computing in {settings.model.dtype}",
     f"questions: {streams.prompts.counts}",
   ]
   if streams.demonstrations is not None:

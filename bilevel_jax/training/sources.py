@@ -103,7 +103,7 @@ def build_policy(
   """
   return policy_lib.make(
     architecture,
-    compute_dtype=settings.model.compute_dtype,
+    compute_dtype=settings.model.dtype,
     attention=settings.model.attention,
     remat=settings.model.remat,
     adapter=settings.adapter.upper(settings.model.train),

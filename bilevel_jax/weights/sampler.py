@@ -41,7 +41,7 @@ def build(
   """Returns a model that was opened, with its weights read.
 
   Args:
-    dtype: of weights and cache; None: float32 on a CPU, else bfloat16.
+    dtype: of weights and cache; None: as `policy.dtype_of` the device.
     place: from an architecture and the shapes of its base to where rows are
       (`policy.rows`) and where each array is; None: on one device.
 
@@ -57,10 +57,9 @@ def build(
       jax.random.key(0),
     )
     rows, places = place(architecture, shapes)
-  on_cpu = jax.default_backend() == "cpu"
   policy = policy_lib.make(
     architecture,
-    compute_dtype=dtype or ("float32" if on_cpu else "bfloat16"),
+    compute_dtype=dtype or policy_lib.dtype_of(jax.devices()[0]),
     rows=rows,
     without_token=without_token,
   )
