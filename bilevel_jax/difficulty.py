@@ -182,7 +182,8 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
   )
 
 
-def _run() -> None:
+def difficulty() -> None:
+  """Measures pass rates as the command line says, and exits."""
   parser = command_line.Parser("python -m bilevel_jax.difficulty", __doc__)
   parser.add("--samples", "answers to each question", int, 8, metavar="K")
   parser.add("--out", "file of pass rates", default="pass_rates.jsonl")
@@ -191,4 +192,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-  _run()
+  difficulty()

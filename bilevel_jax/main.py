@@ -19,7 +19,7 @@ It may import modules beside it, and settings may name their functions.
   --config.FIELD=VALUE     another value for one field, in Python's spelling:
                            --config.optimizer.base.learning_rate=1e-5
                            --config.data.questions.path=train.jsonl
-                           --config.reward.verifiers="('exact',)"
+                           --config.reward.verifiers=exact,my_rewards.short
   --help                   this text
 
 Several processes that JAX cannot find by itself (SLURM, Open MPI and TPU pods
@@ -189,7 +189,7 @@ def _value(text: str, kind: str) -> Any:
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError, MemoryError, RecursionError):
-    value = text
+    value = tuple(text.split(",")) if kind == "a list" else text
   if kind == "a list" and not isinstance(value, (tuple, list)):
     return (value,)
   return value

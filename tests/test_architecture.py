@@ -38,6 +38,7 @@ RANKS = {
   "evaluate": 10,
   "score": 10,
   "rank": 11,
+  "console": 12,
   "difficulty": 11,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

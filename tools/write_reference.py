@@ -22,6 +22,7 @@ from bilevel_jax import config, fields, methods
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
 PROGRAMS = (
+  "bilevel_jax/console.py",
   "bilevel_jax/main.py",
   "bilevel_jax/evaluate.py",
   "bilevel_jax/generate.py",

@@ -5,6 +5,7 @@
 every broken rule at once.
 """
 
+from bilevel_jax.config.files import from_file as from_file
 from bilevel_jax.config.parsing import check_name as check_name
 from bilevel_jax.config.parsing import default_config as default_config
 from bilevel_jax.config.parsing import defaults as defaults

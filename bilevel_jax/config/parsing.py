@@ -14,7 +14,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from bilevel_jax import errors, fields, methods
-from bilevel_jax.config import model, schema
+from bilevel_jax.config import model, other_names, schema
 from bilevel_jax.data import corpora, pass_rates
 from bilevel_jax.fields import byte_count
 from bilevel_jax.rewards.sandbox import settings
@@ -321,9 +321,11 @@ def suggestion(name: str, known: Iterable[str] = ()) -> str:
   """Returns what ends the message about a name that no field has.
 
   Args:
-    known: that it could have been instead; those of other groups that have
-      the very name come first.
+    known: that it could have been instead; what TRL or verl call so, and those
+      of other groups that have the very name, come first.
   """
+  if name in other_names.THEIRS:
+    return f", did you mean {other_names.THEIRS[name]}?"
   moved = [path for path in defaults() if path.endswith(f".{name}")]
   close = moved or difflib.get_close_matches(name, known, n=1)
   return f", did you mean {' or '.join(close)}?" if close else ""
