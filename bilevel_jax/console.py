@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from bilevel_jax import command_line, compile_cache, config, errors
 from bilevel_jax.data import corpora
 
-_START = pathlib.Path(__file__).parent / "assets" / "config" / "start.py"
+_START = pathlib.Path(__file__).parent / "config" / "start.py"
 _SHORT = {
   "model": "model.weights",
   "reward": "reward.verifiers",
