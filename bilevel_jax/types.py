@@ -155,9 +155,20 @@ class RLBatch(TokenBatch):
   # nowhere
   temperature: Array | None = None  # [] float32, of the samples; None: the
   # settings'
+  teacher_weights: Array | None = None  # [B] float32, of a teacher's opinion
+  teacher_states: Array | None = None  # [B, T, D], the teacher's that predict a
+  # token; 0 where it has none
   sampled_by_another: bool = dataclasses.field(
     default=False, metadata={"static": True}
   )  # than the policy that learns: its KL term is weighted by the ratio
+
+
+@pytree
+class Taught(TokenBatch):
+  """A batch's completions after other prompts: what a teacher reads."""
+
+  places: Array  # [B, T] int32, of each token of the batch its column here; -1:
+  # it has none
 
 
 _RL = TypeVar("_RL", bound=RLBatch | None)
@@ -173,6 +184,7 @@ class StepBatch(Generic[_RL, _SFT]):
 
   rl: _RL
   sft: _SFT
+  teacher: Taught | None = None
 
 
 @pytree

@@ -6,7 +6,8 @@ After the colon stands a name of docs/methods.md, or two_stage, which is what a
 study calls sft_then_rl. The run is in runs/NAME. All are the same but for the
 method, and as that of configs/quickstart.py, but with a worked solution for a
 quarter of the questions, none of them spoiled; gta has other demonstrations:
-"guess 42:" before the worked solution.
+"guess 42:" before the worked solution, and the prompt of self_teacher has no
+words, which the small policy does not know.
 
 Hardware: 2 CPU cores, no download. Expected: docs/methods.md says what to look
 at for each method, and what was seen.
@@ -36,4 +37,6 @@ def get_config(name: str = ""):
   if name == "gta":
     c.data.solution = "guess {answer}:{solution}"
     c.method.gta.guess_end = ":"
+  if name == "self_teacher":
+    c.method.self_teacher.prompt = "{solution}\n{question}"
   return c

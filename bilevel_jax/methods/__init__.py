@@ -12,8 +12,8 @@ METHODS = {
   for name in (  # noqa: SIM905 -- a list would take a line for each name
     "alternating bridge chord data_mix dft grpo gta hpt implicit_reward "
     "interleaved kdrl luffy merge meta_gradient mixed non_decoupling pear "
-    "prefix_rft progressive relift sasr sft sft_then_rl shuffle srft staged "
-    "trapo uft"
+    "prefix_rft progressive relift sasr self_teacher sft sft_then_rl shuffle "
+    "srft staged trapo uft"
   ).split()
 }
 """Name -> module with `build` and, where it has settings, `Options`; with

@@ -16,6 +16,7 @@ from bilevel_jax.types import (
   Metrics,
   RLBatch,
   StepBatch,
+  Taught,
   TokenBatch,
   TrainState,
   Tree,
@@ -58,6 +59,10 @@ class Needs(NamedTuple):
   or the tree `extra["reference"]` of the state. None: there is no KL term."""
   expert: Literal["rollouts", "demonstrations"] | None = None
   """What the log-probs under the model `method.expert` are wanted of."""
+  teacher: str | None = None
+  """What a teacher is asked whose opinion of the completions updates read, with
+  {question} and {solution}; it is asked as a question is.
+  None: there is none."""
   every_rollout: bool = False
   """Whether a rollout without advantage has a gradient in it, or is read."""
   gradients: Gradients | None = Gradients()
@@ -164,6 +169,17 @@ class Host(Protocol):
     """
     ...
 
+  def teacher(self, answers: answers.Answers) -> list[Taught]:
+    """Returns what a teacher reads, for each batch of `rl`, on the devices.
+
+    Questions without a demonstration of their own, and those with which the
+    model would have too few positions, have no teacher.
+
+    Args:
+      answers: N = P * G of them.
+    """
+    ...
+
   def demonstrations(self) -> list[Demonstration]:
     """Returns an update's share of the step's demonstrations: the next ones."""
     ...
@@ -258,6 +274,18 @@ class DemonstrationGroups(NamedTuple):
   """[demonstrations] int32, an index into names; 0 without names."""
 
 
+class Teaching(NamedTuple):
+  """What weights of the policy think of tokens; nothing has a gradient."""
+
+  logprobs: Callable[[Tree, Tree | None, TokenBatch], jax.Array]
+  """(base, adapter, batch) -> [B, T], at the rollouts' temperature."""
+  states: Callable[[Tree, TokenBatch], jax.Array]
+  """(base, batch) -> [B, T, D], as `terms.token_states`."""
+  divergence: Callable[..., Callable[..., jax.Array]]
+  """(base, kind=..., top=...) -> the divergence of states from that base's, as
+  `terms.rl_objective` takes it."""
+
+
 class Setup(NamedTuple):
   """What every method is built from, whatever it does with it."""
 
@@ -267,6 +295,8 @@ class Setup(NamedTuple):
   rl_loss: Callable[..., problem.Objective]
   """(prefix_loss=..., advantages=..., surrogate=..., with_entropy=...) -> the
   RL loss of an RLBatch, as `terms.rl_objective`."""
+  teacher: Teaching
+  """What a teacher thinks of tokens."""
   gradient: Callable[[problem.Objective], problem.GradientFunction]
   """Makes an objective's gradient, accumulated over micro-batches or not."""
   optimizers: Mapping[str, optax.GradientTransformation]

@@ -11,16 +11,34 @@ from bilevel_jax.fields import setting
 from bilevel_jax.methods import contract, updates
 from bilevel_jax.types import StepBatch, TrainState
 
-
-@types.pytree
-class _Taught(types.RLBatch):
-  """Rollouts with what the teacher's opinion of each row weighs."""
-
-  teacher_weights: types.Array  # [B]
+ESTIMATES = ("k2", "k3")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Listening:
+  """Which samples hear a teacher."""
+
+  listens: Literal["all", "wrong", "unsolved"] = setting(
+    "all",
+    "samples that hear the teacher: all, those that are wrong, or those of "
+    "questions without a right one",
+  )
+
+  def heard(self, rows: types.RLBatch) -> jax.Array:
+    """Returns [B] float, 1 for each sample that hears it.
+
+    Args:
+      rows: B samples, with what is right of them and of their groups.
+    """
+    return {
+      "all": jnp.ones_like(rows.correct),
+      "wrong": 1 - rows.correct,
+      "unsolved": jnp.float32(rows.accuracy == 0),
+    }[self.listens]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Listening):
   start: float = setting(5e-3, "first weight of the teacher, beta", at_least=0)
   end: float = setting(
     1e-3, "last weight of the teacher; `start`: it is constant", at_least=0
@@ -30,11 +48,6 @@ class Options:
   )
   estimate: Literal["k2", "k3"] = setting(
     "k2", "estimate of the KL to the teacher; k2 alone has the KL's gradient"
-  )
-  listens: Literal["all", "wrong", "unsolved"] = setting(
-    "all",
-    "samples that hear the teacher: all, those that are wrong, or those of "
-    "questions without a right one",
   )
 
 
@@ -63,12 +76,8 @@ def build(options: Options, setup: contract.Setup) -> contract.Method:
       options.start - options.decay * state.updates, options.end
     )
     rows = batch.rl
-    listens = {
-      "all": jnp.ones_like(rows.correct),
-      "wrong": 1 - rows.correct,
-      "unsolved": rows.accuracy == 0,
-    }[options.listens]
-    taught = _Taught(**vars(rows), teacher_weights=beta * listens)
+    listens = options.heard(rows)
+    taught = dataclasses.replace(rows, teacher_weights=beta * listens)
     done = method.update(state, StepBatch(rl=taught, sft=None))
     taught_share = jnp.sum(listens * rows.scored) / jnp.sum(rows.scored).clip(
       min=1

@@ -21,8 +21,11 @@ from bilevel_jax.objectives import (
   surrogates,
   token_weights,
 )
-from bilevel_jax.types import PackedRows, Policy, RLBatch, TokenBatch, Tree
+from bilevel_jax.types import Policy, RLBatch, TokenBatch, Tree
 
+Divergence: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(states [B, K, D], unembedding [D, V], a teacher's states [B, K, D']) -> the
+divergence from the teacher at each, [B, K]."""
 InContext: TypeAlias = Callable[[jax.Array, jax.Array, TokenBatch], jax.Array]
 """(log-probs [B, T], entropies [B, T], batch) -> values [B, T]."""
 
@@ -49,6 +52,34 @@ def token_logprobs(
     chunk: positions whose logits are in memory at once.
     with_entropy: also return the entropies in nats, [B, T].
   """
+  return token_scores(
+    policy,
+    base,
+    adapter,
+    batch,
+    temperature=temperature,
+    chunk=chunk,
+    with_entropy=with_entropy,
+  )[:2]
+
+
+def token_scores(
+  policy: Policy,
+  base: Tree,
+  adapter: Tree | None,
+  batch: TokenBatch,
+  *,
+  temperature: float,
+  chunk: int,
+  with_entropy: bool = False,
+  divergence: Divergence | None = None,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  """As `token_logprobs`, and each token's divergence from a teacher, [B, T].
+
+  Args:
+    batch: with `teacher_states` where there is a divergence.
+    divergence: of states from those that the batch has of a teacher.
+  """
   unembedding = policy.unembedding(base)
   own = batch.temperature if isinstance(batch, RLBatch) else None
   how = {
@@ -58,17 +89,63 @@ def token_logprobs(
     "rows": policy.rows,
     "without_token": policy.without_token,
   }
+
+  def scores(states, targets, teacher_states):
+    found = logprobs_lib.target_logprobs(states, unembedding, targets, **how)
+    if divergence is None:
+      return *found, None
+    return *found, divergence(states, unembedding, teacher_states)
+
+  taught = batch.teacher_states if isinstance(batch, RLBatch) else None
+  return _at_tokens(policy, base, adapter, batch, scores, taught)
+
+
+def token_states(
+  policy: Policy, base: Tree, adapter: Tree | None, batch: TokenBatch
+) -> jax.Array:
+  """Returns [B, T, D] hidden states, of each token that which predicts it.
+
+  0 where no log-prob is wanted, as `token_logprobs`.
+
+  Args:
+    batch: B rows of T tokens.
+  """
+  take = lambda states, targets, _: states
+  return _at_tokens(policy, base, adapter, batch, take, None)
+
+
+def _at_tokens(policy, base, adapter, batch, function, values):
+  """What a function makes of the states that predict each token, [B, T, ...].
+
+  0 at padding and at what packing leaves out.
+
+  Args:
+    function: (states [R, K, D], targets [R, K], values [R, K, ...] or None) ->
+      arrays [R, K, ...].
+    values: [B, T, ...] of the tokens, or None.
+  """
   if batch.packed is None:
     hidden = policy.hidden(
       base, adapter, batch.tokens, batch.positions, batch.segment_ids
     )
-    found = logprobs_lib.token_logprobs(
-      hidden, unembedding, batch.tokens, **how
-    )
-    logprobs, entropies = found
-    return jnp.where(batch.segment_ids > 0, logprobs, 0.0), entropies
+    later = jax.tree.map(lambda x: x[:, 1:], (batch.tokens, values))
+    found = function(hidden[:, :-1], *later)
+    there = batch.segment_ids > 0
+    wide = lambda x: jnp.pad(x, ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
+    return jax.tree.map(lambda x: _masked(there, wide(x)), found)
+  packed = batch.packed
+  places = packed.where.shape, packed.targets.shape
 
-  def micro_batch(packed: PackedRows):
+  def to_pairs(x):
+    count = packed.targets.size
+    index = jnp.where(packed.where >= 0, packed.where, count).ravel()
+    flat = x.reshape(len(index), *x.shape[2:])
+    empty = jnp.zeros((count, *x.shape[2:]), x.dtype)
+    placed = empty.at[index].set(flat, mode="drop")
+    return placed.reshape(*places[1], *x.shape[2:])
+
+  def micro_batch(inputs):
+    packed, values = inputs
     hidden = policy.hidden(
       base,
       adapter,
@@ -80,17 +157,18 @@ def token_logprobs(
     devices, _ = packed.columns.shape
     hidden = hidden.reshape(devices, -1, hidden.shape[-1])
     states = jnp.take_along_axis(hidden, packed.columns[..., None], axis=1)
-    return logprobs_lib.target_logprobs(
-      states, unembedding, packed.targets, **how
-    )
+    return function(states, packed.targets, values)
 
-  packed = batch.packed
   rows = dataclasses.replace(packed, where=None, used=None)
-  found = jax.lax.map(micro_batch, rows)
+  found = jax.lax.map(micro_batch, (rows, jax.tree.map(to_pairs, values)))
   computed = packed.where >= 0
-  return jax.tree.map(
-    lambda x: jnp.where(computed, x.ravel()[packed.where], 0.0), found
-  )
+  flat = lambda x: x.reshape(-1, *x.shape[3:])
+  return jax.tree.map(lambda x: _masked(computed, flat(x)[packed.where]), found)
+
+
+def _masked(there: jax.Array, x: jax.Array) -> jax.Array:
+  """x [B, T, ...] where it is there, [B, T], and 0 elsewhere."""
+  return jnp.where(there.reshape(*there.shape, *(1,) * (x.ndim - 2)), x, 0.0)
 
 
 def sft_objective(
@@ -150,6 +228,7 @@ def rl_objective(
   kl_estimate: policy_gradient.KLEstimate = "k3",
   prefix_loss: prefix_losses.PrefixLoss = prefix_losses.nothing,
   advantages: InContext | None = None,
+  divergence: Divergence | None = None,
   with_entropy: bool = True,
 ) -> Objective:
   """Returns minus J_RL: a policy-gradient loss plus KL to the start.
@@ -182,6 +261,8 @@ def rl_objective(
     prefix_loss: of the tokens that were given and not sampled, in place of all
       of this.
     advantages: in place of the batch's.
+    divergence: from a teacher, of batches with `teacher_states`; a token's loss
+      has it times its row's `teacher_weights`.
     with_entropy: also compute the entropies, a number to log, where neither
       `prefix_loss` nor `advantages` may read them.
   """
@@ -198,7 +279,7 @@ def rl_objective(
   in_reward = kl_estimate == "reward" and surrogate != "dice"
 
   def objective(base: Tree, adapter: Tree, batch: RLBatch):
-    logprobs, entropies = token_logprobs(
+    logprobs, entropies, divergences = token_scores(
       policy,
       base,
       adapter,
@@ -208,6 +289,7 @@ def rl_objective(
       with_entropy=with_entropy
       or batch.prefixed is not None
       or advantages is not None,
+      divergence=divergence,
     )
     now, entropy = jax.lax.stop_gradient(logprobs), cast(jax.Array, entropies)
     values = batch.advantages
@@ -254,6 +336,8 @@ def rl_objective(
       if (bound := numbers.kl_bound) is not None:
         kl = jnp.clip(kl, -bound, bound)
       losses += numbers.kl_coef * cost(kl)
+    if divergences is not None and batch.teacher_weights is not None:
+      losses += batch.teacher_weights[:, None] * divergences
     if batch.prefixed is not None:
       of_prefix = prefix_loss(logprobs, surrogate_losses, entropy, batch)
       losses = jnp.where(batch.prefixed > 0, of_prefix, losses)

@@ -14,6 +14,7 @@ the sums.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -128,7 +129,7 @@ def _scores(form, hidden, unembedding, targets, temperature):
 
 def _forward(form, hidden, unembedding, targets, temperature):
   hidden, unembedding = _in_turn(hidden, unembedding)
-  absent = _absent(form, unembedding)
+  absent = _absent(form.without_token, unembedding)
 
   def local(hidden, unembedding, targets, temperature):
     def one_chunk(_, inputs):
@@ -149,7 +150,7 @@ def _forward(form, hidden, unembedding, targets, temperature):
       return None, (picked - normaliser, entropy, normaliser)
 
     copies = _COPIES_WITH_ENTROPY if form.with_entropy else _COPIES
-    split, join = _chunks(targets.shape, form.chunk // copies)
+    split, join = chunks(targets.shape, form.chunk // copies)
     outputs = jax.lax.scan(one_chunk, None, (split(hidden), split(targets)))[1]
     return jax.tree.map(join, outputs)
 
@@ -167,7 +168,7 @@ def _backward(form, residuals, cotangents):
   # several gradients, as large as the table and there until the last of them.
   zero = jnp.zeros((), normalisers.dtype)
   cotangents, (unembedding, zero) = _in_turn(cotangents[0], (unembedding, zero))
-  absent = _absent(form, unembedding)
+  absent = _absent(form.without_token, unembedding)
 
   def local(
     hidden, unembedding, targets, temperature, normalisers, cotangents, zero
@@ -189,7 +190,7 @@ def _backward(form, residuals, cotangents):
       )
       return total + by_table, by_states
 
-    split, join = _chunks(targets.shape, form.chunk // _COPIES)
+    split, join = chunks(targets.shape, form.chunk // _COPIES)
     by_table, by_hidden = jax.lax.scan(
       one_chunk,
       jnp.broadcast_to(zero, unembedding.shape),
@@ -223,12 +224,30 @@ def _in_turn(before, large):
   return jax.lax.optimization_barrier((before, large))
 
 
-def _absent(form, unembedding):
+def logits(
+  states: Array,
+  unembedding: Array,
+  temperature: float | Array,
+  without_token: frozenset[int],
+) -> jax.Array:
+  """Returns [B, K, V] in float32 or better, over the temperature.
+
+  Args:
+    states: [B, K, D] hidden states after the final norm.
+    unembedding: [D, V].
+    temperature: scalar.
+    without_token: ids in 0..V-1 whose logits are -inf.
+  """
+  absent = _absent(without_token, unembedding)
+  return _logits(states, unembedding, temperature, absent)
+
+
+def _absent(without_token, unembedding):
   """[1, 1, V] bool, whether an id has no token; None: they all have one."""
-  if not form.without_token:
+  if not without_token:
     return None
   ids = np.arange(unembedding.shape[1])[None, None]
-  return np.isin(ids, list(form.without_token))
+  return np.isin(ids, list(without_token))
 
 
 def _logits(states, unembedding, temperature, absent):
@@ -238,10 +257,15 @@ def _logits(states, unembedding, temperature, absent):
   return logits if absent is None else jnp.where(absent, -jnp.inf, logits)
 
 
-def _chunks(shape, positions):
+def chunks(
+  shape: tuple[int, int], positions: int
+) -> tuple[Callable[[Array], jax.Array], Callable[[Array], jax.Array]]:
   """Functions that split [B, T, ...] into chunks of columns, and join them.
 
   Time is split and rows are whole, so that each chunk has work for all rows.
+
+  Args:
+    positions: of a chunk, over all rows, at most; a column at least.
   """
   rows, columns = shape
   width = max(1, min(columns, positions // rows))

@@ -18,6 +18,7 @@ from bilevel_jax.types import (
   RLBatch,
   Rollout,
   Scores,
+  Taught,
   TokenBatch,
 )
 
@@ -185,26 +186,65 @@ def minibatches(
   total = len(rollout.tokens)
   prompt_lengths = [len(prompt) for prompt in rollout.requests.prompts]
   lengths = np.array(prompt_lengths)[rollout.prompt_index] + rollout.lengths
-  batches = []
+  return [
+    _rl_batch(
+      rollout,
+      scores,
+      advantages,
+      baselines.ravel(),
+      weighting,
+      skipped=rollout.prefix_lengths if skipped is None else skipped,
+      given_apart=given_apart,
+      selected=selected,
+      columns=columns or sizes.columns(int(lengths.max())),
+    )
+    for selected in _selections(total, updates, passes, seed)
+  ]
+
+
+def _selections(
+  total: int, updates: int, passes: int, seed: Sequence[int]
+) -> list[np.ndarray]:
+  """The rows of each batch of a step."""
+  found: list[np.ndarray] = []
   for number in range(passes):
     order = np.arange(total)
     if updates * passes > 1:
       order = np.random.default_rng([*seed, number]).permutation(total)
-    batches += [
-      _rl_batch(
-        rollout,
-        scores,
-        advantages,
-        baselines.ravel(),
-        weighting,
-        skipped=rollout.prefix_lengths if skipped is None else skipped,
-        given_apart=given_apart,
-        selected=selected,
-        columns=columns or sizes.columns(int(lengths.max())),
-      )
-      for selected in np.split(order, updates)
-    ]
-  return batches
+    found += np.split(order, updates)
+  return found
+
+
+def taught(
+  rollout: Rollout,
+  prompts: Sequence[np.ndarray],
+  *,
+  updates: int = 1,
+  passes: int = 1,
+  seed: Sequence[int] = (0,),
+  columns: int,
+) -> list[Taught]:
+  """Returns the completions of each batch of `minibatches` after other prompts.
+
+  Args:
+    prompts: [P] of int32 [n]; empty: its question has no teacher.
+    columns: of the batches of `minibatches`, not of these.
+  """
+  found = []
+  for selected in _selections(len(rollout.tokens), updates, passes, seed):
+    pairs = []
+    places = np.full((len(selected), columns), -1, np.int32)
+    for row, n in enumerate(selected):
+      question = int(rollout.prompt_index[n])
+      prompt = prompts[question]
+      length = int(rollout.lengths[n]) * bool(len(prompt))
+      pairs.append((prompt, rollout.tokens[n, :length]))
+      start = len(rollout.requests.prompts[question])
+      places[row, start : start + length] = len(prompt) + np.arange(length)
+    found.append(
+      Taught(**vars(token_batch(pairs, lambda mask: mask)), places=places)
+    )
+  return found
 
 
 def _rl_batch(

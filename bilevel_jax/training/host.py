@@ -14,12 +14,13 @@ from bilevel_jax.rewards import overlong
 from bilevel_jax.rollout import answers as answers_lib
 from bilevel_jax.rollout import assemble, packing, rounds
 from bilevel_jax.training import run as run_lib
-from bilevel_jax.training import sharding, throughput
+from bilevel_jax.training import sharding, teaching, throughput
 from bilevel_jax.types import (
   Demonstration,
   Requests,
   RLBatch,
   Sampling,
+  Taught,
   TokenBatch,
 )
 
@@ -48,6 +49,7 @@ class Host:
     self.logged: dict[str, float] = {}
     self.answers: answers_lib.Answers | None = None
     self.made: list[TokenBatch] = []
+    self.taught: list[TokenBatch] = []
     self.sampling_s = 0.0
 
   def sample(self, guide: rounds.Guide | None = None) -> answers_lib.Answers:
@@ -158,6 +160,40 @@ class Host:
     placed = sharding.place_batch(packed, run.mesh)
     return [self._with_logprobs(batch) for batch in placed]
 
+  def teacher(self, answers: answers_lib.Answers) -> list[Taught]:
+    """See `contract.Host.teacher`."""
+    run, settings, rollout = self._run, self._run.settings, answers.rollout
+    questions = answers.questions[:: rollout.requests.samples_per_prompt]
+    own = run.streams.demonstrations
+    most = run.model.policy.max_positions
+    template = run.learner.method.needs.teacher
+    assert template is not None
+    owned = own.of(questions) if own else [None] * len(questions)
+    prompts = []
+    for question, found in zip(questions, owned, strict=True):
+      tokens = np.zeros(0, np.int32)
+      if found is not None:
+        tokens = teaching.prompt_tokens(
+          run.model.tokenizer, template, question, found
+        )
+      longest = len(tokens) + settings.rollout.max_new_tokens
+      prompts.append(tokens if most is None or longest <= most else tokens[:0])
+    taught = sum(len(tokens) > 0 for tokens in prompts) / len(prompts)
+    self.log({"mix/taught_questions": taught})
+    batches = [
+      packing.pack(batch, run.learner.packing)
+      for batch in assemble.taught(
+        rollout,
+        prompts,
+        updates=settings.rl.updates_per_rollout,
+        passes=settings.rl.passes_per_rollout,
+        seed=(settings.seed, self.step),
+        columns=run.learner.rollout_columns,
+      )
+    ]
+    self.taught += batches
+    return sharding.place_batch(batches, run.mesh)
+
   def demonstrations(self) -> list[Demonstration]:
     """See `contract.Host.demonstrations`."""
     run, stream = self._run, self._run.streams.demonstrations
@@ -226,7 +262,8 @@ class Host:
     scorings = self._scores_old + (self._run.reference_tree() is not None)
     # A frozen base's own gradient, a third of an update, is not taken.
     passes = 3 if self._run.frozen is None else 2
-    return passes * (taken.rl * rl + taken.sft * sft) + scorings * rl
+    teacher = sum(throughput.batch_flops(architecture, b) for b in self.taught)
+    return passes * (taken.rl * rl + taken.sft * sft) + scorings * rl + teacher
 
   @property
   def _scores_old(self) -> bool:

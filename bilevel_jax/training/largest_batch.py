@@ -9,20 +9,28 @@ from bilevel_jax import config
 from bilevel_jax.methods import contract
 from bilevel_jax.rollout import packing, sizes
 from bilevel_jax.training import learner, sharding
-from bilevel_jax.types import PackedRows, RLBatch, StepBatch, TokenBatch
+from bilevel_jax.types import (
+  PackedRows,
+  RLBatch,
+  StepBatch,
+  Taught,
+  TokenBatch,
+)
 
 
 def abstract_batch(
   settings: config.Config, method: contract.Method, mesh: sharding.Mesh
 ) -> StepBatch:
   """Returns the shapes of the largest batch that an update may see."""
-  rl, sft = None, None
+  rl, sft, teacher = None, None, None
   for batch in parts(settings, method, mesh):
     if isinstance(batch, RLBatch):
       rl = batch
+    elif isinstance(batch, Taught):
+      teacher = batch
     else:
       sft = batch
-  return StepBatch(rl=rl, sft=sft)
+  return StepBatch(rl=rl, sft=sft, teacher=teacher)
 
 
 def parts(
@@ -57,7 +65,12 @@ def parts(
         accuracy=row,
       )
     )
-  if needs.demonstrations:
+    if needs.teacher is not None:
+      longest += data.max_demonstration_tokens
+      places = fields["tokens"]
+      fields, _ = _token_batch(rows, longest, how, mesh)
+      found.append(Taught(**fields, places=places))
+  if needs.demonstrations and needs.teacher is None:
     rows = max(1, data.demonstrations_per_step // updates)
     if needs.own_demonstrations:
       rows = -(-data.prompts_per_step // settings.rl.updates_per_rollout)

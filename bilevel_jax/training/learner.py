@@ -11,11 +11,16 @@ import numpy as np
 from bilevel_jax import config, errors, methods, own_code
 from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.models import attention
-from bilevel_jax.objectives import policy_gradient, token_weights, weighting
+from bilevel_jax.objectives import (
+  divergences,
+  policy_gradient,
+  token_weights,
+  weighting,
+)
 from bilevel_jax.random_streams import Stream
 from bilevel_jax.rollout import packing, sizes
 from bilevel_jax.training import optimizers, programs, sharding
-from bilevel_jax.types import Policy, TrainState, Tree
+from bilevel_jax.types import Policy, TokenBatch, TrainState, Tree
 
 _SMALL_SHARE = 0.05
 _ONE = contract.DemonstrationGroups(members=np.zeros(1, np.int32))
@@ -151,6 +156,7 @@ def build_method(
         kl_estimate=rl.kl_estimate,
         with_entropy=settings.logging.entropy,
       ),
+      teacher=_teaching(settings, policy),
       gradient=accumulation.gradient,
       optimizers={
         "base": base_optimizer(None, total_updates),
@@ -187,6 +193,37 @@ def _check_levels(settings: config.Config, needs: contract.Needs) -> None:
       "beside the one that model.train=adapter trains: adapter.upper_targets "
       "must name its matrices, which adapter.targets must leave, got none"
     )
+
+
+def _teaching(settings: config.Config, policy: Policy) -> contract.Teaching:
+  temperature = settings.rollout.temperature
+  chunk = settings.model.logprob_chunk
+
+  def states(base: Tree, batch: TokenBatch) -> jax.Array:
+    _, found = accumulation.map_micro_batches(
+      lambda part: ((), terms.token_states(policy, base, None, part)), batch
+    )
+    return jax.lax.stop_gradient(found)
+
+  def divergence(
+    base: Tree, *, kind: divergences.Kind, top: int | None
+  ) -> terms.Divergence:
+    return lambda states, unembedding, theirs: divergences.of_states(
+      states,
+      unembedding,
+      divergences.Teacher(theirs, policy.unembedding(base)),
+      kind=kind,
+      top=top,
+      temperature=temperature,
+      chunk=chunk,
+      without_token=policy.without_token,
+    )
+
+  return contract.Teaching(
+    logprobs=programs.scoring(policy, temperature=temperature, chunk=chunk),
+    states=states,
+    divergence=divergence,
+  )
 
 
 def _made(method: config.Method, setup: contract.Setup) -> contract.Method:

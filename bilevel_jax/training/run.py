@@ -19,6 +19,7 @@ from bilevel_jax.training import (
   meshes,
   sharding,
   sources,
+  teaching,
 )
 from bilevel_jax.training import learner as learner_lib
 from bilevel_jax.types import Policy, TrainState, Tree
@@ -116,6 +117,8 @@ def gather(settings: config.Config, scorer: pool.Scorer) -> Run:
         f"method {settings.method.name} needs demonstrations of its questions: "
         "at least one must have the text of a question, got none that has"
       )
+    if needs.teacher is not None:
+      teaching.check_prompt(model.tokenizer, needs.teacher, streams)
     if (
       needs.demonstrations == "prefix" and settings.data.demonstrations.weights
     ):

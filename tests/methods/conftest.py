@@ -105,6 +105,19 @@ class Host:
     batch = dataclasses.replace(batch, ref_logprobs=self.reference)
     return [batch] * self.updates
 
+  def teacher(self, answers):
+    """The same rows: what the policy thinks of them without another prompt."""
+    del answers
+    fields = {
+      f.name: getattr(self.world.rl, f.name)
+      for f in dataclasses.fields(types.TokenBatch)
+    }
+    tokens = np.asarray(fields["tokens"])
+    places = np.where(
+      np.asarray(fields["weights"]) > 0, np.arange(tokens.shape[1]), -1
+    )
+    return [types.Taught(**fields, places=places)] * self.updates
+
   def demonstrations(self):
     return [types.Demonstration(0, np.array([1]), np.array([2]))]
 

@@ -37,7 +37,6 @@ every_case = pytest.mark.parametrize(
 )
 
 
-every_base = pytest.mark.parametrize("train", ["all", "adapter"])
 OPTIONS = {"relift": {"buffer": 1}}  # so that a step has an update of SFT
 
 
@@ -61,6 +60,14 @@ def _compiled(name: str, train: str = "all", **settings) -> Case:
   return Case(method, jax.jit(counted), traces)
 
 
+@pytest.fixture(scope="module", params=["all", "adapter"])
+def train(request):
+  """What is trained; the programs of one at a time, as those of one file."""
+  yield request.param
+  _compiled.cache_clear()
+  jax.clear_caches()
+
+
 def _off_policy(world):
   """The batch with log-probs of an older policy, as `Plan` may ask for."""
   old = np.full(world.rl.weights.shape, -2.0, np.float32)
@@ -80,7 +87,6 @@ def _assert_finite(metrics):
   assert all(np.isfinite(float(v)) for v in metrics.values()), metrics
 
 
-@every_base
 @pytest.mark.parametrize("name", NAMES)
 def test_an_update_keeps_the_structure_and_is_traced_once(name, train):
   world = conftest.make_world(train)
@@ -97,7 +103,6 @@ def test_an_update_keeps_the_structure_and_is_traced_once(name, train):
   assert len(traces) - before <= len(kinds)
 
 
-@every_base
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_learns_what_it_descends(name, train):
   """Demonstrations, or the tokens with an advantage, become likelier."""
@@ -127,7 +132,6 @@ def test_a_method_learns_what_it_descends(name, train):
   assert any(after[part] > before[part] + 1e-3 for part in seen)
 
 
-@every_base
 @every_case
 def test_micro_batches_change_nothing(name, settings, train):
   world = conftest.make_world(train)
@@ -179,7 +183,6 @@ def test_an_empty_part_gives_zero_and_nothing_breaks(world, name, split, empty):
       chex.assert_trees_all_equal(after.base, world.base)
 
 
-@every_base
 @every_case
 def test_devices_change_nothing(name, settings, train):
   world = conftest.make_world(train)

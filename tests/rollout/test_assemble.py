@@ -126,6 +126,34 @@ def test_advantages_are_those_of_the_groups():
   np.testing.assert_allclose(batch.baselines, baselines.ravel())
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_what_a_teacher_reads_are_the_same_completions(updates):
+  """After its own prompt; nothing of a question that has no teacher."""
+  rollout = _rollout()
+  how = {"updates": updates, "passes": 2, "seed": (3,), "columns": 24}
+  batches = _batches(rollout, _scores(rollout), **how)
+  prompts = [np.array([5, 6, 7, 8]), np.zeros(0, int), np.array([3])]
+  taught = assemble.taught(rollout, prompts, **how)
+  assert len(taught) == len(batches) == 2 * updates
+  for batch, teacher in zip(batches, taught, strict=True):
+    for row, question in enumerate(batch.questions):
+      start = len(rollout.requests.prompts[question])
+      end = int(batch.segment_ids[row].sum())
+      places = teacher.places[row]
+      if question == 1:
+        assert (places == -1).all()
+        assert not teacher.weights[row].any()
+        continue
+      np.testing.assert_array_equal(
+        teacher.tokens[row, places[start:end]], batch.tokens[row, start:end]
+      )
+      np.testing.assert_array_equal(
+        teacher.tokens[row, : places[start]], prompts[question]
+      )
+      assert (teacher.weights[row, places[start:end]] == 1).all()
+      assert np.count_nonzero(teacher.weights[row]) == end - start
+
+
 def test_given_tokens_may_be_weighted_among_themselves():
   """A hint of 50 tokens and 10 sampled: together these have 1/6 of a weight."""
   rollout = _rollout(prompts=1, samples=1, budget=60)
