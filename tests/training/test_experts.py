@@ -1,6 +1,7 @@
 """Another model's log-probs, against a forward pass of its own."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def _gathered(directory, method, expert=None):
   c = tiny_run.settings(directory, method)
   c.method.name = method
   c.method.expert.weights = expert and str(expert)
-  return run.gather(config.parse(c), scorer=None)
+  return run.gather(config.parse(c), scorer=mock.Mock())
 
 
 def _logprobs(weights, scratch, demonstration, temperature):
@@ -75,7 +76,7 @@ def test_a_teacher_scores_rollouts_at_their_temperature(directory, tmp_path):
   c = tiny_run.settings(directory, "kdrl")
   c.method.name, c.method.expert.weights = "kdrl", str(teacher)
   c.rollout.temperature = 1.3
-  gathered = run.gather(config.parse(c), scorer=None)
+  gathered = run.gather(config.parse(c), scorer=mock.Mock())
   examples = gathered.streams.demonstrations.examples[:3]
   batch = packing.pack(
     assemble.demonstration_batch(examples, lambda mask: mask),

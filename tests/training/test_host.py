@@ -17,6 +17,9 @@ PLAN = contract.Plan(rollouts=True, demonstrations=True)
 class _Digits:
   """Scores by `tiny_run.digits`, in this process; every fifth not at all."""
 
+  def check(self, questions):
+    del questions
+
   def score(self, completions, questions):
     rewards = [
       tiny_run.digits(*pair)

@@ -4,6 +4,7 @@ And a step waits for no more than it needs.
 """
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def test_a_step_reads_what_its_plan_does(directory, monkeypatch, method, read):
   """`staged` has a temperature, which its first stage does not read."""
   c = tiny_run.settings(directory)
   c.method.name = method
-  gathered, fetched = run.gather(config.parse(c), scorer=None), []
+  gathered, fetched = run.gather(config.parse(c), scorer=mock.Mock()), []
 
   class Watched(step._Scalars):
     def __getitem__(self, name):
