@@ -80,6 +80,7 @@ def _packed(batch, row_multiple=1):
   return types.StepBatch(
     sft=batch.sft and packing.pack(batch.sft, how),
     rl=batch.rl and packing.pack(batch.rl, how),
+    teacher=batch.teacher and packing.pack(batch.teacher, how),
   )
 
 
