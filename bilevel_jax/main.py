@@ -189,7 +189,8 @@ def _value(text: str, kind: str) -> Any:
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError, MemoryError, RecursionError):
-    value = tuple(text.split(",")) if kind == "a list" else text
+    plain = kind == "a list" and text[:1] not in ("(", "[")
+    value = tuple(text.split(",")) if plain else text
   if kind == "a list" and not isinstance(value, (tuple, list)):
     return (value,)
   return value
