@@ -155,7 +155,7 @@ def test_what_moves_a_number_may_not_change_and_is_named(tmp_path):
     run_directory.prepare(tmp_path, settings, True)
   sentence = str(error.value)
   assert "seed must stay 0, got 1" in sentence
-  assert "optimizer.base.learning_rate must stay 1e-06, got 0.5" in sentence
+  assert "optimizer.base.learning_rate must stay None, got 0.5" in sentence
   assert "reward.verifiers must stay ['math'], got ['exact']" in sentence
   assert "evaluation.temperature must stay 0.0, got 1.0" in sentence
   assert "steps" not in sentence
