@@ -178,7 +178,7 @@ def test_settings_are_shown_those_that_differ_first(page):
   assert "seed 7" in changed
   assert 'model.preset "tiny<b>"' in changed
   assert "optimizer" not in changed
-  assert "optimizer.base.learning_rate 1e-06" in text
+  assert "optimizer.base.warmup_steps" in text
   assert "jax" in text[text.index("Versions") :]
 
 
