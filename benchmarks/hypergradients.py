@@ -34,7 +34,7 @@ from bilevel_jax.bilevel import implicit, penalty, unrolled
 from bilevel_jax.bilevel.problem import Estimator, Problem, gradient
 from bilevel_jax.methods import accumulation, contract, terms
 from bilevel_jax.objectives import policy_gradient, weighting
-from bilevel_jax.training import optimizers
+from bilevel_jax.training import learner, optimizers
 from bilevel_jax.types import TrainState
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -213,15 +213,16 @@ def update(
   form: Form, model: language_model.LanguageModel
 ) -> tuple[Callable[..., Any], TrainState]:
   """Returns a method's whole update, optimisers included, and its state."""
-  build, options, _ = methods.find(form.method)
+  found = methods.find(form.method)
   inner = optimizers.build(
     config.Optimizer(name=form.optimizer, learning_rate=1e-4), 100
   )
-  method = build(
-    options and options(**form.settings),
+  method = found.build(
+    found.options and found.options(**form.settings),
     contract.Setup(
       sft_loss=functools.partial(terms.sft_objective, model.policy, chunk=1024),
       rl_loss=lambda surrogate="fixed_sample": model.problem(surrogate).lower,
+      teacher=learner.teaching(model.policy, temperature=1.0, chunk=1024),
       base_optimizer=lambda learning_rate, updates, plain: inner,
       advantages=functools.partial(
         policy_gradient.group_advantages, normalise="group_std"

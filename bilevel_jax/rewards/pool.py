@@ -251,6 +251,7 @@ class _Worker:
     self.item: int | None = None
     self.due = time.monotonic() + _START_LIMIT_S
     self._deadline_s, self._memory = deadline_s, memory
+    self._parts = len(setup[0])
     self._secret, self._unsent, self._partial = "", b"", b""
     self._send(setup)
 
@@ -280,7 +281,7 @@ class _Worker:
     if len(self._partial) > _LONGEST:
       self._partial = b""
     for line in lines:
-      found = _parsed(line, self._secret)
+      found = _parsed(line, self._secret, self._parts)
       if found is not None:
         self._secret, self.due = "", math.inf
         answer, self.ended = found
@@ -327,7 +328,9 @@ def _pipe(mode: str) -> tuple[int, io.FileIO]:
   return theirs, io.FileIO(ours, mode)
 
 
-def _parsed(line: bytes, secret: str) -> tuple[_Answer, bool] | None:
+def _parsed(
+  line: bytes, secret: str, parts: int
+) -> tuple[_Answer, bool] | None:
   """Returns an answer, and whether the process ends; None: it is neither."""
   marked, _, body = line.partition(b" ")
   if not secret or marked != secret.encode():
@@ -336,9 +339,10 @@ def _parsed(line: bytes, secret: str) -> tuple[_Answer, bool] | None:
     answer, ends = json.loads(body)
     if not isinstance(answer, str):
       answer = [None if value is None else float(value) for value in answer]
-      if not all(
-        value is None or abs(value) < verifiers.LARGEST for value in answer
-      ):
+      known = [value for value in answer if value is not None]
+      if len(answer) != parts or not known:
+        return None
+      if not all(abs(value) < verifiers.LARGEST for value in known):
         return None
   except (ArithmeticError, RecursionError, TypeError, ValueError):
     return None

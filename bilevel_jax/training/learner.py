@@ -156,7 +156,11 @@ def build_method(
         kl_estimate=rl.kl_estimate,
         with_entropy=settings.logging.entropy,
       ),
-      teacher=_teaching(settings, policy),
+      teacher=teaching(
+        policy,
+        temperature=settings.rollout.temperature,
+        chunk=model.logprob_chunk,
+      ),
       gradient=accumulation.gradient,
       optimizers={
         "base": base_optimizer(None, total_updates),
@@ -195,9 +199,14 @@ def _check_levels(settings: config.Config, needs: contract.Needs) -> None:
     )
 
 
-def _teaching(settings: config.Config, policy: Policy) -> contract.Teaching:
-  temperature = settings.rollout.temperature
-  chunk = settings.model.logprob_chunk
+def teaching(
+  policy: Policy, *, temperature: float, chunk: int
+) -> contract.Teaching:
+  """Returns what a teacher of a policy's architecture thinks of tokens.
+
+  Args:
+    chunk: token positions whose logits are in memory at a time.
+  """
 
   def states(base: Tree, batch: TokenBatch) -> jax.Array:
     _, found = accumulation.map_micro_batches(

@@ -56,19 +56,21 @@ def test_a_short_question_must_be_there_as_a_whole():
   assert not contamination.find_overlaps([_question("?!")], training)
 
 
-@pytest.mark.parametrize("name", benchmark_table.BENCHMARKS)
-def test_local_copies_have_the_published_number_of_questions(name):
+@pytest.mark.parametrize(
+  ("name", "count"),
+  [
+    ("math500", 500),
+    ("minerva_math", 272),
+    ("olympiadbench", 675),
+    ("aime24", 30),
+    ("aime25", 30),
+    ("amc23", 40),
+    ("gsm8k", 1319),
+  ],
+)
+def test_local_copies_have_the_published_number_of_questions(name, count):
   folder = public_data.path("eval")
-  counts = {
-    "math500": 500,
-    "minerva_math": 272,
-    "olympiadbench": 675,
-    "aime24": 30,
-    "aime25": 30,
-    "amc23": 40,
-    "gsm8k": 1319,
-  }
   questions = benchmark_table.load_questions(name, folder)
-  assert len(questions) == counts[name]
+  assert len(questions) == count
   assert len({q.id for q in questions}) == len(questions)
   assert json.dumps([q.meta for q in questions])

@@ -60,6 +60,7 @@ class Model(NamedTuple):
       contract.Setup(
         sft_loss=self.sft_loss,
         rl_loss=self.rl_loss,
+        teacher=learner.teaching(self.policy, temperature=1.3, chunk=64),
         gradient=accumulation.gradient,
         optimizers={"base": optimizer, "adapter": unit},
         base_optimizer=lambda learning_rate, updates, plain: optimizer,

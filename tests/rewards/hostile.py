@@ -223,20 +223,23 @@ def forge():
   while frame:
     secrets |= {v for v in frame.f_locals.values() if isinstance(v, str)}
     frame = frame.f_back
-  lines = ["[[9.0, true], false]", '"ready"', "[9.0, true]"]
-  lines += [f"{secret} [[9.0, true], false]" for secret in secrets] * 3
+  lines = ["[[9.0], false]", '"ready"', "[9.0]"]
+  lines += [f"{secret} [[9.0], false]" for secret in secrets] * 3
   _write_to_pipes("\n".join(["", *lines, ""]).encode())
   return 0.5
 
 
-def forge_infinite():
-  """Its own answer, which float32 does not hold."""
+def forge_wrong():
+  """Its own answer: values that float32 does not hold, too many, or none."""
   frame = sys._getframe()
   while "secret" not in frame.f_locals:
     frame = frame.f_back
   secret = frame.f_locals["secret"]
-  for reward in ("1e39", "NaN", "Infinity", '"a"', "1" * 999, "[" * 9999):
-    _write_to_pipes(f"\n{secret} [[{reward}, true], false]\n".encode())
+  for values in (
+    *("1e39", "NaN", "Infinity", '"a"', "1" * 999, "[" * 9999),
+    *("9, 9", "", "null"),
+  ):
+    _write_to_pipes(f"\n{secret} [[{values}], false]\n".encode())
   return 0.5
 
 

@@ -102,7 +102,7 @@ def test_what_fails_costs_itself_alone(scorer, does, reason):
     "close_output",
     "garbage",
     "forge",
-    "forge_infinite",
+    "forge_wrong",
     "fork",
     "fork_and_leave",
     "leak",

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from bilevel_jax import config, errors, types
 from bilevel_jax.methods import grpo
-from bilevel_jax.models import lora, policy, presets
+from bilevel_jax.models import lora, policy, presets, quantised
 from bilevel_jax.training import learner, optimizers, sharding
 from tests import tiny_run
 
@@ -51,6 +51,20 @@ def make_base():
     "final_norm": {"scale": jnp.ones(D)},
     "head": {"kernel": jnp.zeros((D, V))},
   }
+
+
+def make_quantised_bases():
+  base = make_base()
+  layers = base["layers"]
+
+  def frozen(dtype):
+    kept = {name: dict(part) for name, part in layers.items()}
+    for name in projections():
+      path, kernel = f"layers/{name}/kernel", layers[name]["kernel"]
+      kept[name]["kernel"] = quantised.freeze(path, kernel, dtype)
+    return {**base, "layers": kept}
+
+  return {"int8": frozen("int8"), "nf4": frozen("nf4")}
 
 
 def make_adapter():
@@ -124,7 +138,7 @@ def test_every_leaf_of_a_train_state_has_a_place(mesh):
 
 
 def test_no_rule_is_idle():
-  assert _idle_rules(make_state()) == []
+  assert _idle_rules((make_state(), make_quantised_bases())) == []
 
 
 @functools.cache
@@ -152,12 +166,17 @@ def test_every_preset_can_be_split_over_four_devices(name):
 def test_no_rule_is_idle_over_the_presets():
   trees = {name: preset_tree(name) for name in presets.PRESETS}
   state = make_state()  # which has all that optimisers have
-  assert _idle_rules((trees, state.optimizer_states)) == []
+  others = state.optimizer_states, make_quantised_bases()
+  assert _idle_rules((trees, others)) == []
 
 
 def test_an_idle_rule_is_named():
   tied = {k: v for k, v in make_base().items() if k != "head"}
-  tied = {"base": tied, "adapter": make_adapter()}
+  frozen = {
+    dtype: {"layers": base["layers"]}
+    for dtype, base in make_quantised_bases().items()
+  }
+  tied = {"base": tied, "adapter": make_adapter(), "frozen": frozen}
   assert _idle_rules(tied) == [
     r"(^|/)head/kernel$",
     r"(^|/)ns_coeffs$",

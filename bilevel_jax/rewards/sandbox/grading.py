@@ -53,6 +53,7 @@ class Code:
     try:
       return self._passed(program, tests, due)
     except ServerDied:
+      self.close()  # the other may have died too
       return self._passed(program, tests, due)
 
   def _passed(
